@@ -1,0 +1,517 @@
+"""RIDE (several experts on a shared trunk) with BatchFormer (attention across the images of a batch).
+
+RIDE: Wang, Lian, Miao, Liu, Yu: Long-tailed Recognition by Routing Diverse Distribution-Aware Experts, ICLR 2021.
+BatchFormer: Hou, Yu, Tao: BatchFormer: Learning to Explore Sample Relationships for Robust Representation Learning,
+CVPR 2022.
+
+Shapes are written with B images, E experts, C classes and D features.
+"""
+
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+try:
+    from .configuration_ride_bf import RideBfConfig
+except ImportError:
+    from configuration_ride_bf import RideBfConfig
+
+
+@dataclass
+class RideBfOutput(ModelOutput):
+    """What the networks return; a field that does not apply is None.
+
+    Attributes:
+        loss: cross-entropy of `logits`, a scalar, if labels were given.
+        logits (B, C): mean of `expert_logits` over the experts used.
+        expert_logits (B, E, C): of each expert; NaN for an expert that the router did not run. While an "insert"
+            BatchFormer trains, they are computed from its output, the only stream there is.
+        expert_features (B, E, D): pooled features, always before the BatchFormer; NaN as in `expert_logits`.
+        batchformer_expert_logits (B, E, C): logits of the BatchFormer's stream, while a "shared_classifier"
+            BatchFormer trains.
+        router_logits (B, E - 1): "the next expert is needed", if there is a router; NaN where it was not asked.
+        num_experts_used (B,): how many experts made `logits`, if there is a router.
+        hidden_states: with `output_hidden_states`, the stem's output (B, c, h, w), one such map for each shared stage,
+            then (B, E, c, h, w) for each stage of the experts.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    expert_logits: Tensor | None = None
+    expert_features: Tensor | None = None
+    batchformer_expert_logits: Tensor | None = None
+    router_logits: Tensor | None = None
+    num_experts_used: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class RideBfConvLayer(nn.Module):
+    """Convolution without bias, batch normalisation and, unless `activation=False`, ReLU."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride=1, groups=1, activation: bool = True
+    ):
+        super().__init__()
+        self.convolution = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.activation = nn.ReLU() if activation else nn.Identity()
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        return self.activation(self.bn(self.convolution(hidden_state)))
+
+
+class RideBfZeroPadShortcut(nn.Module):
+    """Parameter-free shortcut: every `stride`-th pixel, new channels zero, half of them on either side."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.channels_before = (out_channels - in_channels) // 2
+        self.channels_after = out_channels - in_channels - self.channels_before
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        hidden_state = hidden_state[:, :, :: self.stride, :: self.stride]
+        return F.pad(hidden_state, (0, 0, 0, 0, self.channels_before, self.channels_after))
+
+
+class RideBfBlock(GradientCheckpointingLayer):
+    """One residual block, basic or bottleneck; the stride sits in its first 3x3 convolution."""
+
+    def __init__(self, config: RideBfConfig, in_channels: int, width: int, stride: int):
+        super().__init__()
+        out_channels = width * config.expansion
+        if config.block_type == "basic":
+            self.layers = nn.Sequential(
+                RideBfConvLayer(in_channels, width, 3, stride),
+                RideBfConvLayer(width, out_channels, 3, activation=False),
+            )
+        else:
+            inner = width * config.width_per_group // 64 * config.groups
+            self.layers = nn.Sequential(
+                RideBfConvLayer(in_channels, inner, 1),
+                RideBfConvLayer(inner, inner, 3, stride, config.groups),
+                RideBfConvLayer(inner, out_channels, 1, activation=False),
+            )
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut = nn.Identity()
+        elif config.stem_type == "cifar":
+            self.shortcut = RideBfZeroPadShortcut(in_channels, out_channels, stride)
+        else:
+            self.shortcut = RideBfConvLayer(in_channels, out_channels, 1, stride, activation=False)
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        return F.relu(self.layers(hidden_state) + self.shortcut(hidden_state))
+
+
+class RideBfStage(nn.Sequential):
+    """Stage `index` of the network, shared or an expert's own; every stage but the first halves the resolution."""
+
+    def __init__(self, config: RideBfConfig, index: int):
+        width = config.hidden_sizes[index]
+        out_channels = width * config.expansion
+        in_channels = config.hidden_sizes[0] if index == 0 else config.hidden_sizes[index - 1] * config.expansion
+        first = RideBfBlock(config, in_channels, width, stride=1 if index == 0 else 2)
+        rest = (RideBfBlock(config, out_channels, width, stride=1) for _ in range(config.depths[index] - 1))
+        super().__init__(first, *rest)
+
+
+class RideBfStem(nn.Sequential):
+    """`"imagenet"`: 7x7 convolution and max-pool, resolution / 4; `"cifar"`: 3x3 convolution, resolution kept."""
+
+    def __init__(self, config: RideBfConfig):
+        width = config.hidden_sizes[0]
+        if config.stem_type == "imagenet":
+            super().__init__(
+                RideBfConvLayer(config.num_channels, width, 7, stride=2),
+                nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+            )
+        else:
+            super().__init__(RideBfConvLayer(config.num_channels, width, 3))
+
+
+class RideBfTrunk(nn.Module):
+    """Stem and shared stages. Returns every intermediate map; the last one is what the experts start from."""
+
+    def __init__(self, config: RideBfConfig):
+        super().__init__()
+        self.stem = RideBfStem(config)
+        self.stages = nn.ModuleList(RideBfStage(config, index) for index in range(config.num_shared_stages))
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        hidden_states = [self.stem(pixel_values)]
+        for stage in self.stages:
+            hidden_states.append(stage(hidden_states[-1]))
+        return hidden_states
+
+
+class RideBfExpert(nn.Module):
+    """One expert's own stages and global pooling. Returns its features (B, D) and its intermediate maps."""
+
+    def __init__(self, config: RideBfConfig):
+        super().__init__()
+        own_stages = range(config.num_shared_stages, len(config.depths))
+        self.stages = nn.ModuleList(RideBfStage(config, index) for index in own_stages)
+
+    def forward(self, hidden_state: Tensor) -> tuple[Tensor, list[Tensor]]:
+        hidden_states = []
+        for stage in self.stages:
+            hidden_state = stage(hidden_state)
+            hidden_states.append(hidden_state)
+        return hidden_state.mean(dim=(2, 3)), hidden_states  # (B, D, h, w) -> (B, D)
+
+
+class RideBfCosineClassifier(nn.Module):
+    """`scale` times the cosine between a feature and each class's weight vector."""
+
+    def __init__(self, feature_size: int, num_labels: int, scale: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_labels, feature_size))
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+
+class RideBfGatedEncoderLayer(nn.Module):
+    """Pre-norm encoder layer whose branches are multiplied by learned gates, one a channel.
+
+    With gates that start at 0 the layer starts as the identity. The gates are the LayerScale of Touvron et al.:
+    Going deeper with Image Transformers, 2021. Not part of the BatchFormer paper.
+    """
+
+    def __init__(self, feature_size: int, num_heads: int, dropout: float, gate_init_value: float):
+        super().__init__()
+        self.gate_init_value = gate_init_value
+        self.norm1 = nn.LayerNorm(feature_size)
+        self.self_attn = nn.MultiheadAttention(feature_size, num_heads, dropout=dropout)
+        self.attention_gate = nn.Parameter(torch.empty(feature_size))
+        self.norm2 = nn.LayerNorm(feature_size)
+        self.linear1 = nn.Linear(feature_size, feature_size)
+        self.linear2 = nn.Linear(feature_size, feature_size)
+        self.feedforward_gate = nn.Parameter(torch.empty(feature_size))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        normed = self.norm1(sequence)
+        attended, _ = self.self_attn(normed, normed, normed, need_weights=False)
+        sequence = sequence + self.attention_gate * self.dropout(attended)
+        expanded = self.dropout(F.relu(self.linear1(self.norm2(sequence))))
+        return sequence + self.feedforward_gate * self.dropout(self.linear2(expanded))
+
+
+class RideBfBatchFormer(nn.Module):
+    """Encoder whose sequence is the batch: every image attends to every other one, expert by expert.
+
+    There is no positional encoding, so a permutation of the images permutes the output. One encoder serves all
+    experts.
+    """
+
+    def __init__(self, config: RideBfConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(self._layer(config) for _ in range(config.batchformer_num_layers))
+
+    @staticmethod
+    def _layer(config: RideBfConfig) -> nn.Module:
+        size, heads, dropout = config.feature_size, config.num_batchformer_heads, float(config.batchformer_dropout)
+        if config.batchformer_layer_scale_init_value is None:
+            return nn.TransformerEncoderLayer(size, heads, dim_feedforward=size, dropout=dropout)
+        return RideBfGatedEncoderLayer(size, heads, dropout, float(config.batchformer_layer_scale_init_value))
+
+    def forward(self, expert_features: Tensor) -> Tensor:
+        sequence = expert_features  # (B, E, D) read as (sequence, batch, D): the images are the sequence
+        for layer in self.layers:
+            sequence = layer(sequence)
+        return sequence  # (B, E, D)
+
+
+class RideBfRouter(nn.Module):
+    """Expert assignment: after each expert but the last, does this image need the next one? RIDE, section 3.3."""
+
+    def __init__(self, config: RideBfConfig):
+        super().__init__()
+        num_decisions = config.num_experts - 1
+        self.top_k = config.router_top_k
+        self.hidden_layers = nn.ModuleList(
+            nn.Linear(config.feature_size, config.router_hidden_size) for _ in range(num_decisions)
+        )
+        self.output_layers = nn.ModuleList(
+            nn.Linear(config.router_top_k + config.router_hidden_size, 1)
+            for _ in range(1 if config.router_shared_output else num_decisions)
+        )
+
+    def forward(self, expert_index: int, features: Tensor, mean_logits: Tensor) -> Tensor:
+        """Logit (B,) that expert `expert_index + 1` is needed.
+
+        `features` (B, D) are expert `expert_index`'s, `mean_logits` (B, C) the mean over it and all before it.
+        """
+        hidden = F.relu(self.hidden_layers[expert_index](F.normalize(features, dim=1)))
+        top_logits = mean_logits.topk(self.top_k, dim=1).values  # (B, k), in descending order
+        output_layer = self.output_layers[expert_index % len(self.output_layers)]
+        return output_layer(torch.cat([top_logits, hidden], dim=1)).squeeze(1)  # (B, 1) -> (B,)
+
+
+@contextmanager
+def _running_statistics_kept(model: nn.Module):
+    """Lets batch normalisation use the batch's statistics without adding them to the running ones."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+class RideBfPreTrainedModel(PreTrainedModel):
+    config_class = RideBfConfig
+    base_model_prefix = "ride_bf"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["RideBfBlock"]  # noqa: RUF012 (transformers' own form)
+    # Statistics of batch normalisation lose too much in half precision.
+    _keep_in_fp32_modules_strict = ["bn"]  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The authors' initialisation. transformers calls this for each module, children first."""
+        cifar = self.config.stem_type == "cifar"
+        if isinstance(module, nn.Conv2d):
+            if cifar:
+                init.kaiming_normal_(module.weight)
+            else:
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels  # groups left aside
+                init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+        elif isinstance(module, nn.Linear):
+            if cifar:
+                init.kaiming_normal_(module.weight)
+            else:
+                init.kaiming_uniform_(module.weight, a=5**0.5)
+            if module.bias is not None:
+                bound = module.in_features**-0.5
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.MultiheadAttention):
+            init.xavier_uniform_(module.in_proj_weight)
+            init.zeros_(module.in_proj_bias)
+            init.zeros_(module.out_proj.bias)
+        elif isinstance(module, RideBfCosineClassifier):
+            init.uniform_(module.weight, -1.0, 1.0)
+            init.copy_(module.weight, F.normalize(module.weight.float(), dim=1))
+        elif isinstance(module, RideBfGatedEncoderLayer):
+            init.constant_(module.attention_gate, module.gate_init_value)
+            init.constant_(module.feedforward_gate, module.gate_init_value)
+
+    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
+        # A checkpointed block runs a second time in the backward pass, which must not count the batch twice.
+        if enable:
+            gradient_checkpointing_func = partial(
+                gradient_checkpointing_func, context_fn=lambda: (nullcontext(), _running_statistics_kept(self))
+            )
+        super()._set_gradient_checkpointing(
+            enable=enable, gradient_checkpointing_func=gradient_checkpointing_func, **kwargs
+        )
+
+    def _check_pixel_values(self, pixel_values: Tensor):
+        channels = self.config.num_channels
+        expected = f"pixel_values must be a float tensor (batch, {channels}, height, width), as an image processor makes"
+        if not isinstance(pixel_values, Tensor):
+            raise TypeError(f"{expected}; got {type(pixel_values).__name__}")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
+            raise ValueError(f"{expected}; got shape {tuple(pixel_values.shape)}")
+        if not pixel_values.is_floating_point():
+            raise TypeError(f"{expected}; got {pixel_values.dtype}")
+        if pixel_values.dtype != self.dtype and not torch.is_autocast_enabled(pixel_values.device.type):
+            raise TypeError(
+                f"pixel_values are {pixel_values.dtype}, the model is {self.dtype}: "
+                "pass pixel_values.to(model.dtype), or run under torch.autocast"
+            )
+
+    def _check_labels(self, labels: Tensor, batch_size: int):
+        expected = f"labels must be integers 0 to {self.config.num_labels - 1} of shape ({batch_size},)"
+        if labels.dtype != torch.long or tuple(labels.shape) != (batch_size,):
+            raise ValueError(f"{expected}, torch.int64; got {labels.dtype} of shape {tuple(labels.shape)}")
+        if not torch.compiler.is_compiling():
+            outside = labels[(labels < 0) | (labels >= self.config.num_labels)]
+            if outside.numel():
+                raise ValueError(f"{expected}; got {outside.unique().tolist()[:5]}")
+
+
+class RideBfModel(RideBfPreTrainedModel):
+    """The trunk and the experts, without classifiers."""
+
+    def __init__(self, config: RideBfConfig):
+        super().__init__(config)
+        self.trunk = RideBfTrunk(config)
+        self.experts = nn.ModuleList(RideBfExpert(config) for _ in range(config.num_experts))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> RideBfOutput:
+        """Features of every expert.
+
+        Args:
+            pixel_values (B, num_channels, height, width): float, of any size.
+            output_hidden_states: return the intermediate maps too.
+
+        Returns `RideBfOutput` with `expert_features` and, if asked for, `hidden_states`. Raises `ValueError` or
+        `TypeError` for pixel values of another shape or type.
+        """
+        self._check_pixel_values(pixel_values)
+        trunk_states = self.trunk(pixel_values)
+        features, expert_states = zip(*(expert(trunk_states[-1]) for expert in self.experts), strict=True)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = None
+        if output_hidden_states:
+            hidden_states = (*trunk_states, *(torch.stack(maps, 1) for maps in zip(*expert_states, strict=True)))
+        return RideBfOutput(expert_features=torch.stack(features, dim=1), hidden_states=hidden_states)
+
+
+class RideBfForImageClassification(RideBfPreTrainedModel):
+    """Multi-expert image classifier: the mean of the experts' logits."""
+
+    def __init__(self, config: RideBfConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ride_bf = RideBfModel(config)
+        self.batchformer = None if config.batchformer == "none" else RideBfBatchFormer(config)
+        self.classifiers = nn.ModuleList(self._classifier(config) for _ in range(config.num_experts))
+        self.router = RideBfRouter(config) if config.router else None
+        self.post_init()
+
+    @staticmethod
+    def _classifier(config: RideBfConfig) -> nn.Module:
+        if config.classifier == "cosine":
+            return RideBfCosineClassifier(config.feature_size, config.num_labels, float(config.cosine_scale))
+        return nn.Linear(config.feature_size, config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> RideBfOutput:
+        """Classifies images.
+
+        In evaluation an image's result does not depend on the other images of its batch: the BatchFormer is left out.
+        With a router, an expert then only runs on the images that need it.
+
+        Args:
+            pixel_values (B, num_channels, height, width): float, of any size.
+            labels (B,): int64 class indices.
+            output_hidden_states: return the intermediate maps too.
+
+        Returns `RideBfOutput`. Its `loss` is the plain cross-entropy of `logits`, the validation loss. The losses
+        that train these networks are in the `ride_bf` package: `loss` alone gives no gradient to the BatchFormer
+        of a "shared_classifier" network, whose stream does not enter `logits`.
+
+        Raises `ValueError` or `TypeError` for pixel values or labels of another shape, type or range.
+        """
+        if self.router is not None and not self.training:
+            outputs = self._forward_routed(pixel_values, output_hidden_states)
+        else:
+            outputs = self._forward_all(pixel_values, output_hidden_states)
+        if labels is not None:
+            self._check_labels(labels, batch_size=pixel_values.shape[0])
+            outputs.loss = F.cross_entropy(outputs.logits.float(), labels)
+        return outputs
+
+    def _forward_all(self, pixel_values: Tensor, output_hidden_states: bool | None) -> RideBfOutput:
+        """Every expert on every image."""
+        outputs = self.ride_bf(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        features = outputs.expert_features
+        if self.batchformer is None or not self.training:
+            outputs.expert_logits = self._classify(features)
+        elif self.config.batchformer == "insert":
+            outputs.expert_logits = self._classify(self.batchformer(features))
+        else:
+            outputs.expert_logits = self._classify(features)
+            outputs.batchformer_expert_logits = self._classify(self.batchformer(features))
+        outputs.logits = outputs.expert_logits.mean(dim=1)
+        if self.router is not None:
+            counts = torch.arange(1, self.config.num_experts + 1, device=features.device)
+            running_mean = outputs.expert_logits.cumsum(dim=1) / counts[:, None]  # (B, E, C)
+            decisions = [
+                self.router(index, features[:, index], running_mean[:, index])
+                for index in range(self.config.num_experts - 1)
+            ]
+            outputs.router_logits = torch.stack(decisions, dim=1)
+            outputs.num_experts_used = torch.full_like(features[:, 0, 0], self.config.num_experts, dtype=torch.long)
+        return outputs
+
+    def _classify(self, expert_features: Tensor) -> Tensor:
+        """(B, E, D) -> (B, E, C), each expert by its own classifier."""
+        pairs = zip(self.classifiers, expert_features.unbind(dim=1), strict=True)
+        return torch.stack([classifier(features) for classifier, features in pairs], dim=1)
+
+    def _forward_routed(self, pixel_values: Tensor, output_hidden_states: bool | None) -> RideBfOutput:
+        """Experts one after the other, each only on the images that the router sent on to it."""
+        self._check_pixel_values(pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        batch_size, num_experts = pixel_values.shape[0], self.config.num_experts
+        trunk_states = self.ride_bf.trunk(pixel_values)
+        rows = torch.arange(batch_size, device=pixel_values.device)  # the images still on their way
+        sum_logits = num_experts_used = None
+        columns: dict[str, list[Tensor]] = {"logits": [], "features": [], "router": []}
+        state_columns: list[list[Tensor]] = []
+
+        def column(values: Tensor) -> Tensor:
+            """Puts the rows that were computed into a whole batch of NaN."""
+            return values.new_full((batch_size, *values.shape[1:]), torch.nan).index_copy(0, rows, values)
+
+        for index, (expert, classifier) in enumerate(zip(self.ride_bf.experts, self.classifiers, strict=True)):
+            features, states = expert(trunk_states[-1][rows])
+            logits = classifier(features)
+            if index == 0:
+                sum_logits = torch.zeros_like(logits)
+                num_experts_used = torch.zeros_like(rows)
+            sum_logits = sum_logits.index_add(0, rows, logits)
+            num_experts_used = num_experts_used.index_add(0, rows, torch.ones_like(rows))
+            columns["logits"].append(column(logits))
+            columns["features"].append(column(features))
+            state_columns.append([column(state) for state in states] if output_hidden_states else [])
+            if index < num_experts - 1:
+                decision = self.router(index, features, sum_logits[rows] / (index + 1))
+                columns["router"].append(column(decision))
+                rows = rows[decision > 0]  # sigmoid > 0.5
+        hidden_states = None
+        if output_hidden_states:
+            hidden_states = (*trunk_states, *(torch.stack(maps, 1) for maps in zip(*state_columns, strict=True)))
+        return RideBfOutput(
+            logits=sum_logits / num_experts_used[:, None],
+            expert_logits=torch.stack(columns["logits"], dim=1),
+            expert_features=torch.stack(columns["features"], dim=1),
+            router_logits=torch.stack(columns["router"], dim=1),
+            num_experts_used=num_experts_used,
+            hidden_states=hidden_states,
+        )
+
+
+RideBfModel.register_for_auto_class("AutoModel")
+RideBfForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+__all__ = ["RideBfForImageClassification", "RideBfModel", "RideBfOutput", "RideBfPreTrainedModel"]

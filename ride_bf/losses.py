@@ -1,0 +1,204 @@
+"""Losses for long-tailed classification, and the objectives that apply them to a network's outputs.
+
+Every loss is called as `criterion(expert_logits, labels, reweight=False)` with `expert_logits` (B, E, C), `labels` (B,)
+and `reweight` true once deferred re-weighting has begun, and returns a scalar. Under autocast they compute in float32:
+half precision ends at 65,504, and a sum over the batch of losses of logits around 30 x E gets there.
+
+An objective is what a run minimises: `objective(outputs, batch, reweight=False)`, with `outputs` a `RideBfOutput` and
+`batch` what the loader gave.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _checked_counts(class_counts: Sequence[int]) -> Tensor:
+    """Class counts as float64 (C,). Raises ValueError on a class without images."""
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    if counts.ndim != 1 or counts.numel() == 0:
+        raise ValueError(f"class_counts must be one number a class, got {class_counts!r}")
+    empty = torch.nonzero(counts < 1).flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"classes without images: {empty[:10]}{' and more' if len(empty) > 10 else ''}; "
+            "are these the counts of the training split?"
+        )
+    return counts
+
+
+def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor:
+    """LDAM margins (C,), in cosine units: n_c^(-1/4), scaled so that the rarest class has `max_margin`.
+
+    Raises ValueError on a class without images. Cao et al.: Learning Imbalanced Datasets with
+    Label-Distribution-Aware Margin Loss, 2019, eq. 12.
+    """
+    margins = _checked_counts(class_counts).pow(-0.25)
+    return (margins * (max_margin / margins.max())).float()
+
+
+def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) -> Tensor:
+    """Class weights (C,), summing to C: inverse of the effective number of samples.
+
+    Raises ValueError on a class without images. Cui et al.: Class-Balanced Loss Based on Effective Number of
+    Samples, 2019.
+    """
+    weights = (1.0 - beta) / (1.0 - beta ** _checked_counts(class_counts))
+    return (weights * (len(weights) / weights.sum())).float()
+
+
+def diversity_temperatures(class_counts: Sequence[int], reweight_factor: float) -> Tensor:
+    """RIDE's distribution-aware factors (C,) on the temperature of the diversity term, in (0, 1].
+
+    d_c = C p_c f + 1 - f, divided by its largest, with p_c the class's share of the images: the rarer a class, the
+    smaller its temperature and the more different the experts may be on it.
+    """
+    counts = _checked_counts(class_counts)
+    factors = len(counts) * counts / counts.sum() * reweight_factor + 1.0 - reweight_factor
+    return (factors / factors.max()).float()
+
+
+class Criterion(nn.Module):
+    """A loss of float32 logits. Subclasses define `compute`, which autocast does not touch."""
+
+    def forward(self, expert_logits: Tensor, labels: Tensor, reweight: bool = False) -> Tensor:
+        with torch.autocast(expert_logits.device.type, enabled=False):
+            return self.compute(expert_logits.float(), labels, reweight)
+
+    def compute(self, expert_logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
+        raise NotImplementedError
+
+
+class CrossEntropyLoss(Criterion):
+    """Cross-entropy of the mean logits; with `class_weights` (C,), weighted from the first epoch on."""
+
+    def __init__(self, class_weights: Tensor | None = None):
+        super().__init__()
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def compute(self, expert_logits, labels, reweight):
+        return F.cross_entropy(expert_logits.mean(dim=1), labels, weight=self.class_weights)
+
+
+class FocalLoss(Criterion):
+    """Focal loss of the mean logits: (1 - p)^gamma times the cross-entropy. Lin et al., 2017."""
+
+    def __init__(self, gamma: float = 1.0):
+        super().__init__()
+        if gamma < 0:
+            raise ValueError(f"focal gamma must not be negative, got {gamma}")
+        self.gamma = gamma
+
+    def compute(self, expert_logits, labels, reweight):
+        cross_entropy = F.cross_entropy(expert_logits.mean(dim=1), labels, reduction="none")  # (B,)
+        # -expm1(-x) is 1 - p without the cancellation that makes its gradient infinite at p = 1
+        return ((-torch.expm1(-cross_entropy)).clamp_min(1e-12) ** self.gamma * cross_entropy).mean()
+
+
+class _MarginLoss(Criterion):
+    """What LDAM and RIDE share: margins and the weights of deferred re-weighting."""
+
+    def __init__(self, class_counts: Sequence[int], max_margin: float, scale: float):
+        super().__init__()
+        self.register_buffer("margins", scale * ldam_margins(class_counts, max_margin), persistent=False)
+        self.register_buffer("class_weights", effective_number_weights(class_counts), persistent=False)
+
+    def _margin_cross_entropy(self, logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
+        """Cross-entropy of `logits` (B, C) with the true class's logit lowered by its margin."""
+        lowered = logits - F.one_hot(labels, logits.shape[1]) * self.margins
+        return F.cross_entropy(lowered, labels, weight=self.class_weights if reweight else None)
+
+
+class LDAMLoss(_MarginLoss):
+    """LDAM loss of the mean logits; LDAM-DRW if re-weighting begins late in the run. Cao et al., 2019.
+
+    `scale` is what the classifier multiplies its cosine with: the margins are lowered by as much.
+    """
+
+    def __init__(self, class_counts: Sequence[int], max_margin: float = 0.5, scale: float = 30.0):
+        super().__init__(class_counts, max_margin, scale)
+
+    def compute(self, expert_logits, labels, reweight):
+        return self._margin_cross_entropy(expert_logits.mean(dim=1), labels, reweight)
+
+
+class RideLoss(_MarginLoss):
+    """Sum over the experts of LDAM's loss and the distribution-aware diversity term. Wang et al., 2021, section 3.2.
+
+    Args:
+        class_counts (C,): training images of each class.
+        diversity_factor: weight of each expert's KL divergence from the mean; negative rewards difference.
+        diversity_temperature: temperature of that divergence.
+        max_margin: margin of the rarest class, in cosine units.
+        scale: what the classifier multiplies its cosine with.
+        reweight_factor: f of `diversity_temperatures`, used once re-weighting has begun.
+
+    Raises ValueError on a class without images.
+    """
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        diversity_factor: float = -0.2,
+        diversity_temperature: float = 1.0,
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        reweight_factor: float = 0.05,
+    ):
+        super().__init__(class_counts, max_margin, scale)
+        if diversity_temperature <= 0:
+            raise ValueError(f"diversity_temperature must be positive, got {diversity_temperature}")
+        self.diversity_factor = diversity_factor
+        self.register_buffer("plain_temperatures", torch.full((1,), float(diversity_temperature)), persistent=False)
+        self.register_buffer(
+            "class_temperatures",
+            diversity_temperature * diversity_temperatures(class_counts, reweight_factor),
+            persistent=False,
+        )
+
+    def compute(self, expert_logits, labels, reweight):
+        temperatures = self.class_temperatures if reweight else self.plain_temperatures  # (C,) or (1,)
+        mean_temperature = temperatures.mean()
+        target = F.softmax(expert_logits.mean(dim=1).detach() / temperatures, dim=1)  # (B, C)
+        loss = expert_logits.new_zeros(())
+        for logits in expert_logits.unbind(dim=1):
+            divergence = F.kl_div(F.log_softmax(logits / temperatures, dim=1), target, reduction="batchmean")
+            loss = loss + self._margin_cross_entropy(logits, labels, reweight)
+            loss = loss + self.diversity_factor * mean_temperature**2 * divergence
+        return loss
+
+
+class ClassificationObjective(nn.Module):
+    """The criterion on the one stream of logits a network has."""
+
+    def __init__(self, criterion: nn.Module):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
+        return self.criterion(outputs.expert_logits, batch["labels"], reweight=reweight)
+
+
+class SharedClassifierObjective(nn.Module):
+    """The criterion on both streams of a "shared_classifier" network.
+
+    loss = criterion(raw stream) + batchformer_loss_weight * criterion(BatchFormer's stream), each with its own mean
+    logits. The paper's weight is 1.
+    """
+
+    def __init__(self, criterion: nn.Module, batchformer_loss_weight: float = 1.0):
+        super().__init__()
+        self.criterion = criterion
+        self.batchformer_loss_weight = batchformer_loss_weight
+
+    def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
+        if outputs.batchformer_expert_logits is None:
+            raise ValueError(
+                "outputs have no batchformer_expert_logits: this objective needs a network with "
+                "batchformer='shared_classifier' in train mode"
+            )
+        raw = self.criterion(outputs.expert_logits, batch["labels"], reweight=reweight)
+        batchformer = self.criterion(outputs.batchformer_expert_logits, batch["labels"], reweight=reweight)
+        return raw + self.batchformer_loss_weight * batchformer
