@@ -183,9 +183,7 @@ class RideBfConfig(PreTrainedConfig):
         if self.num_experts < 2:
             raise ValueError("router=True needs num_experts of 2 or more: there is nothing to choose from")
         if not 1 <= self.router_top_k <= self.num_labels:
-            raise ValueError(
-                f"router_top_k must be 1 to num_labels = {self.num_labels}, not {self.router_top_k}"
-            )
+            raise ValueError(f"router_top_k must be 1 to num_labels = {self.num_labels}, not {self.router_top_k}")
         if self.router_hidden_size < 1:
             raise ValueError(f"router_hidden_size must be 1 or more, not {self.router_hidden_size}")
 

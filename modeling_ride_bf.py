@@ -335,7 +335,7 @@ class RideBfPreTrainedModel(PreTrainedModel):
 
     def _check_pixel_values(self, pixel_values: Tensor):
         channels = self.config.num_channels
-        expected = f"pixel_values must be a float tensor (batch, {channels}, height, width), as an image processor makes"
+        expected = f"pixel_values must be a float tensor (batch, {channels}, height, width), as image processors make"
         if not isinstance(pixel_values, Tensor):
             raise TypeError(f"{expected}; got {type(pixel_values).__name__}")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-# In a block of theirs: conv1, bn1, conv2, ...; downsample.0 and .1. In one of ours: layers.0.convolution, layers.0.bn, ...
+# In a block of theirs: conv1, bn1, conv2, ...; downsample.0 and .1.
+# In one of ours: layers.0.convolution, layers.0.bn, layers.1.convolution, ...; shortcut.convolution and .bn.
 _BLOCK_NAMES = (
     (re.compile(r"conv(\d+)"), lambda m: f"layers.{int(m[1]) - 1}.convolution"),
     (re.compile(r"bn(\d+)"), lambda m: f"layers.{int(m[1]) - 1}.bn"),

@@ -3,12 +3,9 @@
 Every loss is called as `criterion(expert_logits, labels, reweight=False)` with `expert_logits` (B, E, C), `labels` (B,)
 and `reweight` true once deferred re-weighting has begun, and returns a scalar. Under autocast they compute in float32:
 half precision ends at 65,504, and a sum over the batch of losses of logits around 30 x E gets there.
-
-An objective is what a run minimises: `objective(outputs, batch, reweight=False)`, with `outputs` a `RideBfOutput` and
-`batch` what the loader gave.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -168,37 +165,3 @@ class RideLoss(_MarginLoss):
             loss = loss + self._margin_cross_entropy(logits, labels, reweight)
             loss = loss + self.diversity_factor * mean_temperature**2 * divergence
         return loss
-
-
-class ClassificationObjective(nn.Module):
-    """The criterion on the one stream of logits a network has."""
-
-    def __init__(self, criterion: nn.Module):
-        super().__init__()
-        self.criterion = criterion
-
-    def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
-        return self.criterion(outputs.expert_logits, batch["labels"], reweight=reweight)
-
-
-class SharedClassifierObjective(nn.Module):
-    """The criterion on both streams of a "shared_classifier" network.
-
-    loss = criterion(raw stream) + batchformer_loss_weight * criterion(BatchFormer's stream), each with its own mean
-    logits. The paper's weight is 1.
-    """
-
-    def __init__(self, criterion: nn.Module, batchformer_loss_weight: float = 1.0):
-        super().__init__()
-        self.criterion = criterion
-        self.batchformer_loss_weight = batchformer_loss_weight
-
-    def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
-        if outputs.batchformer_expert_logits is None:
-            raise ValueError(
-                "outputs have no batchformer_expert_logits: this objective needs a network with "
-                "batchformer='shared_classifier' in train mode"
-            )
-        raw = self.criterion(outputs.expert_logits, batch["labels"], reweight=reweight)
-        batchformer = self.criterion(outputs.batchformer_expert_logits, batch["labels"], reweight=reweight)
-        return raw + self.batchformer_loss_weight * batchformer

@@ -1,0 +1,139 @@
+"""Long-tailed CIFAR-10 and CIFAR-100 from the files that their authors distribute."""
+
+import io
+import pickle
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import Image as PilImage
+
+
+@dataclass(frozen=True)
+class CifarFiles:
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    label_key: str
+    names_key: str
+    images_per_class: int
+
+
+CIFAR = {
+    "cifar10_lt": CifarFiles(
+        "cifar-10-batches-py",
+        "cifar-10-python.tar.gz",
+        tuple(f"data_batch_{number}" for number in range(1, 6)),
+        "test_batch",
+        "batches.meta",
+        "labels",
+        "label_names",
+        5000,
+    ),
+    "cifar100_lt": CifarFiles(
+        "cifar-100-python",
+        "cifar-100-python.tar.gz",
+        ("train",),
+        "test",
+        "meta",
+        "fine_labels",
+        "fine_label_names",
+        500,
+    ),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads what a CIFAR file holds, numpy arrays among dicts and lists, and can construct nothing else."""
+
+    # numpy 1 wrote numpy.core, numpy 2 writes numpy._core
+    ALLOWED = frozenset(
+        {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")}
+        | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+    )
+
+    def find_class(self, module, name):
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file holds")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def long_tailed_counts(
+    num_classes: int, images_per_class: int, imbalance_factor: float, imbalance_type: str
+) -> list[int]:
+    """Training images of each class: from `images_per_class` down to that over `imbalance_factor`.
+
+    `imbalance_type` is "exp", exponential decay over the classes, or "step", the second half of the classes rare.
+    Raises ValueError for another one or a factor below 1.
+    """
+    if imbalance_factor < 1:
+        raise ValueError(f"imbalance_factor is largest over smallest class, 1 or more, not {imbalance_factor}")
+    share = 1.0 / imbalance_factor
+    if imbalance_type == "exp":
+        return [int(images_per_class * share ** (label / (num_classes - 1))) for label in range(num_classes)]
+    if imbalance_type == "step":
+        half = num_classes // 2
+        return [images_per_class] * half + [int(images_per_class * share)] * (num_classes - half)
+    raise ValueError(f"imbalance_type must be 'exp' or 'step', not {imbalance_type!r}")
+
+
+def long_tailed_subset(labels: np.ndarray, counts: list[int]) -> np.ndarray:
+    """Indices of the standard subset, class by class, as every CIFAR-LT paper since Cao et al., 2019, draws it.
+
+    Each class's indices are shuffled by numpy's legacy generator seeded with 0, one class after the other, and the
+    first `counts[c]` kept.
+    """
+    generator = np.random.RandomState(0)
+    chosen = []
+    for label, count in enumerate(counts):
+        indices = np.flatnonzero(labels == label)
+        generator.shuffle(indices)
+        chosen.append(indices[:count])
+    return np.concatenate(chosen)
+
+
+def load_cifar_lt(name: str, data_dir: Path, imbalance_factor: float = 100, imbalance_type: str = "exp") -> DatasetDict:
+    """`train`, the standard long-tailed subset, and `test`, all 10,000 images. See `data.load_long_tailed`."""
+    files = CIFAR[name]
+    names = _read(files, data_dir, files.meta)[files.names_key]
+    batches = [_read(files, data_dir, part) for part in files.train]
+    images = np.concatenate([batch["data"] for batch in batches])
+    labels = np.concatenate([batch[files.label_key] for batch in batches])
+    counts = long_tailed_counts(len(names), files.images_per_class, imbalance_factor, imbalance_type)
+    subset = long_tailed_subset(labels, counts)
+    test = _read(files, data_dir, files.test)
+    return DatasetDict(
+        train=_to_dataset(images[subset], labels[subset], names),
+        test=_to_dataset(test["data"], np.asarray(test[files.label_key]), names),
+    )
+
+
+def _read(files: CifarFiles, data_dir: Path, member: str) -> dict:
+    folder, archive = data_dir / files.folder, data_dir / files.archive
+    if (folder / member).is_file():
+        source, content = folder / member, (folder / member).read_bytes()
+    elif archive.is_file():
+        source = archive
+        with tarfile.open(archive) as tar:
+            content = tar.extractfile(f"{files.folder}/{member}").read()
+    else:
+        raise FileNotFoundError(
+            f"neither {folder / member} nor {archive} is there; put {files.archive} from the CIFAR page of the "
+            "University of Toronto into that folder, or name another folder with data_dir"
+        )
+    try:
+        return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise ValueError(f"{member} in {source} is not a CIFAR file, or is damaged: {error}") from error
+
+
+def _to_dataset(images: np.ndarray, labels: np.ndarray, names: list[str]) -> Dataset:
+    pixels = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, 3072) -> (N, 32, 32, 3)
+    return Dataset.from_dict(
+        {"image": [PilImage.fromarray(image) for image in pixels], "label": labels.tolist()},
+        features=Features({"image": Image(), "label": ClassLabel(names=list(names))}),
+    )

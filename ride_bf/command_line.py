@@ -1,0 +1,117 @@
+"""The training command's arguments: how to run, which recipe, and what to override in it."""
+
+import difflib
+import inspect
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from transformers import HfArgumentParser
+
+from configuration_ride_bf import RideBfConfig
+from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
+
+
+@dataclass
+class RunArguments:
+    """What a result does not depend on, but for the seed."""
+
+    recipe: str = field(default=DEFAULT_RECIPE, metadata={"help": f"one of {', '.join(RECIPES)}"})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder of the data set's lists and images, if not its usual place in data/"}
+    )
+    validation_fraction: float | None = field(
+        default=None,
+        metadata={"help": "share of the training images to choose the best epoch on, if there is no validation split"},
+    )
+    output_dir: str | None = field(default=None, metadata={"help": "where results go; outputs/RECIPE by default"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "delete a run that output_dir holds"})
+    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
+    seed: int = field(default=0, metadata={"help": "of initialisation, order, augmentation and dropout"})
+    num_workers: int = field(default=0, metadata={"help": "processes that prepare images, for each training process"})
+    eval_batch_size: int = field(default=256, metadata={"help": "images in an evaluation batch of one process"})
+    print_recipe: bool = field(default=False, metadata={"help": "print the recipe with its overrides, and stop"})
+
+    def __post_init__(self):
+        if self.output_dir is None:
+            self.output_dir = str(Path("outputs") / self.recipe)
+        if self.num_workers < 0 or self.eval_batch_size < 1:
+            raise ValueError(
+                f"num_workers must be 0 or more and eval_batch_size 1 or more, not {self.num_workers} and "
+                f"{self.eval_batch_size}"
+            )
+
+
+def _argument_type(annotation: Any) -> Any:
+    """An annotation as HfArgumentParser can take it: tuples as lists, `float | int` as float."""
+    if get_origin(annotation) in (Union, UnionType):
+        members = [_argument_type(member) for member in get_args(annotation)]
+        optional = type(None) in members
+        members = [member for member in members if member not in (type(None), int)] or [int]
+        return members[0] | None if optional else members[0]
+    if get_origin(annotation) is tuple:
+        return list[get_args(annotation)[0]]
+    return annotation
+
+
+def _network_value(recipe: TrainingRecipe, option: str) -> Any:
+    value = recipe.network.get(option, getattr(RideBfConfig, option))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _overrides(recipe: TrainingRecipe) -> tuple[type, type]:
+    """Two dataclasses of what can be overridden, the recipe's own fields and its network's, with its values."""
+    hints = get_type_hints(TrainingRecipe)
+    own = {f.name: (hints[f.name], getattr(recipe, f.name)) for f in fields(recipe)}
+    hints = inspect.get_annotations(RideBfConfig)  # the class's own, without those of every PreTrainedConfig
+    network = {name: (hint, _network_value(recipe, name)) for name, hint in hints.items()}
+
+    def to_dataclass(name: str, options: dict[str, tuple[Any, Any]]) -> type:
+        members = []
+        for option, (hint, value) in options.items():
+            shown = list(value) if isinstance(value, tuple) else value
+            default = {"default_factory": lambda shown=shown: shown} if isinstance(shown, list) else {"default": shown}
+            members.append((option, _argument_type(hint), field(**default, metadata={"help": f"(recipe: {shown})"})))
+        return make_dataclass(name, members)
+
+    for fixed in ("name", "description", "network"):
+        own.pop(fixed)
+    return to_dataclass("RecipeOverrides", own), to_dataclass("NetworkOverrides", network)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, TrainingRecipe]:
+    """The run's arguments and its recipe with the command line's overrides.
+
+    Exits with a message that lists what there is for an unknown recipe or option or an impossible value.
+    """
+    chooser = HfArgumentParser(RunArguments, allow_abbrev=False, add_help=False)
+    chosen = chooser.parse_known_args(arguments)[0].recipe
+    if chosen not in RECIPES:
+        chooser.exit(2, f"error: no recipe is called {chosen!r}; there are {', '.join(RECIPES)}\n")
+    recipe = RECIPES[chosen]
+
+    parser = HfArgumentParser(
+        (RunArguments, *_overrides(recipe)),
+        allow_abbrev=False,
+        description=f"Train a long-tailed image classifier. Recipe {recipe.name}: {recipe.description}",
+    )
+    try:
+        run, own, network, unknown = parser.parse_args_into_dataclasses(
+            arguments, return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            options = [option.removeprefix("--") for option in parser._option_string_actions if "-" not in option[2:]]
+            close = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), options, n=1)
+            hint = f"; did you mean --{close[0]}?" if close else ""
+            parser.exit(2, f"error: unknown arguments {unknown}{hint}\nknown: {' '.join(sorted(options))}\n")
+        changed = {
+            name: tuple(value) if isinstance(getattr(recipe, name), tuple) else value
+            for name, value in vars(own).items()
+        }
+        # only what the command line changes: RideBfConfig's defaults need not be written down in every recipe
+        changed |= {name: value for name, value in vars(network).items() if value != _network_value(recipe, name)}
+        recipe = recipe.with_overrides(**changed)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    return run, recipe

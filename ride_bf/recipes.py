@@ -1,0 +1,258 @@
+"""Training recipes: everything that a result depends on, as values.
+
+`RECIPES` maps names to `TrainingRecipe`s; a new one is best derived with `dataclasses.replace`. Numbers follow the
+configurations released with RIDE and BatchFormer unless a description says otherwise.
+"""
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from configuration_ride_bf import RideBfConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe:
+    """One training run, but for its seed, its data's place and its hardware.
+
+    Raises ValueError, naming the value, for a combination that cannot be trained.
+    """
+
+    name: str
+    description: str = field(repr=False)
+    """Source, published result and cost."""
+
+    dataset: str
+    """Name for `data.load_long_tailed`."""
+    network: dict[str, Any]
+    """Options of `RideBfConfig`."""
+
+    image_size: int = 224
+    """Side of a training crop and of the centre crop in evaluation, in pixels."""
+    resize_size: int = 256
+    """Length in pixels to which an evaluation image's shorter side is resized before the centre crop."""
+    augmentation: str = "imagenet"
+    """Name for `data.train_transform`."""
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+
+    epochs: int
+    passes_per_epoch: int = 1
+    """How often an epoch goes through the training images."""
+    batch_size: int
+    """Images in a step, all processes together."""
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 2e-4
+    schedule: Literal["step", "cosine"] = "step"
+    lr_steps: tuple[int, ...] = ()
+    """0-based epochs from which the rate is multiplied by `lr_gamma`, once each ("step" only)."""
+    lr_gamma: float = 0.1
+    warmup_epochs: int = 5
+
+    loss: Literal["ride", "ldam", "focal", "cross_entropy", "reweighted_cross_entropy"] = "ride"
+    diversity_factor: float = -0.2
+    diversity_temperature: float = 1.0
+    reweight_factor: float = 0.05
+    reweight_epoch: int | None = None
+    """Deferred re-weighting is on in every epoch after this 1-based one; None: never."""
+    max_margin: float = 0.5
+    margin_scale: float = 30.0
+    focal_gamma: float = 1.0
+    batchformer_loss_weight: float = 1.0
+    """Weight of the BatchFormer stream's loss in "shared_classifier" networks; the paper's is 1."""
+
+    def __post_init__(self):
+        for name in ("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size", "warmup_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+        if list(self.lr_steps) != sorted(set(self.lr_steps)):
+            raise ValueError(f"lr_steps must be epochs in ascending order, not {list(self.lr_steps)}")
+        if self.resize_size < self.image_size:
+            raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}")
+        if not len(self.image_mean) == len(self.image_std) == self.network.get("num_channels", 3):
+            raise ValueError("image_mean and image_std need one number a channel")
+
+    def config(self, **labels) -> RideBfConfig:
+        """The network's configuration; pass `num_labels`, or `id2label` and `label2id`."""
+        return RideBfConfig(**self.network, **labels)
+
+    def learning_rate_factor(self, epoch: int) -> float:
+        """What `learning_rate` is multiplied with throughout the 0-based `epoch`."""
+        warmup = min(1.0, (1 + epoch) / self.warmup_epochs)
+        if self.schedule == "step":
+            return warmup * self.lr_gamma ** sum(epoch >= step for step in self.lr_steps)
+        if epoch < self.warmup_epochs:
+            return warmup
+        progress = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    def reweight(self, epoch: int) -> bool:
+        """Whether deferred re-weighting is on in the 0-based `epoch`."""
+        return self.reweight_epoch is not None and epoch + 1 > self.reweight_epoch
+
+    def with_overrides(self, **overrides) -> "TrainingRecipe":
+        """A copy with other values; an option of `RideBfConfig` goes to the network."""
+        own = {f.name for f in fields(self)}
+        network = {key: value for key, value in overrides.items() if key not in own}
+        rest = {key: value for key, value in overrides.items() if key in own}
+        return replace(self, network={**self.network, **network}, **rest)
+
+
+RESNET32 = {
+    "stem_type": "cifar",
+    "block_type": "basic",
+    "depths": [5, 5, 5],
+    "hidden_sizes": [16, 24, 48],
+    "num_experts": 3,
+    "num_shared_stages": 1,
+}
+RESNET10 = {
+    "stem_type": "imagenet",
+    "block_type": "basic",
+    "depths": [1, 1, 1, 1],
+    "hidden_sizes": [64, 128, 192, 384],
+    "num_experts": 3,
+    "num_shared_stages": 2,
+}
+RESNET50 = {**RESNET10, "block_type": "bottleneck", "depths": [3, 4, 6, 3]}
+RESNEXT50 = {**RESNET50, "groups": 32, "width_per_group": 4}
+RESNET152 = {**RESNET50, "depths": [3, 8, 36, 3]}
+
+DIGITS_LT_RESNET32 = TrainingRecipe(
+    name="digits_lt_resnet32",
+    description="x",
+    dataset="digits_lt",
+    network={**RESNET32, "batchformer": "shared_classifier"},
+    image_size=16,
+    resize_size=16,
+    augmentation="digits",
+    image_mean=(0.305,) * 3,
+    image_std=(0.376,) * 3,
+    epochs=40,
+    passes_per_epoch=3,
+    batch_size=64,
+    weight_decay=5e-4,
+    lr_steps=(32, 36),
+    lr_gamma=0.01,
+    diversity_factor=-0.45,
+    reweight_epoch=32,
+    batchformer_loss_weight=0.1,
+)
+
+CIFAR100_LT_RESNET32 = TrainingRecipe(
+    name="cifar100_lt_resnet32",
+    description="""CIFAR-100-LT, imbalance factor 100. The schedule and losses are RIDE's; the BatchFormer shares the
+classifier, without which it collapses here, as the authors say.
+Published: RIDE with expert assignment 48.6 (many 67.0, medium 49.9, few 25.7), from RIDE's model zoo; with BatchFormer
+nothing is published for RIDE. Test accuracies of the authors are of the epoch that was best on the test images.
+Cost: 0.100 G multiply-adds an image, 0.8 M parameters and 0.01 M in the BatchFormer.""",
+    dataset="cifar100_lt",
+    network={**RESNET32, "batchformer": "shared_classifier"},
+    image_size=32,
+    resize_size=32,
+    augmentation="cifar",
+    image_mean=(0.4914, 0.4822, 0.4465),
+    image_std=(0.2023, 0.1994, 0.2010),
+    epochs=200,
+    batch_size=128,
+    weight_decay=5e-4,
+    lr_steps=(160, 180),
+    lr_gamma=0.01,
+    diversity_factor=-0.45,
+    reweight_epoch=160,
+)
+
+CIFAR10_LT_RESNET32 = replace(
+    CIFAR100_LT_RESNET32,
+    name="cifar10_lt_resnet32",
+    description="""CIFAR-10-LT, imbalance factor 100, with the settings of CIFAR-100-LT.
+Published: nothing for RIDE with BatchFormer. Cost: as CIFAR-100-LT.""",
+    dataset="cifar10_lt",
+)
+
+IMAGENET_LT_RESNET10 = TrainingRecipe(
+    name="imagenet_lt_resnet10",
+    description="""ImageNet-LT, ResNet-10, three experts.
+Published: 45.7 (many 56.3, medium 42.1, few 28.3); RIDE alone 44.7 (57.0, 40.3, 25.5). BatchFormer's README.
+Cost: 1.17 G multiply-adds an image, 9.4 M parameters and 0.9 M in the BatchFormer.""",
+    dataset="imagenet_lt",
+    network={**RESNET10, "batchformer": "insert"},
+    epochs=120,
+    batch_size=512,
+    lr_steps=(60, 80),
+    reweight_factor=0.02,
+    reweight_epoch=80,
+)
+
+IMAGENET_LT_RESNET50 = replace(
+    IMAGENET_LT_RESNET10,
+    name="imagenet_lt_resnet50",
+    description="""ImageNet-LT, ResNet-50, three experts. 400 images a step were 4 GPUs of 100.
+Published: 54.1 (many 64.3, medium 51.4, few 35.1); RIDE alone 53.6 (64.9, 50.4, 33.2). BatchFormer's README.
+Cost: 5.77 G multiply-adds an image, 43.7 M parameters and 14.2 M in the BatchFormer.""",
+    network={**RESNET50, "batchformer": "insert"},
+    epochs=100,
+    batch_size=400,
+)
+
+IMAGENET_LT_RESNEXT50 = replace(
+    IMAGENET_LT_RESNET50,
+    name="imagenet_lt_resnext50",
+    description="""ImageNet-LT, ResNeXt-50 32x4d, three experts, one stage.
+Published: 56.5 (many 66.6, medium 54.2, few 36.0); RIDE alone 55.9 (67.3, 52.8, 34.6). BatchFormer's README.
+Cost: 6.05 G multiply-adds an image, 42.9 M parameters and 14.2 M in the BatchFormer.""",
+    network={**RESNEXT50, "batchformer": "insert"},
+    batch_size=256,
+)
+
+INATURALIST18_RESNET50 = replace(
+    IMAGENET_LT_RESNET50,
+    name="inaturalist18_resnet50",
+    description="""iNaturalist 2018, ResNet-50, three experts.
+Published: 74.1 (many 65.5, medium 74.5, few 75.8); RIDE alone 72.5 (68.1, 72.7, 73.2). BatchFormer's README. The
+authors choose their best epoch on the test images; here nothing is.
+Cost: 5.77 G multiply-adds an image, 76.6 M parameters and 14.2 M in the BatchFormer.""",
+    dataset="inaturalist18",
+    augmentation="inaturalist",
+    image_mean=(0.466, 0.471, 0.380),
+    image_std=(0.195, 0.194, 0.192),
+    batch_size=128,
+    learning_rate=0.2,
+    reweight_factor=0.015,
+)
+
+PLACES_LT_RESNET152 = replace(
+    IMAGENET_LT_RESNET50,
+    name="places_lt_resnet152",
+    description="""Places-LT, ResNet-152, three experts. Ours: neither paper's code has a recipe for Places-LT; this is
+ImageNet-LT's at a tenth of the rate, for a trunk that was trained on ImageNet first.
+Published: nothing with BatchFormer. Cost: 98.5 M parameters and 14.2 M in the BatchFormer.""",
+    dataset="places_lt",
+    network={**RESNET152, "batchformer": "insert"},
+    epochs=30,
+    batch_size=128,
+    learning_rate=0.01,
+    lr_steps=(18, 24),
+    reweight_epoch=24,
+)
+
+DEFAULT_RECIPE = DIGITS_LT_RESNET32.name
+RECIPES: dict[str, TrainingRecipe] = {
+    recipe.name: recipe
+    for recipe in (
+        DIGITS_LT_RESNET32,
+        CIFAR10_LT_RESNET32,
+        CIFAR100_LT_RESNET32,
+        IMAGENET_LT_RESNET10,
+        IMAGENET_LT_RESNET50,
+        IMAGENET_LT_RESNEXT50,
+        INATURALIST18_RESNET50,
+        PLACES_LT_RESNET152,
+    )
+}
