@@ -361,6 +361,9 @@ class RideBfPreTrainedModel(PreTrainedModel):
 class RideBfModel(RideBfPreTrainedModel):
     """The trunk and the experts, without classifiers."""
 
+    # what a classifier's checkpoint holds beside
+    _keys_to_ignore_on_load_unexpected = [r"^batchformer\.", r"^classifiers\.", r"^router\."]  # noqa: RUF012
+
     def __init__(self, config: RideBfConfig):
         super().__init__(config)
         self.trunk = RideBfTrunk(config)

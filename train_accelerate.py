@@ -20,6 +20,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from data import class_counts, evaluation_processor, evaluation_transform, load_long_tailed, train_transform
 from modeling_ride_bf import RideBfForImageClassification
@@ -53,6 +54,7 @@ def main() -> None:
     if run.print_recipe:
         print(json.dumps(asdict(recipe), indent=2))
         return
+    logging.disable_progress_bar()  # one for every file written hides the run's own
     output_dir = Path(run.output_dir)
     accelerator = make_accelerator(output_dir, run.seed)
     with accelerator.main_process_first():  # the others find the cache of the first
@@ -140,7 +142,9 @@ def train_epoch(
     learning_rate = optimizer.param_groups[0]["lr"]
     total_loss = torch.zeros((), device=accelerator.device)
     images, started = 0, time.perf_counter()
-    bar = tqdm(loader, f"epoch {epoch + 1}", leave=False, disable=not accelerator.is_local_main_process)
+    bar = tqdm(
+        loader, f"epoch {epoch + 1}", leave=False, mininterval=1.0, disable=not accelerator.is_local_main_process
+    )
     for step, batch in enumerate(bar, start=1):
         outputs = model(batch["pixel_values"])
         loss = objective(outputs, batch, reweight=reweight)

@@ -54,7 +54,5 @@ def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_count
     for group, members in shot_groups(class_counts).items():
         if (members & present).any():
             result[f"{group}_shot_accuracy"] = float(per_class[members & present].mean())
-    result["per_class_accuracy"] = [
-        float(value) if seen else None for value, seen in zip(per_class, present, strict=True)
-    ]
+    result["per_class_accuracy"] = [None if np.isnan(value) else float(value) for value in per_class]
     return result
