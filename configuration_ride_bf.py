@@ -143,6 +143,11 @@ class RideBfConfig(PreTrainedConfig):
             raise ValueError(
                 f"groups {self.groups} and width_per_group {self.width_per_group} need block_type 'bottleneck'"
             )
+        if min(self.hidden_sizes) * self.width_per_group < 64:
+            raise ValueError(
+                f"width_per_group {self.width_per_group} leaves no channel in a group at a base width of "
+                f"{min(self.hidden_sizes)}; it is the width at a base width of 64"
+            )
         widths = [self.hidden_sizes[0]] + [size * self.expansion for size in self.hidden_sizes]
         if self.stem_type == "cifar" and widths != sorted(widths):
             raise ValueError(

@@ -265,14 +265,15 @@ class RideBfRouter(nn.Module):
 @contextmanager
 def _running_statistics_kept(model: nn.Module):
     """Lets batch normalisation use the batch's statistics without adding them to the running ones."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, num_batches_tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
 class RideBfPreTrainedModel(PreTrainedModel):
@@ -433,37 +434,44 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
 
         Raises `ValueError` or `TypeError` for pixel values or labels of another shape, type or range.
         """
-        if self.router is not None and not self.training:
-            outputs = self._forward_routed(pixel_values, output_hidden_states)
-        else:
-            outputs = self._forward_all(pixel_values, output_hidden_states)
-        if labels is not None:
-            self._check_labels(labels, batch_size=pixel_values.shape[0])
-            outputs.loss = F.cross_entropy(outputs.logits.float(), labels)
-        return outputs
+        routed = self.router is not None and not self.training
+        outputs = (self._forward_routed if routed else self._forward_all)(pixel_values, output_hidden_states)
+        if labels is None:
+            return outputs
+        self._check_labels(labels, batch_size=pixel_values.shape[0])
+        return RideBfOutput(**{**outputs, "loss": F.cross_entropy(outputs.logits.float(), labels)})
 
     def _forward_all(self, pixel_values: Tensor, output_hidden_states: bool | None) -> RideBfOutput:
         """Every expert on every image."""
-        outputs = self.ride_bf(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
-        features = outputs.expert_features
+        base = self.ride_bf(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
+        features = base.expert_features
+        batchformer_expert_logits = None
         if self.batchformer is None or not self.training:
-            outputs.expert_logits = self._classify(features)
+            expert_logits = self._classify(features)
         elif self.config.batchformer == "insert":
-            outputs.expert_logits = self._classify(self.batchformer(features))
+            expert_logits = self._classify(self.batchformer(features))
         else:
-            outputs.expert_logits = self._classify(features)
-            outputs.batchformer_expert_logits = self._classify(self.batchformer(features))
-        outputs.logits = outputs.expert_logits.mean(dim=1)
+            expert_logits = self._classify(features)
+            batchformer_expert_logits = self._classify(self.batchformer(features))
+        router_logits = num_experts_used = None
         if self.router is not None:
             counts = torch.arange(1, self.config.num_experts + 1, device=features.device)
-            running_mean = outputs.expert_logits.cumsum(dim=1) / counts[:, None]  # (B, E, C)
+            running_mean = expert_logits.cumsum(dim=1) / counts[:, None]  # (B, E, C)
             decisions = [
                 self.router(index, features[:, index], running_mean[:, index])
                 for index in range(self.config.num_experts - 1)
             ]
-            outputs.router_logits = torch.stack(decisions, dim=1)
-            outputs.num_experts_used = torch.full_like(features[:, 0, 0], self.config.num_experts, dtype=torch.long)
-        return outputs
+            router_logits = torch.stack(decisions, dim=1)
+            num_experts_used = counts[-1].expand(features.shape[0])
+        return RideBfOutput(
+            logits=expert_logits.mean(dim=1),
+            expert_logits=expert_logits,
+            expert_features=features,
+            batchformer_expert_logits=batchformer_expert_logits,
+            router_logits=router_logits,
+            num_experts_used=num_experts_used,
+            hidden_states=base.hidden_states,
+        )
 
     def _classify(self, expert_features: Tensor) -> Tensor:
         """(B, E, D) -> (B, E, C), each expert by its own classifier."""

@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format benchmark clean
+
+help:  ## What there is to make
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(INSTALLED)  ## The environment in .venv
+
+# Made once, and again only when the requirements change.
+$(INSTALLED): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed; name one with: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+		echo "Debian and Ubuntu keep venv in a package of its own; installing python3-venv"; \
+		if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq python3-venv; \
+		else sudo apt-get update -qq && sudo apt-get install -y -qq python3-venv; fi; } \
+		|| { echo "that failed; run: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt
+	@touch $@
+
+demo: $(INSTALLED)  ## Train the default recipe on real images and classify one
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		train_accelerate.py --output_dir outputs/demo --overwrite_output_dir
+	$(BIN)/python -m ride_bf.classify outputs/demo/best hub_cards/examples/digit_9.png
+
+test: $(INSTALLED)  ## The tests
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## The tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)  ## The checks before a commit
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## Put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(INSTALLED)  ## The README's table and picture: about 40 minutes on 2 cores
+	$(BIN)/python -m ride_bf.benchmark digits
+	$(BIN)/python -m ride_bf.benchmark plot
+
+clean:  ## Remove the environment and all results
+	rm -rf $(VENV) outputs
