@@ -2,11 +2,13 @@
 
 import difflib
 import inspect
+import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from configuration_ride_bf import RideBfConfig
@@ -63,20 +65,23 @@ def _network_value(recipe: TrainingRecipe, option: str) -> Any:
 def _overrides(recipe: TrainingRecipe) -> tuple[type, type]:
     """Two dataclasses of what can be overridden, the recipe's own fields and its network's, with its values."""
     hints = get_type_hints(TrainingRecipe)
-    own = {f.name: (hints[f.name], getattr(recipe, f.name)) for f in fields(recipe)}
+    own = [
+        (f.name, hints[f.name], getattr(recipe, f.name), f.metadata["help"])
+        for f in fields(recipe)
+        if "help" in f.metadata
+    ]
+    meanings = dict(re.findall(r"^ {8}(\w+): (.+)$", RideBfConfig.__doc__, re.MULTILINE))
     hints = inspect.get_annotations(RideBfConfig)  # the class's own, without those of every PreTrainedConfig
-    network = {name: (hint, _network_value(recipe, name)) for name, hint in hints.items()}
+    network = [(name, hint, _network_value(recipe, name), meanings[name]) for name, hint in hints.items()]
 
-    def to_dataclass(name: str, options: dict[str, tuple[Any, Any]]) -> type:
+    def to_dataclass(name: str, options: list[tuple[str, Any, Any, str]]) -> type:
         members = []
-        for option, (hint, value) in options.items():
+        for option, hint, value, meaning in options:
             shown = list(value) if isinstance(value, tuple) else value
             default = {"default_factory": lambda shown=shown: shown} if isinstance(shown, list) else {"default": shown}
-            members.append((option, _argument_type(hint), field(**default, metadata={"help": f"(recipe: {shown})"})))
+            members.append((option, _argument_type(hint), field(**default, metadata={"help": meaning})))
         return make_dataclass(name, members)
 
-    for fixed in ("name", "description", "network"):
-        own.pop(fixed)
     return to_dataclass("RecipeOverrides", own), to_dataclass("NetworkOverrides", network)
 
 
@@ -112,6 +117,7 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, T
         # only what the command line changes: RideBfConfig's defaults need not be written down in every recipe
         changed |= {name: value for name, value in vars(network).items() if value != _network_value(recipe, name)}
         recipe = recipe.with_overrides(**changed)
-    except ValueError as error:
+        recipe.config(num_labels=max(2, network.router_top_k))  # an impossible network is refused before data is read
+    except (ValueError, StrictDataclassError) as error:
         parser.exit(2, f"error: {error}\n")
     return run, recipe

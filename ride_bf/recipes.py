@@ -5,12 +5,17 @@ configurations released with RIDE and BatchFormer unless a description says othe
 """
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from configuration_ride_bf import RideBfConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _option(meaning: str, default: Any = MISSING) -> Any:
+    """A field with the text that `train_accelerate.py --help` shows."""
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,46 +29,37 @@ class TrainingRecipe:
     description: str = field(repr=False)
     """Source, published result and cost."""
 
-    dataset: str
-    """Name for `data.load_long_tailed`."""
-    network: dict[str, Any]
+    dataset: str = _option("name for data.load_long_tailed")
+    network: dict[str, Any] = field()
     """Options of `RideBfConfig`."""
 
-    image_size: int = 224
-    """Side of a training crop and of the centre crop in evaluation, in pixels."""
-    resize_size: int = 256
-    """Length in pixels to which an evaluation image's shorter side is resized before the centre crop."""
-    augmentation: str = "imagenet"
-    """Name for `data.train_transform`."""
-    image_mean: tuple[float, ...] = IMAGENET_MEAN
-    image_std: tuple[float, ...] = IMAGENET_STD
+    image_size: int = _option("side of a training crop and of evaluation's centre crop, in pixels", 224)
+    resize_size: int = _option("length to which evaluation resizes the shorter side, in pixels", 256)
+    augmentation: str = _option("name for data.train_transform", "imagenet")
+    image_mean: tuple[float, ...] = _option("of each channel, subtracted", IMAGENET_MEAN)
+    image_std: tuple[float, ...] = _option("of each channel, divided by", IMAGENET_STD)
 
-    epochs: int
-    passes_per_epoch: int = 1
-    """How often an epoch goes through the training images."""
-    batch_size: int
-    """Images in a step, all processes together."""
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 2e-4
-    schedule: Literal["step", "cosine"] = "step"
-    lr_steps: tuple[int, ...] = ()
-    """0-based epochs from which the rate is multiplied by `lr_gamma`, once each ("step" only)."""
-    lr_gamma: float = 0.1
-    warmup_epochs: int = 5
+    epochs: int = _option("how many")
+    passes_per_epoch: int = _option("how often an epoch goes through the training images", 1)
+    batch_size: int = _option("images in a step, all processes together")
+    learning_rate: float = _option("after warm-up, before decay", 0.1)
+    momentum: float = _option("of SGD", 0.9)
+    nesterov: bool = _option("Nesterov's momentum", True)
+    weight_decay: float = _option("on every parameter", 2e-4)
+    schedule: Literal["step", "cosine"] = _option("of the learning rate, by epoch", "step")
+    lr_steps: tuple[int, ...] = _option("0-based epochs from which the rate is multiplied by lr_gamma", ())
+    lr_gamma: float = _option("factor at each of lr_steps", 0.1)
+    warmup_epochs: int = _option("epochs of linear warm-up", 5)
 
-    loss: Literal["ride", "ldam", "focal", "cross_entropy", "reweighted_cross_entropy"] = "ride"
-    diversity_factor: float = -0.2
-    diversity_temperature: float = 1.0
-    reweight_factor: float = 0.05
-    reweight_epoch: int | None = None
-    """Deferred re-weighting is on in every epoch after this 1-based one; None: never."""
-    max_margin: float = 0.5
-    margin_scale: float = 30.0
-    focal_gamma: float = 1.0
-    batchformer_loss_weight: float = 1.0
-    """Weight of the BatchFormer stream's loss in "shared_classifier" networks; the paper's is 1."""
+    loss: Literal["ride", "ldam", "focal", "cross_entropy", "reweighted_cross_entropy"] = _option("criterion", "ride")
+    diversity_factor: float = _option("weight of RIDE's diversity term; negative rewards difference", -0.2)
+    diversity_temperature: float = _option("temperature of RIDE's diversity term", 1.0)
+    reweight_factor: float = _option("how far that temperature follows the class counts once re-weighted", 0.05)
+    reweight_epoch: int | None = _option("re-weighting is on after this 1-based epoch; None: never", None)
+    max_margin: float = _option("margin of the rarest class, in cosine units", 0.5)
+    margin_scale: float = _option("what the margins are multiplied with, as the classifier's cosine", 30.0)
+    focal_gamma: float = _option("exponent of the focal loss", 1.0)
+    batchformer_loss_weight: float = _option('of its stream in "shared_classifier" networks; the paper has 1', 1.0)
 
     def __post_init__(self):
         for name in ("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size", "warmup_epochs"):

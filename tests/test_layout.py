@@ -1,0 +1,103 @@
+"""The house: what may import what, and what travels to the Hub."""
+
+import ast
+import sys
+
+import pytest
+from conftest import ROOT
+
+# every module of ours, and what of ours it may import
+TRAINING = {"ride_bf.losses", "ride_bf.metrics", "ride_bf.recipes"}
+ALLOWED = {
+    "configuration_ride_bf": set(),
+    "modeling_ride_bf": {"configuration_ride_bf"},
+    "data": set(),
+    "ride_bf": set(),
+    "ride_bf.losses": set(),
+    "ride_bf.metrics": set(),
+    "ride_bf.checkpoints": set(),
+    "ride_bf.convert_reference": set(),
+    "ride_bf.classify": set(),
+    "ride_bf.report": {"ride_bf.metrics"},
+    "ride_bf.recipes": {"configuration_ride_bf"},
+    "ride_bf.objectives": {"ride_bf.losses", "ride_bf.recipes"},
+    "ride_bf.evaluate": {"ride_bf.metrics"},
+    "ride_bf.command_line": {"configuration_ride_bf", "ride_bf.recipes"},
+    "ride_bf.benchmark": {"data", "ride_bf.metrics", "ride_bf.recipes"},
+    "train_accelerate": {
+        "data",
+        "modeling_ride_bf",
+        "ride_bf.checkpoints",
+        "ride_bf.command_line",
+        "ride_bf.evaluate",
+        "ride_bf.objectives",
+        "ride_bf.recipes",
+        "ride_bf.report",
+    },
+}
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[0] == "data":
+        return "data"  # one module as far as the others are concerned
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def imports_of(path):
+    """Modules that a file imports, wherever in the file, relative ones resolved."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("ride_bf/**/*.py"), *ROOT.glob("data/*.py")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    module = module_of(path)
+    assert module in ALLOWED, f"{module} is new: say in ALLOWED what it may import"
+    imported = {name for name in imports_of(path)}
+    ours = {name for name in ALLOWED if name in imported and name != "ride_bf"}
+    if any(name.split(".")[0] == "data" for name in imported):
+        ours.add("data")
+    assert ours - {module} <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("name", ["configuration_ride_bf", "modeling_ride_bf"])
+def test_what_travels_to_the_hub_needs_only_torch_and_transformers(name):
+    packages = {module.split(".")[0] for module in imports_of(ROOT / f"{name}.py")}
+    allowed = {"torch", "transformers", "huggingface_hub", "configuration_ride_bf"} | sys.stdlib_module_names
+    assert packages <= allowed
+
+
+def test_the_configuration_import_is_the_form_that_travels():
+    source = (ROOT / "modeling_ride_bf.py").read_text()
+    assert (
+        "try:\n    from .configuration_ride_bf import RideBfConfig\n"
+        "except ImportError:\n    from configuration_ride_bf import RideBfConfig\n"
+    ) in source
+
+
+def test_the_fixed_top_level():
+    for name in (
+        "configuration_ride_bf.py",
+        "modeling_ride_bf.py",
+        "train_accelerate.py",
+        "data",
+        "ride_bf",
+        "hub_cards",
+        "tests",
+        "requirements.txt",
+        "README.md",
+        "Makefile",
+        "pyproject.toml",
+        ".pre-commit-config.yaml",
+        ".ci/run",
+        "LICENSE",
+    ):
+        assert (ROOT / name).exists(), name

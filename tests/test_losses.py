@@ -1,0 +1,202 @@
+"""Losses against arithmetic written out by hand, and in the ranges that half precision brings."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from modeling_ride_bf import RideBfOutput
+from ride_bf.losses import (
+    CrossEntropyLoss,
+    FocalLoss,
+    LDAMLoss,
+    RideLoss,
+    diversity_temperatures,
+    effective_number_weights,
+    ldam_margins,
+)
+from ride_bf.objectives import ClassificationObjective, SharedClassifierObjective, make_criterion, make_objective
+from ride_bf.recipes import DIGITS_LT_RESNET32, RECIPES
+
+COUNTS = [81, 16, 1]
+LOGITS = torch.tensor([[[2.0, 1.0, 0.0], [0.5, 1.5, -1.0]], [[0.0, 3.0, 1.0], [1.0, 1.0, 1.0]]])  # (2, 2, 3)
+LABELS = torch.tensor([0, 2])
+ALL_LOSSES = [
+    RideLoss(COUNTS),
+    LDAMLoss(COUNTS),
+    FocalLoss(gamma=2.0),
+    CrossEntropyLoss(),
+    CrossEntropyLoss(effective_number_weights(COUNTS)),
+]
+
+
+def cross_entropy(logits, label):
+    return math.log(sum(math.exp(value) for value in logits)) - logits[label]
+
+
+def softmax(logits):
+    total = sum(math.exp(value) for value in logits)
+    return [math.exp(value) / total for value in logits]
+
+
+def test_margins():
+    # 81^(-1/4) = 1/3, 16^(-1/4) = 1/2, 1^(-1/4) = 1, scaled to a largest of 0.5
+    assert ldam_margins(COUNTS).tolist() == pytest.approx([1 / 6, 1 / 4, 1 / 2])
+
+
+def test_weights():
+    raw = [0.0001 / (1 - 0.9999**count) for count in COUNTS]
+    expected = [3 * weight / sum(raw) for weight in raw]
+    assert effective_number_weights(COUNTS).tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_diversity_temperatures():
+    raw = [3 * count / 98 * 0.05 + 0.95 for count in COUNTS]
+    assert diversity_temperatures(COUNTS, 0.05).tolist() == pytest.approx([value / raw[0] for value in raw])
+
+
+def test_cross_entropy_is_of_the_mean_logits():
+    mean = [[1.25, 1.25, -0.5], [0.5, 2.0, 1.0]]
+    expected = [cross_entropy(mean[0], 0), cross_entropy(mean[1], 2)]
+    assert CrossEntropyLoss()(LOGITS, LABELS).item() == pytest.approx(sum(expected) / 2)
+    weights = effective_number_weights(COUNTS)
+    w0, w2 = weights[0].item(), weights[2].item()
+    weighted = (w0 * expected[0] + w2 * expected[1]) / (w0 + w2)
+    for reweight in (False, True):  # re-weighted from the first epoch on
+        assert CrossEntropyLoss(weights)(LOGITS, LABELS, reweight=reweight).item() == pytest.approx(weighted)
+
+
+def test_focal():
+    expected = 0.0
+    for logits, label in (([1.25, 1.25, -0.5], 0), ([0.5, 2.0, 1.0], 2)):
+        loss = cross_entropy(logits, label)
+        expected += (1 - math.exp(-loss)) ** 2 * loss / 2
+    assert FocalLoss(gamma=2.0)(LOGITS, LABELS).item() == pytest.approx(expected)
+
+
+def test_ldam():
+    lowered = [[1.25 - 30 / 6, 1.25, -0.5], [0.5, 2.0, 1.0 - 15.0]]
+    losses = [cross_entropy(lowered[0], 0), cross_entropy(lowered[1], 2)]
+    assert LDAMLoss(COUNTS)(LOGITS, LABELS).item() == pytest.approx(sum(losses) / 2)
+    weights = effective_number_weights(COUNTS).tolist()
+    weighted = (weights[0] * losses[0] + weights[2] * losses[1]) / (weights[0] + weights[2])
+    assert LDAMLoss(COUNTS)(LOGITS, LABELS, reweight=True).item() == pytest.approx(weighted)
+
+
+@pytest.mark.parametrize("reweight", [False, True])
+def test_ride(reweight):
+    factor, base_temperature = -0.45, 1.5
+    criterion = RideLoss(COUNTS, diversity_factor=factor, diversity_temperature=base_temperature)
+    weights = effective_number_weights(COUNTS).tolist() if reweight else [1.0, 1.0, 1.0]
+    shares = diversity_temperatures(COUNTS, 0.05).tolist() if reweight else [1.0, 1.0, 1.0]
+    temperatures = [base_temperature * share for share in shares]
+    mean_temperature = sum(temperatures) / 3
+    margins = [5.0, 7.5, 15.0]
+    expected = 0.0
+    for expert in range(2):
+        numerator = denominator = divergence = 0.0
+        for image, label in enumerate(LABELS.tolist()):
+            logits = LOGITS[image, expert].tolist()
+            lowered = [value - margins[c] * (c == label) for c, value in enumerate(logits)]
+            numerator += weights[label] * cross_entropy(lowered, label)
+            denominator += weights[label]
+            mean = LOGITS[image].mean(dim=0).tolist()
+            target = softmax([value / t for value, t in zip(mean, temperatures, strict=True)])
+            own = softmax([value / t for value, t in zip(logits, temperatures, strict=True)])
+            divergence += sum(p * math.log(p / q) for p, q in zip(target, own, strict=True)) / 2
+        expected += numerator / denominator + factor * mean_temperature**2 * divergence
+    assert criterion(LOGITS, LABELS, reweight=reweight).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_diversity_target_gets_no_gradient():
+    """With two images of one expert each, the divergence of an expert from itself has no gradient at all."""
+    logits = LOGITS[:, :1].clone().requires_grad_()
+    RideLoss(COUNTS, diversity_factor=-10.0)(logits, LABELS).backward()
+    with_diversity = logits.grad.clone()
+    logits.grad = None
+    RideLoss(COUNTS, diversity_factor=0.0)(logits, LABELS).backward()
+    torch.testing.assert_close(with_diversity, logits.grad)
+
+
+@pytest.mark.parametrize("criterion", ALL_LOSSES, ids=lambda criterion: type(criterion).__name__)
+@pytest.mark.parametrize("reweight", [False, True])
+def test_half_precision_under_autocast(criterion, reweight):
+    """float16 logits of cosine classifiers, 30 x 3 experts apart, in batches whose sums leave float16's range."""
+    torch.manual_seed(0)
+    logits = (torch.rand(512, 3, 3) * 180 - 90).half().requires_grad_()
+    labels = torch.randint(0, 3, (512,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = criterion(logits, labels, reweight=reweight)
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    loss.backward()
+    assert logits.grad.isfinite().all()
+    torch.testing.assert_close(loss, criterion(logits.float(), labels, reweight=reweight))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_gradient_is_finite_for_a_certain_prediction(gamma):
+    logits = torch.tensor([[[90.0, -90.0, -90.0]]]).requires_grad_()
+    FocalLoss(gamma)(logits, torch.tensor([0])).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("criterion", ALL_LOSSES, ids=lambda criterion: type(criterion).__name__)
+def test_losses_move_with_their_module_and_leave_no_state(criterion):
+    assert not criterion.state_dict(), "a loss is made from the class counts; a checkpoint holds none of it"
+    moved = copy.deepcopy(criterion).to("meta")
+    assert all(buffer.device.type == "meta" for buffer in moved.buffers())
+
+
+@pytest.mark.parametrize("make", [ldam_margins, effective_number_weights, RideLoss, LDAMLoss])
+def test_class_without_images_is_named(make):
+    with pytest.raises(ValueError, match=r"classes without images: \[1, 3\].*training split"):
+        make([5, 0, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RideLoss(COUNTS, diversity_temperature=0), "diversity_temperature must be positive"),
+        (lambda: FocalLoss(gamma=-1), "gamma must not be negative"),
+        (lambda: ldam_margins([]), "one number a class"),
+    ],
+)
+def test_impossible_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_shared_classifier_objective_weighs_the_batchformer_stream():
+    criterion = RideLoss(COUNTS)
+    batch, other = {"labels": LABELS}, LOGITS.flip(0)
+    outputs = RideBfOutput(expert_logits=LOGITS, batchformer_expert_logits=other)
+    raw, batchformer = criterion(LOGITS, LABELS, reweight=True), criterion(other, LABELS, reweight=True)
+    for weight in (0.0, 0.1, 1.0):
+        loss = SharedClassifierObjective(criterion, batchformer_loss_weight=weight)(outputs, batch, reweight=True)
+        torch.testing.assert_close(loss, raw + weight * batchformer)
+    torch.testing.assert_close(ClassificationObjective(criterion)(outputs, batch, reweight=True), raw)
+
+
+def test_shared_classifier_objective_needs_the_stream():
+    with pytest.raises(ValueError, match="batchformer='shared_classifier' in train mode"):
+        SharedClassifierObjective(RideLoss(COUNTS))(RideBfOutput(expert_logits=LOGITS), {"labels": LABELS})
+
+
+def test_the_recipe_chooses_criterion_and_objective():
+    kinds = {
+        "ride": RideLoss,
+        "ldam": LDAMLoss,
+        "focal": FocalLoss,
+        "cross_entropy": CrossEntropyLoss,
+        "reweighted_cross_entropy": CrossEntropyLoss,
+    }
+    for loss, kind in kinds.items():
+        criterion = make_criterion(DIGITS_LT_RESNET32.with_overrides(loss=loss), COUNTS)
+        assert type(criterion) is kind
+        weighted = getattr(criterion, "class_weights", None) is not None
+        assert weighted == (loss not in ("focal", "cross_entropy"))
+    for recipe in RECIPES.values():
+        shared = recipe.network["batchformer"] == "shared_classifier"
+        assert isinstance(make_objective(recipe, COUNTS), SharedClassifierObjective) == shared

@@ -1,0 +1,142 @@
+"""Recipes against the published settings, written out, and the command line that overrides them."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from ride_bf.command_line import parse_arguments
+from ride_bf.recipes import DEFAULT_RECIPE, RECIPES
+
+NAMES = {
+    "digits_lt_resnet32",
+    "cifar10_lt_resnet32",
+    "cifar100_lt_resnet32",
+    "imagenet_lt_resnet10",
+    "imagenet_lt_resnet50",
+    "imagenet_lt_resnext50",
+    "inaturalist18_resnet50",
+    "places_lt_resnet152",
+}
+# batch, epochs, rate, weight decay, reweight_factor, diversity_factor, reweight_epoch, steps, gamma
+PUBLISHED = {
+    "imagenet_lt_resnet10": (512, 120, 0.1, 2e-4, 0.02, -0.2, 80, (60, 80), 0.1),
+    "imagenet_lt_resnet50": (400, 100, 0.1, 2e-4, 0.02, -0.2, 80, (60, 80), 0.1),
+    "imagenet_lt_resnext50": (256, 100, 0.1, 2e-4, 0.02, -0.2, 80, (60, 80), 0.1),
+    "inaturalist18_resnet50": (128, 100, 0.2, 2e-4, 0.015, -0.2, 80, (60, 80), 0.1),
+    "cifar100_lt_resnet32": (128, 200, 0.1, 5e-4, 0.05, -0.45, 160, (160, 180), 0.01),
+}
+
+
+def test_names():
+    assert set(RECIPES) == NAMES
+    assert DEFAULT_RECIPE == "digits_lt_resnet32"
+    assert all(name == recipe.name for name, recipe in RECIPES.items())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings(name):
+    recipe = RECIPES[name]
+    assert PUBLISHED[name] == (
+        recipe.batch_size,
+        recipe.epochs,
+        recipe.learning_rate,
+        recipe.weight_decay,
+        recipe.reweight_factor,
+        recipe.diversity_factor,
+        recipe.reweight_epoch,
+        recipe.lr_steps,
+        recipe.lr_gamma,
+    )
+    assert (recipe.momentum, recipe.nesterov, recipe.schedule, recipe.warmup_epochs) == (0.9, True, "step", 5)
+    assert recipe.loss == "ride"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_makes_a_network_and_goes_through_json(name):
+    recipe = RECIPES[name]
+    config = recipe.config(num_labels=100)
+    assert config.num_experts == 3
+    assert config.batchformer == ("shared_classifier" if config.stem_type == "cifar" else "insert")
+    json.loads(json.dumps(asdict(recipe)))
+    assert recipe.description
+
+
+def test_imagenet_lt_schedule_by_hand():
+    recipe = RECIPES["imagenet_lt_resnet50"]
+    rates = [recipe.learning_rate * recipe.learning_rate_factor(epoch) for epoch in range(100)]
+    warmup = [0.02, 0.04, 0.06, 0.08, 0.1]
+    assert rates == pytest.approx(warmup + [0.1] * 55 + [0.01] * 20 + [0.001] * 20)
+    # 1-based epochs 81 to 100 are re-weighted
+    assert [recipe.reweight(epoch) for epoch in range(100)] == [False] * 80 + [True] * 20
+
+
+def test_cosine_schedule_by_hand():
+    recipe = replace(RECIPES["cifar100_lt_resnet32"], schedule="cosine", epochs=9, warmup_epochs=5)
+    factors = [recipe.learning_rate_factor(epoch) for epoch in range(9)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 0.8535534, 0.5, 0.1464466])
+
+
+def test_never_reweighted():
+    recipe = replace(RECIPES["cifar100_lt_resnet32"], reweight_epoch=None)
+    assert not any(recipe.reweight(epoch) for epoch in range(200))
+
+
+def test_overrides_of_recipe_and_network():
+    command = (
+        "--recipe cifar100_lt_resnet32 --epochs 3 --lr_steps 1 2 --num_experts 4 --hidden_sizes 16 32 64 "
+        "--batchformer none --no_nesterov --seed 7 --learning-rate 0.5"
+    )
+    run, recipe = parse_arguments(command.split())
+    assert run.seed == 7
+    assert run.output_dir == "outputs/cifar100_lt_resnet32"
+    assert (recipe.epochs, recipe.lr_steps, recipe.nesterov, recipe.learning_rate) == (3, (1, 2), False, 0.5)
+    config = recipe.config(num_labels=100)
+    assert (config.num_experts, config.hidden_sizes, config.batchformer) == (4, [16, 32, 64], "none")
+    untouched = {"description", "batch_size", "weight_decay", "loss", "image_mean"}
+    original = RECIPES["cifar100_lt_resnet32"]
+    assert all(getattr(recipe, name) == getattr(original, name) for name in untouched)
+    assert "groups" not in recipe.network
+
+
+def test_no_arguments_are_the_default_recipe():
+    run, recipe = parse_arguments([])
+    assert recipe == RECIPES[DEFAULT_RECIPE]
+    assert run.output_dir == f"outputs/{DEFAULT_RECIPE}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ("--recipe imagenet", ["no recipe is called 'imagenet'", "imagenet_lt_resnet10"]),
+        ("--epoch 3", ["unknown arguments ['--epoch', '3']", "did you mean --epochs?", "batch_size", "num_experts"]),
+        ("--num-expert 3", ["did you mean --num_experts?"]),
+        ("--add_bt 33", ["unknown arguments ['--add_bt', '33']", "batchformer"]),
+        ("--epochs many", ["--epochs", "invalid int value: 'many'"]),
+        ("--loss mse", ["invalid choice", "ride", "focal"]),
+        ("--batch_size 0", ["batch_size must be 1 or more, not 0"]),
+        ("--learning_rate -1", ["learning_rate must be positive, not -1.0"]),
+        ("--lr_steps 80 60", ["ascending order, not [80, 60]"]),
+        ("--image_size 64 --resize_size 32", ["resize_size 32 is less than image_size 64"]),
+        ("--image_mean 0.5", ["one number a channel"]),
+        ("--num_experts 0", ["num_experts must be 1 or more, not 0"]),
+        ("--depths 1 1", ["one entry for each stage"]),
+        ("--num_workers -1", ["num_workers must be 0 or more"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_explained(arguments, messages, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        parse_arguments(arguments.split())
+    assert exit_info.value.code == 2
+    output = capsys.readouterr().err
+    for message in messages:
+        assert message in output
+    assert "Traceback" not in output
+
+
+def test_help_says_what_every_option_means(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "images in a step, all processes together (default: 64)" in shown
+    assert "how many experts follow the shared trunk; 1 is a plain ResNet. (default: 3)" in shown
