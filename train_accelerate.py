@@ -212,7 +212,9 @@ def prepare_output_dir(output_dir: Path, run: RunArguments, recipe: TrainingReci
     """Makes a folder for a new run, or checks that the run to be resumed is this one. Exits, saying why, if not."""
     written = output_dir / "recipe.json"
     problem = None
-    if run.resume and written.is_file():
+    if run.resume and not written.is_file():
+        problem = f"{output_dir} holds no run to resume; start without --resume, or name the run's --output_dir"
+    elif run.resume:
         old, new = json.loads(written.read_text()), json.loads(json.dumps(asdict(recipe)))
         changed = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
         if changed:

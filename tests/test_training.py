@@ -1,0 +1,260 @@
+"""The training command on its default images, shortened; in this process where nothing else is asked for."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import ROOT
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train_accelerate
+from modeling_ride_bf import RideBfForImageClassification
+
+# A shallow network on small images, an epoch of which takes a second
+SMALL = {
+    "depths": "1 1 1",
+    "image_size": 8,
+    "resize_size": 8,
+    "passes_per_epoch": 1,
+    "schedule": "step",
+    "lr_steps": 2,
+    "lr_gamma": 0.01,
+    "reweight_epoch": 2,
+    "batchformer": "shared_classifier",
+}
+SMALL_ARGUMENTS = [word for name, value in SMALL.items() for word in (f"--{name}", *str(value).split())]
+
+
+def train(output_dir, *arguments):
+    """Runs the command in this process, as `accelerate launch` does in one of its own."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    command = [*SMALL_ARGUMENTS, "--output_dir", str(output_dir), *map(str, arguments)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_accelerate.py", *command])
+        train_accelerate.main()
+    return output_dir
+
+
+def read_metrics(output_dir):
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(left, right):
+    left, right = load_file(left / "model.safetensors"), load_file(right / "model.safetensors")
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("run") / "out", "--epochs", 4)
+
+
+def test_what_a_run_leaves(uninterrupted):
+    assert {path.name for path in uninterrupted.iterdir()} == {
+        "best",
+        "last",
+        "metrics.jsonl",
+        "recipe.json",
+        "tensorboard",
+        "test_results.json",
+    }
+    metrics = read_metrics(uninterrupted)
+    assert [line["epoch"] for line in metrics] == [1, 2, 3, 4]
+    assert [line["learning_rate"] for line in metrics] == pytest.approx([0.02, 0.04, 0.0006, 0.0008])
+    assert metrics[1]["train_loss"] < metrics[0]["train_loss"]  # from the third on it is re-weighted
+    for line in metrics:
+        groups = [line[f"validation_{group}_shot_accuracy"] for group in ("many", "medium", "few")]
+        by_hand = (groups[0] * 1 + groups[1] * 4 + groups[2] * 5) / 10  # classes in each group
+        assert line["validation_accuracy"] == pytest.approx(by_hand)
+        assert line["images_per_second"] > 0
+    scalars = EventAccumulator(str(uninterrupted / "tensorboard")).Reload()
+    logged = [event.value for event in scalars.Scalars("train_loss")]
+    assert logged == pytest.approx([line["train_loss"] for line in metrics])
+    recipe = json.loads((uninterrupted / "recipe.json").read_text())
+    assert (recipe["name"], recipe["epochs"], recipe["network"]["depths"]) == ("digits_lt_resnet32", 4, [1, 1, 1])
+
+
+def test_the_test_report_is_of_the_best_checkpoint(uninterrupted):
+    results = json.loads((uninterrupted / "test_results.json").read_text())
+    accuracies = [line["validation_accuracy"] for line in read_metrics(uninterrupted)]
+    best_epoch = max(range(4), key=lambda epoch: (accuracies[epoch], epoch)) + 1
+    assert (results["checkpoint"], results["epoch"]) == ("best", best_epoch)
+    assert results["train_class_counts"] == [120, 78, 50, 33, 21, 14, 9, 6, 4, 2]
+
+    from transformers import AutoImageProcessor
+
+    from data import evaluation_transform, load_long_tailed
+
+    model = RideBfForImageClassification.from_pretrained(uninterrupted / "best")
+    processor = AutoImageProcessor.from_pretrained(uninterrupted / "best")
+    rows = load_long_tailed("digits_lt")["test"].with_transform(evaluation_transform(processor))[:]
+    with torch.no_grad():
+        predictions = model(rows["pixel_values"]).logits.argmax(dim=1)
+    labels = torch.tensor(rows["labels"])
+    assert results["test"]["accuracy"] == pytest.approx((predictions == labels).double().mean().item())
+    assert results["test"]["per_class_accuracy"][9] == pytest.approx(
+        (predictions[labels == 9] == 9).double().mean().item()
+    )
+
+
+def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, monkeypatch):
+    """Bit for bit: order, augmentation, dropout, momentum, schedule, statistics and the best so far."""
+    epoch = train_accelerate.train_epoch
+
+    def dies_in_epoch_three(*arguments):
+        if arguments[5] == 2:
+            raise KeyboardInterrupt
+        return epoch(*arguments)
+
+    monkeypatch.setattr(train_accelerate, "train_epoch", dies_in_epoch_three)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "out", "--epochs", 4)
+    monkeypatch.setattr(train_accelerate, "train_epoch", epoch)
+    train(tmp_path / "out", "--epochs", 4, "--resume")
+
+    for checkpoint in ("last", "best"):
+        assert_same_weights(uninterrupted / checkpoint, tmp_path / "out" / checkpoint)
+
+    def without_speed(lines):
+        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+    assert without_speed(read_metrics(tmp_path / "out")) == without_speed(read_metrics(uninterrupted))
+    assert (tmp_path / "out" / "test_results.json").read_text() == (uninterrupted / "test_results.json").read_text()
+
+
+def test_another_seed_is_another_run(uninterrupted, tmp_path):
+    train(tmp_path / "out", "--epochs", 1, "--seed", 1)
+    assert read_metrics(tmp_path / "out")[0]["train_loss"] != read_metrics(uninterrupted)[0]["train_loss"]
+
+
+def test_an_earlier_run_is_not_overwritten_by_accident(uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    with pytest.raises(SystemExit, match="holds a run already; go on with it by --resume"):
+        train(uninterrupted, "--epochs", 1)
+    with pytest.raises(SystemExit, match=r"another recipe; differences: epochs: 4 -> 5"):
+        train(uninterrupted, "--epochs", 5, "--resume")
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+
+
+def test_resuming_from_nothing_is_explained(tmp_path):
+    with pytest.raises(SystemExit, match="holds no run to resume"):
+        train(tmp_path / "out", "--resume")
+
+
+def test_a_lost_loss_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    epoch = train_accelerate.train_epoch
+
+    def breaks_in_epoch_two(*arguments):
+        if arguments[5] == 1:
+            with torch.no_grad():
+                next(arguments[0].parameters()).fill_(torch.nan)
+        return epoch(*arguments)
+
+    monkeypatch.setattr(train_accelerate, "train_epoch", breaks_in_epoch_two)
+    with pytest.raises(FloatingPointError, match="epoch 2 is nan"):
+        train(tmp_path / "out", "--epochs", 3)
+    model = RideBfForImageClassification.from_pretrained(tmp_path / "out" / "last")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--batchformer insert",
+        "--batchformer insert --batchformer_layer_scale_init_value 0",
+        "--batchformer none --num_experts 1 --loss ldam --classifier cosine",
+        "--batchformer none --num_experts 1 --loss cross_entropy --classifier linear",
+        "--batchformer none --loss focal",
+        "--loss reweighted_cross_entropy --schedule cosine",
+    ],
+)
+def test_methods(tmp_path, options):
+    train(tmp_path / "out", "--epochs", 2, *options.split())
+    losses = [line["train_loss"] for line in read_metrics(tmp_path / "out")]
+    assert losses[1] < losses[0]
+    assert RideBfForImageClassification.from_pretrained(tmp_path / "out" / "last").config.num_labels == 10
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(SystemExit, match="fp16 needs a GPU"):
+        train(tmp_path / "out")
+
+
+def test_bf16(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(tmp_path / "out", "--epochs", 1)
+    assert read_metrics(tmp_path / "out")[0]["train_loss"] > 0
+    weights = load_file(tmp_path / "out" / "last" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.int64}
+
+
+def launch(command, output_dir, tmp_path, **environment):
+    return subprocess.Popen(
+        [
+            *command,
+            str(ROOT / "train_accelerate.py"),
+            *SMALL_ARGUMENTS,
+            "--output_dir",
+            str(output_dir),
+            "--epochs",
+            "4",
+        ],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_killed_run_goes_on_where_it_was(uninterrupted, tmp_path):
+    """`accelerate launch` from another folder, SIGKILL after two epochs, resumed."""
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+    process = launch([sys.executable], tmp_path / "out", tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "metrics.jsonl").is_file() or len(read_metrics(tmp_path / "out")) < 2:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    arguments = [*SMALL_ARGUMENTS, "--output_dir", str(tmp_path / "out"), "--epochs", "4", "--resume"]
+    resumed = subprocess.run(
+        [*accelerate, str(ROOT / "train_accelerate.py"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed after epoch" in resumed.stdout
+    assert "few-shot" in resumed.stdout
+    assert [line["epoch"] for line in read_metrics(tmp_path / "out")] == [1, 2, 3, 4]
+    assert_same_weights(uninterrupted / "last", tmp_path / "out" / "last")
+
+
+def test_two_processes(tmp_path):
+    """Real distributed data parallelism over gloo; every test image is counted once."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29581"]
+    process = launch(torchrun, tmp_path / "out", tmp_path, ACCELERATE_USE_CPU="true")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "2 process(es) on cpu" in output
+    results = json.loads((tmp_path / "out" / "test_results.json").read_text())
+    hits = [accuracy * 50 for accuracy in results["test"]["per_class_accuracy"]]
+    assert hits == pytest.approx([round(hit) for hit in hits])
+    assert results["test"]["accuracy"] == pytest.approx(sum(hits) / 500)
+    assert len(read_metrics(tmp_path / "out")) == 4
+    RideBfForImageClassification.from_pretrained(tmp_path / "out" / "best")
