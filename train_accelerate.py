@@ -52,7 +52,7 @@ class Progress:
 def main() -> None:
     run, recipe = parse_arguments()
     if run.print_recipe:
-        print(json.dumps(asdict(recipe), indent=2))
+        print(recipe.as_json())
         return
     logging.disable_progress_bar()  # one for every file written hides the run's own
     output_dir = Path(run.output_dir)
@@ -215,8 +215,7 @@ def prepare_output_dir(output_dir: Path, run: RunArguments, recipe: TrainingReci
     if run.resume and not written.is_file():
         problem = f"{output_dir} holds no run to resume; start without --resume, or name the run's --output_dir"
     elif run.resume:
-        old, new = json.loads(written.read_text()), json.loads(json.dumps(asdict(recipe)))
-        changed = [f"{key}: {old.get(key)} -> {new[key]}" for key in new if old.get(key) != new[key]]
+        changed = recipe.differences(written.read_text())
         if changed:
             problem = f"{output_dir} holds a run of another recipe; differences: {'; '.join(changed)}"
     elif written.is_file() and not run.overwrite_output_dir:
@@ -233,7 +232,7 @@ def prepare_output_dir(output_dir: Path, run: RunArguments, recipe: TrainingReci
         for old_file in ("metrics.jsonl", "test_results.json"):
             (output_dir / old_file).unlink(missing_ok=True)
         output_dir.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+        written.write_text(recipe.as_json())
     accelerator.wait_for_everyone()
 
 

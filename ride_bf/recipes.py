@@ -4,8 +4,9 @@
 configurations released with RIDE and BatchFormer unless a description says otherwise.
 """
 
+import json
 import math
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from configuration_ride_bf import RideBfConfig
@@ -91,6 +92,16 @@ class TrainingRecipe:
     def reweight(self, epoch: int) -> bool:
         """Whether deferred re-weighting is on in the 0-based `epoch`."""
         return self.reweight_epoch is not None and epoch + 1 > self.reweight_epoch
+
+    def as_json(self) -> str:
+        """The recipe as it is written to `recipe.json`."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def differences(self, written: str) -> list[str]:
+        """What another recipe, written by `as_json`, has that this one has not: "option: theirs -> ours"."""
+        theirs, ours = json.loads(written), json.loads(self.as_json())
+        names = [name for name in ours if name != "description"]
+        return [f"{name}: {theirs.get(name)} -> {ours[name]}" for name in names if theirs.get(name) != ours[name]]
 
     def with_overrides(self, **overrides) -> "TrainingRecipe":
         """A copy with other values; an option of `RideBfConfig` goes to the network."""
