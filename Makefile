@@ -26,6 +26,7 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 
 demo: $(INSTALLED)  ## Train the default recipe on real images and classify one
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process 2 \
 		train_accelerate.py --output_dir outputs/demo --overwrite_output_dir
 	$(BIN)/python -m ride_bf.classify outputs/demo/best hub_cards/examples/digit_9.png
 

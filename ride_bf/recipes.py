@@ -133,7 +133,18 @@ RESNET152 = {**RESNET50, "depths": [3, 8, 36, 3]}
 
 DIGITS_LT_RESNET32 = TrainingRecipe(
     name="digits_lt_resnet32",
-    description="x",
+    description="""Digits-LT: scikit-learn's handwritten digits, 337 training images, 120 zeros down to 2 nines. Ours;
+no paper trains on it. Measured results are in the README.
+Why the settings are what they are, all of them chosen on images that are in neither the training nor the test split:
+- 16x16 pixels: the scans have 8x8, and 32x32 cost four times as much for no information more.
+- Three passes an epoch and batches of 32, some 1,280 steps in all: with a few hundred the experts end half trained and
+  a run's accuracy depends on its seed. At 64 images a step the spread over seeds was still three times as large.
+- Rotation, shift, scale and shear: two nines are two shapes of a nine. Without them all methods stop in the eighties.
+- A cosine schedule, for the same reason: no run depends on where in an epoch a step of the rate falls.
+- BatchFormer with a shared classifier, its stream's loss weighted 0.1. With the paper's weight of 1, and with "insert",
+  the paper's layer collapses in batches this small; the gated layer (batchformer_layer_scale_init_value=0) does not,
+  and comes to the same accuracy. A smaller dropout than the paper's 0.5 costs both several points.
+Cost: 25 M multiply-adds an image, 0.8 M parameters; two minutes on two CPU cores.""",
     dataset="digits_lt",
     network={**RESNET32, "batchformer": "shared_classifier"},
     image_size=16,
@@ -143,10 +154,11 @@ DIGITS_LT_RESNET32 = TrainingRecipe(
     image_std=(0.376,) * 3,
     epochs=40,
     passes_per_epoch=3,
-    batch_size=64,
+    batch_size=32,
+    learning_rate=0.07,
     weight_decay=5e-4,
-    lr_steps=(32, 36),
-    lr_gamma=0.01,
+    schedule="cosine",
+    warmup_epochs=7,
     diversity_factor=-0.45,
     reweight_epoch=32,
     batchformer_loss_weight=0.1,
