@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import TINY_NETWORKS, tiny_config, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
@@ -40,6 +41,24 @@ def test_parameter_counts_are_those_of_the_authors_networks(network, num_labels,
         with torch.device("meta"):
             model = RideBfForImageClassification(RideBfConfig(**network, num_labels=num_labels, batchformer=mode))
         assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "num_labels", "giga_multiply_adds"),
+    [
+        (RESNET32, 32, 100, 0.100),
+        (RESNET10, 224, 1000, 1.17),
+        (RESNET50, 224, 1000, 5.77),
+        (RESNEXT50, 224, 1000, 6.05),
+    ],
+    ids=["resnet32", "resnet10", "resnet50", "resnext50"],
+)
+def test_multiply_adds_are_those_of_the_authors_networks(network, size, num_labels, giga_multiply_adds):
+    with torch.device("meta"):
+        model = RideBfForImageClassification(RideBfConfig(**network, num_labels=num_labels)).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(1, 3, size, size))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(giga_multiply_adds, abs=0.005)
 
 
 @pytest.mark.parametrize("gate", [None, 0.5], ids=["post-norm", "gated"])
