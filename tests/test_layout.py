@@ -15,7 +15,7 @@ ALLOWED = {
     "ride_bf.losses": set(),
     "ride_bf.metrics": set(),
     "ride_bf.checkpoints": set(),
-    "ride_bf.convert_reference": set(),
+    "ride_bf.convert_reference": {"configuration_ride_bf", "modeling_ride_bf", "data", "ride_bf.recipes"},
     "ride_bf.classify": set(),
     "ride_bf.report": {"ride_bf.metrics"},
     "ride_bf.recipes": {"configuration_ride_bf"},
