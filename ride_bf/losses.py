@@ -46,6 +46,12 @@ def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) 
     return (weights * (len(weights) / weights.sum())).float()
 
 
+def log_prior(class_counts: Sequence[int]) -> Tensor:
+    """Logarithm of each class's share of the training images (C,). Raises ValueError on a class without images."""
+    counts = _checked_counts(class_counts)
+    return (counts / counts.sum()).log().float()
+
+
 def diversity_temperatures(class_counts: Sequence[int], reweight_factor: float) -> Tensor:
     """RIDE's distribution-aware factors (C,) on the temperature of the diversity term, in (0, 1].
 
@@ -119,6 +125,33 @@ class LDAMLoss(_MarginLoss):
 
     def compute(self, expert_logits, labels, reweight):
         return self._margin_cross_entropy(expert_logits.mean(dim=1), labels, reweight)
+
+
+class CollaborativeLoss(LDAMLoss):
+    """The experts trained as one: number of experts times LDAM's loss of the mean logits.
+
+    What the authors' RIDE loss turns into, without saying so, where its diversity factor is 0; here it has a name.
+    """
+
+    def compute(self, expert_logits, labels, reweight):
+        return expert_logits.shape[1] * super().compute(expert_logits, labels, reweight)
+
+
+class LogitAdjustedLoss(Criterion):
+    """Cross-entropy of the mean logits plus `tau` times the log of the class's share of the training images.
+
+    Menon et al.: Long-tail Learning via Logit Adjustment, 2021, eq. 10. With `tau` 1 it is the balanced softmax of Ren
+    et al.: Balanced Meta-Softmax for Long-Tailed Visual Recognition, 2020. The network's own logits, without the
+    adjustment, are those of balanced classes: nothing is to be done in evaluation. Raises ValueError on a class
+    without images.
+    """
+
+    def __init__(self, class_counts: Sequence[int], tau: float = 1.0):
+        super().__init__()
+        self.register_buffer("adjustment", tau * log_prior(class_counts), persistent=False)
+
+    def compute(self, expert_logits, labels, reweight):
+        return F.cross_entropy(expert_logits.mean(dim=1) + self.adjustment, labels)
 
 
 class RideLoss(_MarginLoss):

@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ride_bf.losses import Criterion, CrossEntropyLoss, FocalLoss, LDAMLoss, RideLoss, effective_number_weights
+from ride_bf.losses import (
+    CollaborativeLoss,
+    Criterion,
+    CrossEntropyLoss,
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustedLoss,
+    RideLoss,
+    effective_number_weights,
+)
 from ride_bf.recipes import TrainingRecipe
 
 
@@ -57,14 +66,18 @@ def make_criterion(recipe: TrainingRecipe, class_counts: Sequence[int]) -> Crite
             scale=recipe.margin_scale,
             reweight_factor=recipe.reweight_factor,
         )
-    if recipe.loss == "ldam":
-        return LDAMLoss(class_counts, max_margin=recipe.max_margin, scale=recipe.margin_scale)
+    if recipe.loss in ("ldam", "collaborative"):
+        kind = LDAMLoss if recipe.loss == "ldam" else CollaborativeLoss
+        return kind(class_counts, max_margin=recipe.max_margin, scale=recipe.margin_scale)
     if recipe.loss == "focal":
         return FocalLoss(gamma=recipe.focal_gamma)
     if recipe.loss == "reweighted_cross_entropy":
-        return CrossEntropyLoss(effective_number_weights(class_counts))
+        return CrossEntropyLoss(effective_number_weights(class_counts, beta=recipe.class_weight_beta))
     if recipe.loss == "cross_entropy":
         return CrossEntropyLoss()
+    if recipe.loss in ("balanced_softmax", "logit_adjusted"):
+        tau = 1.0 if recipe.loss == "balanced_softmax" else recipe.logit_adjustment_tau
+        return LogitAdjustedLoss(class_counts, tau=tau)
     raise ValueError(f"no loss is called {recipe.loss!r}")
 
 

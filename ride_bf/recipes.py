@@ -52,7 +52,16 @@ class TrainingRecipe:
     lr_gamma: float = _option("factor at each of lr_steps", 0.1)
     warmup_epochs: int = _option("epochs of linear warm-up", 5)
 
-    loss: Literal["ride", "ldam", "focal", "cross_entropy", "reweighted_cross_entropy"] = _option("criterion", "ride")
+    loss: Literal[
+        "ride",
+        "collaborative",
+        "ldam",
+        "focal",
+        "cross_entropy",
+        "reweighted_cross_entropy",
+        "balanced_softmax",
+        "logit_adjusted",
+    ] = _option("criterion", "ride")
     diversity_factor: float = _option("weight of RIDE's diversity term; negative rewards difference", -0.2)
     diversity_temperature: float = _option("temperature of RIDE's diversity term", 1.0)
     reweight_factor: float = _option("how far that temperature follows the class counts once re-weighted", 0.05)
@@ -60,6 +69,8 @@ class TrainingRecipe:
     max_margin: float = _option("margin of the rarest class, in cosine units", 0.5)
     margin_scale: float = _option("what the margins are multiplied with, as the classifier's cosine", 30.0)
     focal_gamma: float = _option("exponent of the focal loss", 1.0)
+    class_weight_beta: float = _option("beta of the effective numbers that re-weight cross-entropy", 0.9999)
+    logit_adjustment_tau: float = _option("factor on the log of a class's share in the logit-adjusted loss", 1.0)
     batchformer_loss_weight: float = _option('of its stream in "shared_classifier" networks; the paper has 1', 1.0)
 
     def __post_init__(self):
@@ -100,6 +111,10 @@ class TrainingRecipe:
     def differences(self, written: str) -> list[str]:
         """What another recipe, written by `as_json`, has that this one has not: "option: theirs -> ours"."""
         theirs, ours = json.loads(written), json.loads(self.as_json())
+        for option in fields(self):  # one that a later version brought was at its default before
+            if option.default is not MISSING:
+                default = option.default
+                theirs.setdefault(option.name, list(default) if isinstance(default, tuple) else default)
         names = [name for name in ours if name != "description"]
         return [f"{name}: {theirs.get(name)} -> {ours[name]}" for name in names if theirs.get(name) != ours[name]]
 

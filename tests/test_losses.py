@@ -8,9 +8,11 @@ import torch
 
 from modeling_ride_bf import RideBfOutput
 from ride_bf.losses import (
+    CollaborativeLoss,
     CrossEntropyLoss,
     FocalLoss,
     LDAMLoss,
+    LogitAdjustedLoss,
     RideLoss,
     diversity_temperatures,
     effective_number_weights,
@@ -28,6 +30,8 @@ ALL_LOSSES = [
     FocalLoss(gamma=2.0),
     CrossEntropyLoss(),
     CrossEntropyLoss(effective_number_weights(COUNTS)),
+    CollaborativeLoss(COUNTS),
+    LogitAdjustedLoss(COUNTS),
 ]
 
 
@@ -82,6 +86,23 @@ def test_ldam():
     weights = effective_number_weights(COUNTS).tolist()
     weighted = (weights[0] * losses[0] + weights[2] * losses[1]) / (weights[0] + weights[2])
     assert LDAMLoss(COUNTS)(LOGITS, LABELS, reweight=True).item() == pytest.approx(weighted)
+
+
+def test_balanced_softmax_and_logit_adjustment():
+    """Balanced softmax as Ren et al. write it: the softmax weighted with the class counts."""
+    mean = [[1.25, 1.25, -0.5], [0.5, 2.0, 1.0]]
+    for tau in (1.0, 0.5):
+        expected = 0.0
+        for logits, label in zip(mean, LABELS.tolist(), strict=True):
+            weighted = [count**tau * math.exp(value) for count, value in zip(COUNTS, logits, strict=True)]
+            expected -= math.log(weighted[label] / sum(weighted)) / 2
+        assert LogitAdjustedLoss(COUNTS, tau)(LOGITS, LABELS).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("reweight", [False, True])
+def test_collaborative(reweight):
+    expected = 2 * LDAMLoss(COUNTS)(LOGITS, LABELS, reweight=reweight)
+    torch.testing.assert_close(CollaborativeLoss(COUNTS)(LOGITS, LABELS, reweight=reweight), expected)
 
 
 @pytest.mark.parametrize("reweight", [False, True])
@@ -191,12 +212,15 @@ def test_the_recipe_chooses_criterion_and_objective():
         "focal": FocalLoss,
         "cross_entropy": CrossEntropyLoss,
         "reweighted_cross_entropy": CrossEntropyLoss,
+        "balanced_softmax": LogitAdjustedLoss,
+        "logit_adjusted": LogitAdjustedLoss,
+        "collaborative": CollaborativeLoss,
     }
     for loss, kind in kinds.items():
         criterion = make_criterion(DIGITS_LT_RESNET32.with_overrides(loss=loss), COUNTS)
         assert type(criterion) is kind
         weighted = getattr(criterion, "class_weights", None) is not None
-        assert weighted == (loss not in ("focal", "cross_entropy"))
+        assert weighted == (loss in ("ride", "ldam", "collaborative", "reweighted_cross_entropy"))
     for recipe in RECIPES.values():
         shared = recipe.network["batchformer"] == "shared_classifier"
         assert isinstance(make_objective(recipe, COUNTS), SharedClassifierObjective) == shared

@@ -138,5 +138,15 @@ def test_help_says_what_every_option_means(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "images in a step, all processes together (default: 64)" in shown
+    assert "images in a step, all processes together (default: 32)" in shown
     assert "how many experts follow the shared trunk; 1 is a plain ResNet. (default: 3)" in shown
+
+
+def test_differences_between_recipes():
+    recipe = RECIPES["digits_lt_resnet32"]
+    assert recipe.differences(recipe.as_json()) == []
+    assert recipe.with_overrides(epochs=3).differences(recipe.as_json()) == ["epochs: 40 -> 3"]
+    written = json.loads(recipe.as_json())
+    del written["focal_gamma"], written["description"]  # as an earlier version would have written it
+    assert recipe.differences(json.dumps(written)) == []
+    assert replace(recipe, focal_gamma=2.0).differences(json.dumps(written)) == ["focal_gamma: 1.0 -> 2.0"]

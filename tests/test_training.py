@@ -176,6 +176,8 @@ def test_a_lost_loss_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, m
         "--batchformer none --num_experts 1 --loss cross_entropy --classifier linear",
         "--batchformer none --loss focal",
         "--loss reweighted_cross_entropy --schedule cosine",
+        "--loss balanced_softmax",
+        "--batchformer insert --loss collaborative",
     ],
 )
 def test_methods(tmp_path, options):
