@@ -15,6 +15,7 @@ ALLOWED = {
     "ride_bf.losses": set(),
     "ride_bf.metrics": set(),
     "ride_bf.checkpoints": set(),
+    "ride_bf.samplers": set(),
     "ride_bf.convert_reference": {"configuration_ride_bf", "modeling_ride_bf", "data", "ride_bf.recipes"},
     "ride_bf.classify": set(),
     "ride_bf.report": {"ride_bf.metrics"},
@@ -22,6 +23,7 @@ ALLOWED = {
     "ride_bf.objectives": {"ride_bf.losses", "ride_bf.recipes"},
     "ride_bf.evaluate": {"ride_bf.metrics"},
     "ride_bf.command_line": {"configuration_ride_bf", "ride_bf.recipes"},
+    "ride_bf.profile": {"configuration_ride_bf", "modeling_ride_bf", "ride_bf.command_line"},
     "ride_bf.benchmark": {"data", "ride_bf.command_line", "ride_bf.metrics"},
     "train_accelerate": {
         "data",
