@@ -6,6 +6,8 @@ that the training step never branches.
 
 from collections.abc import Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ride_bf.losses import (
@@ -28,11 +30,19 @@ class ClassificationObjective(nn.Module):
         super().__init__()
         self.criterion = criterion
 
+    def streams(self, outputs) -> list[tuple[float, Tensor]]:
+        """Weight and logits (B, E, C) of each stream that is trained."""
+        return [(1.0, outputs.expert_logits)]
+
     def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
-        return self.criterion(outputs.expert_logits, batch["labels"], reweight=reweight)
+        losses = [
+            weight * self.criterion(expert_logits, batch["labels"], reweight=reweight)
+            for weight, expert_logits in self.streams(outputs)
+        ]
+        return torch.stack(losses).sum()
 
 
-class SharedClassifierObjective(nn.Module):
+class SharedClassifierObjective(ClassificationObjective):
     """The criterion on both streams of a "shared_classifier" network.
 
     loss = criterion(raw stream) + batchformer_loss_weight * criterion(BatchFormer's stream), each with its own mean
@@ -40,19 +50,94 @@ class SharedClassifierObjective(nn.Module):
     """
 
     def __init__(self, criterion: nn.Module, batchformer_loss_weight: float = 1.0):
-        super().__init__()
-        self.criterion = criterion
+        super().__init__(criterion)
         self.batchformer_loss_weight = batchformer_loss_weight
 
-    def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
+    def streams(self, outputs) -> list[tuple[float, Tensor]]:
         if outputs.batchformer_expert_logits is None:
             raise ValueError(
                 "outputs have no batchformer_expert_logits: this objective needs a network with "
                 "batchformer='shared_classifier' in train mode"
             )
-        raw = self.criterion(outputs.expert_logits, batch["labels"], reweight=reweight)
-        batchformer = self.criterion(outputs.batchformer_expert_logits, batch["labels"], reweight=reweight)
-        return raw + self.batchformer_loss_weight * batchformer
+        return [(1.0, outputs.expert_logits), (self.batchformer_loss_weight, outputs.batchformer_expert_logits)]
+
+
+class DistillationObjective(nn.Module):
+    """An objective and the divergence from a teacher's prediction.
+
+    loss = objective + distillation_factor * T^2 * KL(softmax(teacher / T) || softmax(mean logits / T)), the divergence
+    on each of the objective's streams, weighted as it weighs them.
+
+    Args:
+        objective: what is minimised without the teacher.
+        teacher: an image classifier of the same classes, called with `pixel_values`. It stays in evaluation mode and
+            learns nothing.
+        distillation_factor: weight of the divergence.
+        temperature: T.
+    """
+
+    def __init__(
+        self,
+        objective: ClassificationObjective,
+        teacher: nn.Module,
+        distillation_factor: float = 1.0,
+        temperature: float = 1.5,
+    ):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"the temperature of distillation must be positive, got {temperature}")
+        self.objective = objective
+        self.teacher = teacher.requires_grad_(False)
+        self.distillation_factor = distillation_factor
+        self.temperature = temperature
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "DistillationObjective":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
+        with torch.no_grad():
+            teacher_logits = self.teacher(batch["pixel_values"]).logits
+        loss = self.objective(outputs, batch, reweight=reweight)
+        with torch.autocast(loss.device.type, enabled=False):
+            target = F.softmax(teacher_logits.float() / self.temperature, dim=1)
+            for weight, expert_logits in self.objective.streams(outputs):
+                student = F.log_softmax(expert_logits.float().mean(dim=1) / self.temperature, dim=1)
+                divergence = F.kl_div(student, target, reduction="batchmean")
+                loss = loss + weight * self.distillation_factor * self.temperature**2 * divergence
+        return loss
+
+
+class RouterObjective(nn.Module):
+    """Whether a later expert is needed, for each router: binary cross-entropy, averaged over the routers.
+
+    It is needed where the mean of the logits so far predicts wrongly and any later mean predicts rightly. RIDE,
+    section 3.3. `positive_weight` weighs the images for which it is.
+    """
+
+    def __init__(self, positive_weight: float = 100.0):
+        super().__init__()
+        if positive_weight <= 0:
+            raise ValueError(f"positive_weight must be positive, got {positive_weight}")
+        self.register_buffer("positive_weight", torch.tensor(float(positive_weight)), persistent=False)
+
+    def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
+        if outputs.router_logits is None:
+            raise ValueError("outputs have no router_logits: this objective needs a network with router=True")
+        with torch.autocast(outputs.router_logits.device.type, enabled=False):
+            needed = next_expert_needed(outputs.expert_logits.float(), batch["labels"])
+            return F.binary_cross_entropy_with_logits(
+                outputs.router_logits.float(), needed.float(), pos_weight=self.positive_weight
+            )
+
+
+def next_expert_needed(expert_logits: Tensor, labels: Tensor) -> Tensor:
+    """Targets (B, E - 1) of the routers: the mean so far is wrong, and some later mean right."""
+    right = expert_logits.cumsum(dim=1).argmax(dim=2) == labels[:, None]  # (B, E); a sum predicts as its mean
+    any_right_from = right.flip(1).cumsum(dim=1).flip(1) > 0  # (B, E): right at this expert or a later one
+    return ~right[:, :-1] & any_right_from[:, 1:]
 
 
 def make_criterion(recipe: TrainingRecipe, class_counts: Sequence[int]) -> Criterion:
