@@ -22,14 +22,23 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from data import class_counts, evaluation_processor, evaluation_transform, load_long_tailed, train_transform
+from data import (
+    class_counts,
+    class_labels,
+    evaluation_processor,
+    evaluation_transform,
+    load_long_tailed,
+    train_transform,
+)
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.checkpoints import find_checkpoint, save_model, save_training_state
 from ride_bf.command_line import RunArguments, parse_arguments
 from ride_bf.evaluate import evaluate
 from ride_bf.objectives import make_objective
+from ride_bf.parts import initialise_from, load_teacher, set_train_mode, train_only
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.report import accuracy_table, shot_summary
+from ride_bf.samplers import LongTailedSampler
 
 STEPS_BETWEEN_READINGS = 10  # reading the loss waits for the device
 
@@ -65,9 +74,13 @@ def main() -> None:
     set_seed(run.seed)
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     model = RideBfForImageClassification(recipe.config(**labels))
-    objective = make_objective(recipe, counts).to(accelerator.device)
+    if run.init_from is not None:
+        initialise_from(model, run.init_from, new_parts=[recipe.train_only] if recipe.train_only != "all" else [])
+    train_only(model, recipe.train_only)
+    teacher = None if run.teacher is None else load_teacher(run.teacher, names)
+    objective = make_objective(recipe, counts, teacher).to(accelerator.device)
     optimizer = SGD(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
@@ -136,7 +149,7 @@ def train_epoch(
     recipe: TrainingRecipe,
 ) -> dict[str, float]:
     """One epoch, 0-based. Returns mean loss, learning rate and speed. Raises FloatingPointError if the loss is lost."""
-    model.train()
+    set_train_mode(model)
     loader.set_epoch(epoch)
     reweight = recipe.reweight(epoch)
     learning_rate = optimizer.param_groups[0]["lr"]
@@ -197,15 +210,27 @@ def make_loaders(
     for name, split in splits.items():
         train = name == "train"
         rows = split.repeat(recipe.passes_per_epoch).with_transform(augment) if train else split.with_transform(prepare)
+        sampler = make_sampler(split, recipe, run.seed) if train else None
         loaders[name] = DataLoader(
             rows,
             batch_size=recipe.batch_size // accelerator.num_processes if train else run.eval_batch_size,
-            shuffle=train,
+            sampler=sampler,
+            shuffle=train and sampler is None,
             num_workers=run.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             persistent_workers=train and run.num_workers > 0,
         )
     return {name: accelerator.prepare(loader) for name, loader in loaders.items()}
+
+
+def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler | None:
+    """What draws an epoch's images; None where each comes once, in random order."""
+    if recipe.sampler == "instance":
+        return None
+    counts = class_counts(split)
+    all_images = len(split) * recipe.passes_per_epoch
+    draws = all_images if recipe.sampler_epoch == "images" else len(counts) * max(counts)
+    return LongTailedSampler(class_labels(split), len(counts), recipe.sampler, draws, recipe.epochs, seed)
 
 
 def prepare_output_dir(output_dir: Path, run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator) -> None:

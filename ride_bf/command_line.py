@@ -27,6 +27,12 @@ class RunArguments:
         default=None,
         metadata={"help": "share of the training images to choose the best epoch on, if there is no validation split"},
     )
+    init_from: str | None = field(
+        default=None, metadata={"help": "folder or Hub id of a model to start from; its code is not run"}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "folder or Hub id of an image classifier to distil from; its code is run"}
+    )
     output_dir: str | None = field(default=None, metadata={"help": "where results go; outputs/RECIPE by default"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "delete a run that output_dir holds"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
@@ -117,6 +123,10 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, T
         # only what the command line changes: RideBfConfig's defaults need not be written down in every recipe
         changed |= {name: value for name, value in vars(network).items() if value != _network_value(recipe, name)}
         recipe = recipe.with_overrides(**changed)
+        if recipe.train_only != "all" and run.init_from is None:
+            raise ValueError(f"train_only {recipe.train_only!r} needs a trained model: name it with --init_from")
+        if recipe.train_only == "router" and run.teacher is not None:
+            raise ValueError("a router learns from the experts' mistakes, not from a --teacher")
         recipe.config(num_labels=max(2, network.router_top_k))  # an impossible network is refused before data is read
     except (ValueError, StrictDataclassError) as error:
         parser.exit(2, f"error: {error}\n")

@@ -56,3 +56,24 @@ def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_count
             result[f"{group}_shot_accuracy"] = float(per_class[members & present].mean())
     result["per_class_accuracy"] = [None if np.isnan(value) else float(value) for value in per_class]
     return result
+
+
+def expert_use(
+    experts_used: Sequence[int], labels: Sequence[int], class_counts: Sequence[int], num_experts: int
+) -> dict[str, list[float]]:
+    """Shares of the images that a router gave 1, 2, ... `num_experts` experts, each list summing to 1.
+
+    Returns `experts_used` over all images and `many_shot_experts_used`, `medium_shot_experts_used`,
+    `few_shot_experts_used` over those of each group of classes; a group without images is left out.
+    """
+    experts_used, labels = np.asarray(experts_used), np.asarray(labels)
+
+    def shares(of: np.ndarray) -> list[float]:
+        return (np.bincount(of, minlength=num_experts + 1)[1:] / len(of)).tolist()
+
+    result = {"experts_used": shares(experts_used)}
+    for group, members in shot_groups(class_counts).items():
+        inside = members[labels]
+        if inside.any():
+            result[f"{group}_shot_experts_used"] = shares(experts_used[inside])
+    return result

@@ -166,9 +166,14 @@ def make_criterion(recipe: TrainingRecipe, class_counts: Sequence[int]) -> Crite
     raise ValueError(f"no loss is called {recipe.loss!r}")
 
 
-def make_objective(recipe: TrainingRecipe, class_counts: Sequence[int]) -> nn.Module:
-    """What a run of the recipe minimises on a training split of these counts."""
+def make_objective(recipe: TrainingRecipe, class_counts: Sequence[int], teacher: nn.Module | None = None) -> nn.Module:
+    """What a run of the recipe minimises on a training split of these counts, with a teacher if there is one."""
+    if recipe.train_only == "router":
+        return RouterObjective(recipe.router_positive_weight)
     criterion = make_criterion(recipe, class_counts)
+    objective = ClassificationObjective(criterion)
     if recipe.network.get("batchformer") == "shared_classifier":
-        return SharedClassifierObjective(criterion, recipe.batchformer_loss_weight)
-    return ClassificationObjective(criterion)
+        objective = SharedClassifierObjective(criterion, recipe.batchformer_loss_weight)
+    if teacher is None:
+        return objective
+    return DistillationObjective(objective, teacher, recipe.distillation_factor, recipe.distillation_temperature)

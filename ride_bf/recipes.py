@@ -71,6 +71,16 @@ class TrainingRecipe:
     focal_gamma: float = _option("exponent of the focal loss", 1.0)
     class_weight_beta: float = _option("beta of the effective numbers that re-weight cross-entropy", 0.9999)
     logit_adjustment_tau: float = _option("factor on the log of a class's share in the logit-adjusted loss", 1.0)
+    distillation_factor: float = _option("weight of the divergence from the teacher, if there is one", 1.0)
+    distillation_temperature: float = _option("temperature of that divergence", 1.5)
+    sampler: Literal["instance", "square_root", "class_balanced", "progressively_balanced"] = _option(
+        "how often each class is drawn", "instance"
+    )
+    sampler_epoch: Literal["images", "largest_class"] = _option(
+        "draws in an epoch, unless by instance: as many as there are images, or classes times the largest", "images"
+    )
+    train_only: Literal["all", "classifiers", "router"] = _option("part that learns; needs --init_from", "all")
+    router_positive_weight: float = _option("weight of the images that need a later expert", 100.0)
     batchformer_loss_weight: float = _option('of its stream in "shared_classifier" networks; the paper has 1', 1.0)
 
     def __post_init__(self):

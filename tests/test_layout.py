@@ -21,6 +21,7 @@ ALLOWED = {
     "ride_bf.report": {"ride_bf.metrics"},
     "ride_bf.recipes": {"configuration_ride_bf"},
     "ride_bf.objectives": {"ride_bf.losses", "ride_bf.recipes"},
+    "ride_bf.parts": {"modeling_ride_bf"},
     "ride_bf.evaluate": {"ride_bf.metrics"},
     "ride_bf.command_line": {"configuration_ride_bf", "ride_bf.recipes"},
     "ride_bf.profile": {"configuration_ride_bf", "modeling_ride_bf", "ride_bf.command_line"},
@@ -32,8 +33,10 @@ ALLOWED = {
         "ride_bf.command_line",
         "ride_bf.evaluate",
         "ride_bf.objectives",
+        "ride_bf.parts",
         "ride_bf.recipes",
         "ride_bf.report",
+        "ride_bf.samplers",
     },
 }
 

@@ -1,6 +1,6 @@
 import pytest
 
-from ride_bf.metrics import shot_accuracy, shot_groups
+from ride_bf.metrics import expert_use, shot_accuracy, shot_groups
 from ride_bf.report import accuracy_table, shot_summary
 
 
@@ -64,3 +64,11 @@ def test_report_shows_groups_and_classes_from_the_commonest():
     assert lines[3] == ["few-shot", "1", "10", "50.0", "%"]
     assert lines[-2:] == [["class", "common", "300", "100.0", "%"], ["class", "rare", "10", "50.0", "%"]]
     assert shot_summary(metrics).split() == ["all", "75.0", "many", "100.0", "few", "50.0"]
+
+
+def test_expert_use_by_hand():
+    assert expert_use([1, 1, 3, 2], [0, 0, 0, 1], [200, 5], num_experts=3) == {
+        "experts_used": [0.5, 0.25, 0.25],
+        "many_shot_experts_used": pytest.approx([2 / 3, 0, 1 / 3]),
+        "few_shot_experts_used": [0.0, 1.0, 0.0],
+    }

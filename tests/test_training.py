@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from conftest import ROOT
+from conftest import ROOT, tiny_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,6 +23,9 @@ SMALL = {
     "image_size": 8,
     "resize_size": 8,
     "passes_per_epoch": 1,
+    "batch_size": 64,
+    "learning_rate": 0.1,
+    "warmup_epochs": 5,
     "schedule": "step",
     "lr_steps": 2,
     "lr_gamma": 0.01,
@@ -185,6 +188,69 @@ def test_methods(tmp_path, options):
     losses = [line["train_loss"] for line in read_metrics(tmp_path / "out")]
     assert losses[1] < losses[0]
     assert RideBfForImageClassification.from_pretrained(tmp_path / "out" / "last").config.num_labels == 10
+
+
+ROUTER = (
+    "--batchformer none --router true --router_top_k 5 --train_only router --sampler class_balanced "
+    "--schedule cosine --warmup_epochs 1 --learning_rate 0.01"
+)
+
+
+def test_router_stage(uninterrupted, tmp_path):
+    """Everything but the router stays as it was, statistics included; the test report tells the experts' use."""
+    train(tmp_path / "out", "--epochs", 3, "--init_from", uninterrupted / "last", *ROUTER.split())
+    losses = [line["train_loss"] for line in read_metrics(tmp_path / "out")]
+    assert losses[-1] < losses[0]
+    before = load_file(uninterrupted / "last" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "last" / "model.safetensors")
+    kept = {name for name in after if not name.startswith("router.")}
+    assert kept == {name for name in before if not name.startswith("batchformer.")}
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    used = json.loads((tmp_path / "out" / "test_results.json").read_text())["test"]
+    for group in ("", "many_shot_", "medium_shot_", "few_shot_"):
+        assert sum(used[f"{group}experts_used"]) == pytest.approx(1)
+
+
+def test_classifier_retraining(uninterrupted, tmp_path):
+    options = "--batchformer none --train_only classifiers --sampler class_balanced --loss cross_entropy"
+    train(tmp_path / "out", "--epochs", 3, "--init_from", uninterrupted / "last", *options.split())
+    losses = [line["train_loss"] for line in read_metrics(tmp_path / "out")]
+    assert losses[-1] < losses[0]
+    before = load_file(uninterrupted / "last" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "last" / "model.safetensors")
+    for name, tensor in after.items():
+        assert torch.equal(before[name], tensor) != name.startswith("classifiers."), name
+
+
+def test_distillation(uninterrupted, tmp_path):
+    alone = train(tmp_path / "alone", "--epochs", 2)
+    taught = train(tmp_path / "taught", "--epochs", 2, "--teacher", uninterrupted / "best", "--distillation_factor", 2)
+    losses = [line["train_loss"] for line in read_metrics(taught)]
+    assert losses[1] < losses[0]
+    assert losses[0] > read_metrics(alone)[0]["train_loss"], "the divergence from the teacher is on top"
+
+
+@pytest.mark.parametrize("sampler", ["square_root", "class_balanced", "progressively_balanced"])
+def test_samplers(tmp_path, sampler):
+    train(tmp_path / "out", "--epochs", 2, "--sampler", sampler, "--sampler_epoch", "largest_class")
+    first, second = read_metrics(tmp_path / "out")
+    assert second["validation_accuracy"] > first["validation_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ("--train_only router --router true", SystemExit, "2"),
+        ("--depths 2 1 1 --init_from {run}/last", ValueError, r"is another network: .*stages.0.1.* is missing"),
+        ("--init_from {run}/last --train_only router", ValueError, "the network has no router to train"),
+        ("--teacher {run}/other", ValueError, r"has 5 classes, the data 10; .*same classes in the same order"),
+    ],
+)
+def test_models_that_do_not_fit(uninterrupted, tmp_path, options, error, message):
+    tiny_model(num_labels=5).save_pretrained(tmp_path / "other")
+    options = options.replace("{run}/other", str(tmp_path / "other")).replace("{run}", str(uninterrupted))
+    with pytest.raises(error, match=message):
+        train(tmp_path / "out", "--epochs", 1, *options.split())
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path, monkeypatch):

@@ -1,0 +1,75 @@
+"""Training a part of a network and leaving the rest as it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from modeling_ride_bf import RideBfForImageClassification
+
+# What a later stage of training may learn -> the prefixes of its parameters.
+TRAINABLE_PARTS: dict[str, tuple[str, ...]] = {
+    "all": ("",),
+    "classifiers": ("classifiers.",),
+    "router": ("router.",),
+}
+
+
+def train_only(model: nn.Module, part: str) -> None:
+    """Freezes every parameter outside `part`, a key of `TRAINABLE_PARTS`. Raises ValueError if the network has none."""
+    prefixes = TRAINABLE_PARTS[part]
+    trained = 0
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+        trained += parameter.requires_grad
+    if not trained:
+        raise ValueError(f"the network has no {part} to train")
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """Like `model.train()`, but a normalisation whose parameters are frozen keeps its statistics too."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
+
+
+def initialise_from(model: RideBfForImageClassification, folder: str | Path, new_parts: Sequence[str] = ()) -> None:
+    """Copies the weights of a saved model into `model`.
+
+    What only the saved model has (a BatchFormer, say) is left out. `new_parts`, keys of `TRAINABLE_PARTS`, keep their
+    initialisation. Raises ValueError listing anything else that does not fit.
+    """
+    saved = RideBfForImageClassification.from_pretrained(folder).state_dict()
+    prefixes = tuple(prefix for part in new_parts for prefix in TRAINABLE_PARTS[part])
+    wanted = {
+        name: tensor for name, tensor in model.state_dict().items() if not (prefixes and name.startswith(prefixes))
+    }
+    problems = [f"{name} is missing" for name in wanted if name not in saved]
+    problems += [
+        f"{name} is {tuple(saved[name].shape)} there, {tuple(tensor.shape)} here"
+        for name, tensor in wanted.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise ValueError(f"{folder} is another network: {shown}")
+    model.load_state_dict({name: saved[name] for name in wanted}, strict=False)
+
+
+def load_teacher(folder: str | Path, class_names: Sequence[str]) -> PreTrainedModel:
+    """An image classifier to learn from, of any kind that transformers loads; code that comes with it is run.
+
+    Raises ValueError if its classes are not `class_names`, in that order; unnamed ones are taken on trust.
+    """
+    teacher = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+    names = [teacher.config.id2label[label] for label in range(teacher.config.num_labels)]
+    unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
+    if len(names) != len(class_names) or not (unnamed or names == list(class_names)):
+        differing = [pair for pair in zip(names, class_names, strict=False) if pair[0] != pair[1]][:3]
+        raise ValueError(
+            f"the teacher {folder} has {len(names)} classes, the data {len(class_names)}; the first that differ, "
+            f"teacher's and data's: {differing}. A teacher must know the same classes in the same order"
+        )
+    return teacher
