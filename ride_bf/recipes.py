@@ -50,7 +50,7 @@ class TrainingRecipe:
     schedule: Literal["step", "cosine"] = _option("of the learning rate, by epoch", "step")
     lr_steps: tuple[int, ...] = _option("0-based epochs from which the rate is multiplied by lr_gamma", ())
     lr_gamma: float = _option("factor at each of lr_steps", 0.1)
-    warmup_epochs: int = _option("epochs of linear warm-up", 5)
+    warmup_epochs: int = _option("epochs of linear warm-up; 0: none", 5)
 
     loss: Literal[
         "ride",
@@ -84,9 +84,11 @@ class TrainingRecipe:
     batchformer_loss_weight: float = _option('of its stream in "shared_classifier" networks; the paper has 1', 1.0)
 
     def __post_init__(self):
-        for name in ("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size", "warmup_epochs"):
+        for name in ("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must be 0 or more, not {self.warmup_epochs}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
@@ -102,7 +104,7 @@ class TrainingRecipe:
 
     def learning_rate_factor(self, epoch: int) -> float:
         """What `learning_rate` is multiplied with throughout the 0-based `epoch`."""
-        warmup = min(1.0, (1 + epoch) / self.warmup_epochs)
+        warmup = min(1.0, (1 + epoch) / max(1, self.warmup_epochs))
         if self.schedule == "step":
             return warmup * self.lr_gamma ** sum(epoch >= step for step in self.lr_steps)
         if epoch < self.warmup_epochs:
@@ -286,6 +288,103 @@ Published: nothing with BatchFormer. Cost: 98.5 M parameters and 14.2 M in the B
     reweight_epoch=24,
 )
 
+FULL_WIDTHS = {"cifar": [16, 32, 64], "imagenet": [64, 128, 256, 512]}
+
+
+def _ride_alone(base: TrainingRecipe, **changes) -> TrainingRecipe:
+    """The recipe without BatchFormer."""
+    return replace(
+        base,
+        name=f"{base.name}_ride",
+        description=f"{base.name} without BatchFormer: RIDE alone. Published: see {base.name}.",
+        network={**base.network, "batchformer": "none"},
+        **changes,
+    )
+
+
+def _distilled(base: TrainingRecipe, **changes) -> TrainingRecipe:
+    """The recipe with a teacher, to be named by `--teacher`; the authors' is a RIDE of six experts."""
+    return replace(
+        base,
+        name=f"{base.name}_distilled",
+        description=f"{base.name} with distillation; needs --teacher, of six experts in the authors' runs "
+        "(--num_experts 6 trains one). Nothing is published for it with BatchFormer.",
+        **changes,
+    )
+
+
+def _router(base: TrainingRecipe, top_k: int) -> TrainingRecipe:
+    """Stage 2 of RIDE: expert assignment on a trained model, to be named by `--init_from`."""
+    return replace(
+        base,
+        name=f"{base.name}_router",
+        description=f"Expert assignment, RIDE's second stage, on a model of {base.name}; needs --init_from. All but "
+        "the router is frozen. The BatchFormer, not used in evaluation, is left out: the router learns from the logits "
+        "that it will see.",
+        network={**base.network, "batchformer": "none", "router": True, "router_top_k": top_k},
+        train_only="router",
+        sampler="class_balanced",
+        epochs=5,
+        batch_size=512 if base.batch_size > 64 else base.batch_size,
+        learning_rate=0.01,
+        weight_decay=5e-4,
+        schedule="cosine",
+        lr_steps=(),
+        warmup_epochs=0,
+        reweight_epoch=None,
+    )
+
+
+def _one_expert(base: TrainingRecipe, loss: Literal["cross_entropy", "ldam"], **changes) -> TrainingRecipe:
+    """A baseline: a plain ResNet of full width, trained as long."""
+    short, classifier = ("ce", "linear") if loss == "cross_entropy" else ("ldam_drw", "cosine")
+    network = {
+        **base.network,
+        "batchformer": "none",
+        "num_experts": 1,
+        "hidden_sizes": FULL_WIDTHS[base.network["stem_type"]],
+        "classifier": classifier,
+    }
+    return replace(
+        base,
+        name=f"{base.name}_{short}",
+        description=f"Baseline to {base.name}: one expert of full width, {loss}, the same schedule.",
+        network=network,
+        loss=loss,
+        **changes,
+    )
+
+
+_CIFAR_LDAM = {"weight_decay": 2e-4, "nesterov": False}  # as LDAM's authors have it
+VARIANTS = (
+    _ride_alone(DIGITS_LT_RESNET32),
+    _one_expert(DIGITS_LT_RESNET32, "cross_entropy"),
+    _one_expert(DIGITS_LT_RESNET32, "ldam"),
+    _distilled(DIGITS_LT_RESNET32),
+    _router(DIGITS_LT_RESNET32, top_k=5),
+    _ride_alone(CIFAR100_LT_RESNET32),
+    _one_expert(CIFAR100_LT_RESNET32, "cross_entropy", **_CIFAR_LDAM),
+    _one_expert(CIFAR100_LT_RESNET32, "ldam", **_CIFAR_LDAM),
+    _distilled(CIFAR100_LT_RESNET32, warmup_epochs=20),
+    _router(CIFAR100_LT_RESNET32, top_k=30),
+    _ride_alone(IMAGENET_LT_RESNET10, batch_size=256, epochs=100),
+    _one_expert(IMAGENET_LT_RESNET10, "cross_entropy"),
+    _distilled(IMAGENET_LT_RESNET10, batch_size=256, epochs=100),
+    _router(IMAGENET_LT_RESNET10, top_k=30),
+    _ride_alone(IMAGENET_LT_RESNET50),
+    _one_expert(IMAGENET_LT_RESNET50, "cross_entropy"),
+    _distilled(IMAGENET_LT_RESNET50, batch_size=256),
+    _router(IMAGENET_LT_RESNET50, top_k=50),
+    _ride_alone(IMAGENET_LT_RESNEXT50),
+    _one_expert(IMAGENET_LT_RESNEXT50, "cross_entropy"),
+    _distilled(IMAGENET_LT_RESNEXT50),
+    _router(IMAGENET_LT_RESNEXT50, top_k=50),
+    _ride_alone(INATURALIST18_RESNET50),
+    _one_expert(INATURALIST18_RESNET50, "cross_entropy"),
+    _distilled(INATURALIST18_RESNET50, batch_size=512),
+    _router(INATURALIST18_RESNET50, top_k=50),
+)
+
 DEFAULT_RECIPE = DIGITS_LT_RESNET32.name
 RECIPES: dict[str, TrainingRecipe] = {
     recipe.name: recipe
@@ -298,5 +397,6 @@ RECIPES: dict[str, TrainingRecipe] = {
         IMAGENET_LT_RESNEXT50,
         INATURALIST18_RESNET50,
         PLACES_LT_RESNET152,
+        *VARIANTS,
     )
 }

@@ -29,7 +29,7 @@ PUBLISHED = {
 
 
 def test_names():
-    assert set(RECIPES) == NAMES
+    assert set(RECIPES) >= NAMES
     assert DEFAULT_RECIPE == "digits_lt_resnet32"
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
@@ -52,14 +52,37 @@ def test_published_settings(name):
     assert recipe.loss == "ride"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_makes_a_network_and_goes_through_json(name):
     recipe = RECIPES[name]
     config = recipe.config(num_labels=100)
-    assert config.num_experts == 3
-    assert config.batchformer == ("shared_classifier" if config.stem_type == "cifar" else "insert")
+    if name in NAMES:
+        assert config.num_experts == 3
+        assert config.batchformer == ("shared_classifier" if config.stem_type == "cifar" else "insert")
     json.loads(json.dumps(asdict(recipe)))
     assert recipe.description
+
+
+def test_variants():
+    config = {name: recipe.config(num_labels=100) for name, recipe in RECIPES.items()}
+    assert config["imagenet_lt_resnet50_ride"].batchformer == "none"
+    ldam, recipe = config["cifar100_lt_resnet32_ldam_drw"], RECIPES["cifar100_lt_resnet32_ldam_drw"]
+    assert (ldam.num_experts, ldam.hidden_sizes, ldam.classifier) == (1, [16, 32, 64], "cosine")
+    assert (recipe.loss, recipe.weight_decay, recipe.nesterov, recipe.reweight_epoch) == ("ldam", 2e-4, False, 160)
+    assert (RECIPES["imagenet_lt_resnet10_ride"].batch_size, RECIPES["imagenet_lt_resnet10_ride"].epochs) == (256, 100)
+    distilled = {"imagenet_lt_resnet10": (256, 100, 5), "imagenet_lt_resnet50": (256, 100, 5)}
+    distilled |= {"imagenet_lt_resnext50": (256, 100, 5), "inaturalist18_resnet50": (512, 100, 5)}
+    distilled |= {"cifar100_lt_resnet32": (128, 200, 20)}
+    for name, expected in distilled.items():
+        recipe = RECIPES[f"{name}_distilled"]
+        assert (recipe.batch_size, recipe.epochs, recipe.warmup_epochs) == expected
+    for name, top_k in (("cifar100_lt_resnet32", 30), ("imagenet_lt_resnet10", 30), ("inaturalist18_resnet50", 50)):
+        recipe = RECIPES[f"{name}_router"]
+        assert (recipe.train_only, recipe.sampler, recipe.sampler_epoch) == ("router", "class_balanced", "images")
+        assert (recipe.batch_size, recipe.learning_rate, recipe.weight_decay) == (512, 0.01, 5e-4)
+        assert config[f"{name}_router"].router_top_k == top_k
+        factors = [recipe.learning_rate_factor(epoch) for epoch in range(recipe.epochs)]
+        assert factors == pytest.approx([1.0, 0.9045085, 0.6545085, 0.3454915, 0.0954915])
 
 
 def test_imagenet_lt_schedule_by_hand():
