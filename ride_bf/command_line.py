@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 
 from configuration_ride_bf import RideBfConfig
 from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
+from ride_bf.reference_config import read_recipe_file
 
 
 @dataclass
@@ -20,6 +21,9 @@ class RunArguments:
     """What a result does not depend on, but for the seed."""
 
     recipe: str = field(default=DEFAULT_RECIPE, metadata={"help": f"one of {', '.join(RECIPES)}"})
+    recipe_file: str | None = field(
+        default=None, metadata={"help": "a recipe as --print_recipe shows it, or one of the authors' config.json files"}
+    )
     data_dir: str | None = field(
         default=None, metadata={"help": "folder of the data set's lists and images, if not its usual place in data/"}
     )
@@ -43,7 +47,8 @@ class RunArguments:
 
     def __post_init__(self):
         if self.output_dir is None:
-            self.output_dir = str(Path("outputs") / self.recipe)
+            name = self.recipe if self.recipe_file is None else Path(self.recipe_file).stem
+            self.output_dir = str(Path("outputs") / name)
         if self.num_workers < 0 or self.eval_batch_size < 1:
             raise ValueError(
                 f"num_workers must be 0 or more and eval_batch_size 1 or more, not {self.num_workers} and "
@@ -97,10 +102,13 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, T
     Exits with a message that lists what there is for an unknown recipe or option or an impossible value.
     """
     chooser = HfArgumentParser(RunArguments, allow_abbrev=False, add_help=False)
-    chosen = chooser.parse_known_args(arguments)[0].recipe
-    if chosen not in RECIPES:
-        chooser.exit(2, f"error: no recipe is called {chosen!r}; there are {', '.join(RECIPES)}\n")
-    recipe = RECIPES[chosen]
+    chosen = chooser.parse_known_args(arguments)[0]
+    if chosen.recipe not in RECIPES:
+        chooser.exit(2, f"error: no recipe is called {chosen.recipe!r}; there are {', '.join(RECIPES)}\n")
+    try:
+        recipe = RECIPES[chosen.recipe] if chosen.recipe_file is None else read_recipe_file(Path(chosen.recipe_file))
+    except ValueError as error:
+        chooser.exit(2, f"error: {error}\n")
 
     parser = HfArgumentParser(
         (RunArguments, *_overrides(recipe)),

@@ -29,6 +29,7 @@ from configuration_ride_bf import RideBfConfig
 from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.recipes import RECIPES, TrainingRecipe
+from ride_bf.reference_config import RECIPE_OF_LOADER, ConversionError, read_reference_config, reference_arch
 
 # Names that their trainer pickles beside the tensors: its configuration with paths, the criterion, the best accuracy.
 _EXPECTED_OBJECTS = re.compile(
@@ -38,27 +39,6 @@ _EXPECTED_OBJECTS = re.compile(
     r"|torch\.nn\.functional\.\w+|torch\.nn\.modules\.\w+\.\w+"
     r"|numpy\.(dtype|ndarray)|numpy\._?core\.multiarray\.(scalar|_reconstruct)|_codecs\.encode"
 )
-_NETWORKS = {  # arch.type without "Model" or "EAModel" -> depths and whether it is a ResNeXt
-    "ResNet10": ([1, 1, 1, 1], False),
-    "ResNet32": ([5, 5, 5], False),
-    "ResNet50": ([3, 4, 6, 3], False),
-    "ResNet101": ([3, 4, 23, 3], False),
-    "ResNet152": ([3, 8, 36, 3], False),
-    "ResNeXt50": ([3, 4, 6, 3], True),
-    "ResNeXt152": ([3, 8, 36, 3], True),
-}
-_BATCHFORMER_LAYERS = {12: 8, 13: 6}  # of add_bt; every other value has one
-_SHARED_CLASSIFIER = (32, 33)
-_RECIPE_OF_LOADER = {
-    "ImageNetLTDataLoader": "imagenet_lt_resnet50",
-    "INaturalistDataLoader": "inaturalist18_resnet50",
-    "ImbalanceCIFAR100DataLoader": "cifar100_lt_resnet32",
-    "ImbalanceCIFAR10DataLoader": "cifar10_lt_resnet32",
-}
-
-
-class ConversionError(ValueError):
-    """A checkpoint that is not what it should be; the message says what was found and what to do."""
 
 
 def _convert_block_part(name: str) -> str:
@@ -263,55 +243,6 @@ def infer_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return options
 
 
-def read_reference_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `RideBfConfig` that the authors' config.json tells. Raises ConversionError for an unknown network."""
-    kind = config["arch"]["type"]
-    arguments = config["arch"].get("args", {})
-    base = kind.removesuffix("Model").removesuffix("EA")
-    if base not in _NETWORKS:
-        raise ConversionError(f"config.json names the network {kind!r}; known are {', '.join(_NETWORKS)}")
-    depths, resnext = _NETWORKS[base]
-    cifar = len(depths) == 3
-    experts = arguments.get("num_experts", 2 if cifar and kind.endswith("EAModel") else 1)
-    first, second = ("layer2_output_dim", "layer3_output_dim") if cifar else ("layer3_output_dim", "layer4_output_dim")
-    full, reduced = ((32, 64), (24, 48)) if cifar else ((256, 512), (192, 384))
-    defaults = reduced if arguments.get("reduce_dimension", False) else full
-    last_widths = [arguments.get(name) or default for name, default in zip((first, second), defaults, strict=True)]
-    options: dict[str, Any] = {
-        "stem_type": "cifar" if cifar else "imagenet",
-        "block_type": "basic" if cifar or base == "ResNet10" else "bottleneck",
-        "depths": depths,
-        "hidden_sizes": ([16] if cifar else [64, 128]) + last_widths,
-        "num_experts": experts,
-        "num_labels": arguments["num_classes"],
-        "classifier": "cosine" if arguments.get("use_norm", False) else "linear",
-        "router": kind.endswith("EAModel"),
-    }
-    if experts > 1:
-        options["num_shared_stages"] = 1 if cifar else 3 if arguments.get("share_layer3", False) else 2
-    if resnext:
-        options |= {"groups": 32, "width_per_group": 4}
-    if "s" in arguments and options["classifier"] == "cosine":
-        options["cosine_scale"] = float(arguments["s"])
-    add_bt = int(arguments.get("add_bt") or 0)
-    options["batchformer"] = _batchformer_mode(add_bt, cifar, resnext, experts)
-    if add_bt:
-        options["batchformer_num_layers"] = _BATCHFORMER_LAYERS.get(add_bt, 1)
-    return options
-
-
-def _batchformer_mode(add_bt: int, cifar: bool, resnext: bool, experts: int) -> str:
-    if add_bt == 0:
-        return "none"
-    multi_expert_resnet = experts > 1 and not resnext
-    if add_bt == 22 and multi_expert_resnet and not cifar:
-        raise ConversionError(
-            "config.json has add_bt 22, which names no network that can be trained: in the authors' ImageNet ResNets "
-            "it doubles the batch but not its labels. For the weights all the same, pass --batchformer insert"
-        )
-    return "shared_classifier" if add_bt in _SHARED_CLASSIFIER and multi_expert_resnet else "insert"
-
-
 def reference_options(
     state: Mapping[str, Tensor], config: Mapping[str, Any] | None, batchformer: str | None
 ) -> dict[str, Any]:
@@ -374,8 +305,8 @@ def build_model(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Ride
 def image_settings(options: Mapping[str, Any], config: Mapping[str, Any] | None) -> TrainingRecipe:
     """The recipe whose evaluation images the checkpoint was made for: by its data loader, else by its classes."""
     loader = (config or {}).get("data_loader", {}).get("type")
-    if loader in _RECIPE_OF_LOADER:
-        return RECIPES[_RECIPE_OF_LOADER[loader]]
+    if loader in RECIPE_OF_LOADER:
+        return RECIPES[RECIPE_OF_LOADER[loader]]
     if options["stem_type"] == "cifar":
         return RECIPES["cifar100_lt_resnet32"]
     return RECIPES["inaturalist18_resnet50" if options["num_labels"] == 8142 else "imagenet_lt_resnet50"]
@@ -468,54 +399,6 @@ def _reference_key(name: str, config: RideBfConfig) -> str:
     if config.router_shared_output:
         return f"expert_help_pred_fc.{parts[3]}"
     return f"expert_help_pred_fcs.{parts[2]}.{parts[3]}"
-
-
-def reference_arch(config: RideBfConfig) -> dict[str, Any]:
-    """The `arch` entry of the authors' config.json. Raises ConversionError for a network their code cannot build."""
-    kinds = {(tuple(depths), resnext): name for name, (depths, resnext) in _NETWORKS.items()}
-    resnext = (config.groups, config.width_per_group) == (32, 4)
-    kind = kinds.get((tuple(config.depths), resnext))
-    cifar = config.stem_type == "cifar"
-    first_widths = [16] if cifar else [64, 128]
-    block = "basic" if kind in ("ResNet10", "ResNet32") else "bottleneck"
-    layers = {count: value for value, count in _BATCHFORMER_LAYERS.items()} | {1: 1}
-    gated = config.batchformer != "none" and config.batchformer_layer_scale_init_value is not None
-    shared_stages = (1,) if cifar else (2, 3)
-    if (
-        kind is None
-        or (kind == "ResNet32") != cifar
-        or block != config.block_type
-        or config.hidden_sizes[: len(first_widths)] != first_widths
-        or config.num_shared_stages not in shared_stages
-        or config.batchformer_num_layers not in layers
-        or (config.batchformer == "shared_classifier" and (resnext or config.num_experts == 1))
-        or gated
-        or config.num_channels != 3
-    ):
-        raise ConversionError(
-            f"the authors' code has no such network: {config.stem_type} stem, {config.block_type} blocks, depths "
-            f"{config.depths}, widths {config.hidden_sizes}, groups {config.groups} x {config.width_per_group}, "
-            f"{config.num_shared_stages} shared stages, BatchFormer {config.batchformer!r}"
-        )
-    names = ("layer2_output_dim", "layer3_output_dim") if cifar else ("layer3_output_dim", "layer4_output_dim")
-    arguments = {
-        "num_classes": config.num_labels,
-        "num_experts": config.num_experts,
-        "reduce_dimension": False,
-        **dict(zip(names, config.hidden_sizes[-2:], strict=True)),
-        "use_norm": config.classifier == "cosine",
-    }
-    if config.batchformer != "none":
-        shared = config.batchformer == "shared_classifier"
-        arguments["add_bt"] = _SHARED_CLASSIFIER[-1] if shared else layers[config.batchformer_num_layers]
-    if config.num_shared_stages == 3:
-        arguments["share_layer3"] = True
-    if config.router:
-        arguments |= {
-            "top_choices_num": config.router_top_k,
-            "share_expert_help_pred_fc": config.router_shared_output,
-        }
-    return {"type": f"{kind}{'EA' if config.router else ''}Model", "args": arguments}
 
 
 def to_reference(folder: Path, output_dir: Path) -> None:

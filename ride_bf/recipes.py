@@ -120,6 +120,16 @@ class TrainingRecipe:
         """The recipe as it is written to `recipe.json`."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "TrainingRecipe":
+        """The recipe that `as_json` wrote. Raises ValueError for unknown or missing options."""
+        known = {option.name: option for option in fields(cls)}
+        unknown = sorted(set(content) - set(known))
+        missing = sorted(name for name, option in known.items() if option.default is MISSING and name not in content)
+        if unknown or missing:
+            raise ValueError(f"unknown options {unknown}, missing options {missing}; known are {', '.join(known)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+
     def differences(self, written: str) -> list[str]:
         """What another recipe, written by `as_json`, has that this one has not: "option: theirs -> ours"."""
         theirs, ours = json.loads(written), json.loads(self.as_json())

@@ -21,11 +21,10 @@ from ride_bf.convert_reference import (
     convert,
     convert_key,
     main,
-    read_reference_config,
-    reference_arch,
     to_reference,
 )
 from ride_bf.recipes import RESNET10, RESNET32, RESNET50, RESNET152, RESNEXT50
+from ride_bf.reference_config import read_reference_config, reference_arch
 
 GOLDEN = ROOT / "tests" / "golden" / "authors_checkpoint"
 RESNET101 = {**RESNET50, "depths": [3, 4, 23, 3]}

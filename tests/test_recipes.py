@@ -1,9 +1,11 @@
 """Recipes against the published settings, written out, and the command line that overrides them."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
+from conftest import ROOT
 
 from ride_bf.command_line import parse_arguments
 from ride_bf.recipes import DEFAULT_RECIPE, RECIPES
@@ -173,3 +175,70 @@ def test_differences_between_recipes():
     del written["focal_gamma"], written["description"]  # as an earlier version would have written it
     assert recipe.differences(json.dumps(written)) == []
     assert replace(recipe, focal_gamma=2.0).differences(json.dumps(written)) == ["focal_gamma: 1.0 -> 2.0"]
+
+
+def test_recipe_files_of_ours(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(RECIPES["imagenet_lt_resnet50"].with_overrides(epochs=7, num_experts=2).as_json())
+    run, recipe = parse_arguments(["--recipe_file", str(path), "--batch_size", "8"])
+    assert run.output_dir == "outputs/mine"
+    assert (recipe.epochs, recipe.batch_size, recipe.lr_steps) == (7, 8, (60, 80))
+    assert recipe.config(num_labels=10).num_experts == 2
+    assert recipe.with_overrides(batch_size=400).differences(path.read_text()) == []
+
+
+def test_recipe_files_of_the_authors():
+    """Their CIFAR-100-LT configuration, as it lies beside the golden checkpoint, is our recipe."""
+    path = ROOT / "tests" / "golden" / "authors_checkpoint" / "config.json"
+    _, recipe = parse_arguments(["--recipe_file", str(path)])
+    ours = RECIPES["cifar100_lt_resnet32"]
+    assert [line for line in recipe.differences(ours.as_json()) if not line.startswith(("name:", "network:"))] == []
+    ignored = {"transformers_version", "id2label", "label2id"}
+    theirs, expected = recipe.config(num_labels=12).to_dict(), ours.config(num_labels=12).to_dict()
+    assert {k: v for k, v in theirs.items() if k not in ignored} == {
+        k: v for k, v in expected.items() if k not in ignored
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        (("loss", "type"), "PaCoLoss", "loss 'PaCoLoss' is not one of RIDELoss"),
+        (("loss", "args", "margin"), 1, r"arguments \['margin'\] of RIDELoss have no counterpart"),
+        (("optimizer", "type"), "Adam", "optimizer 'Adam' is not SGD"),
+        (("data_loader", "type"), "MyLoader", "data_loader 'MyLoader'"),
+        (("lr_scheduler", "type"), "StepLR", "lr_scheduler 'StepLR'"),
+        (("arch", "type"), "ViTModel", "the network 'ViTModel'"),
+        (("trainer", "epochs"), 0, "epochs must be 1 or more"),
+    ],
+)
+def test_entries_without_counterpart_are_named(entry, value, message, tmp_path, capsys):
+    config = json.loads((ROOT / "tests" / "golden" / "authors_checkpoint" / "config.json").read_text())
+    inner = config
+    for key in entry[:-1]:
+        inner = inner[key]
+    inner[entry[-1]] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        parse_arguments(["--recipe_file", str(tmp_path / "config.json")])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_their_ways_of_saying_never_and_together(tmp_path):
+    config = json.loads((ROOT / "tests" / "golden" / "authors_checkpoint" / "config.json").read_text())
+    config["loss"]["args"] = {"reweight": False, "additional_diversity_factor": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, recipe = parse_arguments(["--recipe_file", str(tmp_path / "config.json")])
+    assert (recipe.loss, recipe.reweight_epoch) == ("collaborative", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is no recipe"), ("{}", "missing options"), ('{"epoch": 3}', r"unknown options \['epoch'\]")],
+)
+def test_broken_recipe_files(content, message, tmp_path, capsys):
+    path = tmp_path / "broken.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit):
+        parse_arguments(["--recipe_file", str(path)])
+    assert re.search(message, capsys.readouterr().err)

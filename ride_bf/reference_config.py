@@ -1,0 +1,219 @@
+"""The authors' config.json files: the networks they name and the recipes they are."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from configuration_ride_bf import RideBfConfig
+from ride_bf.recipes import RECIPES, TrainingRecipe
+
+_NETWORKS = {  # arch.type without "Model" or "EAModel" -> depths and whether it is a ResNeXt
+    "ResNet10": ([1, 1, 1, 1], False),
+    "ResNet32": ([5, 5, 5], False),
+    "ResNet50": ([3, 4, 6, 3], False),
+    "ResNet101": ([3, 4, 23, 3], False),
+    "ResNet152": ([3, 8, 36, 3], False),
+    "ResNeXt50": ([3, 4, 6, 3], True),
+    "ResNeXt152": ([3, 8, 36, 3], True),
+}
+_BATCHFORMER_LAYERS = {12: 8, 13: 6}  # of add_bt; every other value has one
+_SHARED_CLASSIFIER = (32, 33)
+RECIPE_OF_LOADER = {
+    "ImageNetLTDataLoader": "imagenet_lt_resnet50",
+    "INaturalistDataLoader": "inaturalist18_resnet50",
+    "ImbalanceCIFAR100DataLoader": "cifar100_lt_resnet32",
+    "ImbalanceCIFAR10DataLoader": "cifar10_lt_resnet32",
+}
+
+
+class ConversionError(ValueError):
+    """A checkpoint that is not what it should be; the message says what was found and what to do."""
+
+
+def read_reference_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `RideBfConfig` that the authors' config.json tells. Raises ConversionError for an unknown network."""
+    kind = config["arch"]["type"]
+    arguments = config["arch"].get("args", {})
+    base = kind.removesuffix("Model").removesuffix("EA")
+    if base not in _NETWORKS:
+        raise ConversionError(f"config.json names the network {kind!r}; known are {', '.join(_NETWORKS)}")
+    depths, resnext = _NETWORKS[base]
+    cifar = len(depths) == 3
+    experts = arguments.get("num_experts", 2 if cifar and kind.endswith("EAModel") else 1)
+    first, second = ("layer2_output_dim", "layer3_output_dim") if cifar else ("layer3_output_dim", "layer4_output_dim")
+    full, reduced = ((32, 64), (24, 48)) if cifar else ((256, 512), (192, 384))
+    defaults = reduced if arguments.get("reduce_dimension", False) else full
+    last_widths = [arguments.get(name) or default for name, default in zip((first, second), defaults, strict=True)]
+    options: dict[str, Any] = {
+        "stem_type": "cifar" if cifar else "imagenet",
+        "block_type": "basic" if cifar or base == "ResNet10" else "bottleneck",
+        "depths": depths,
+        "hidden_sizes": ([16] if cifar else [64, 128]) + last_widths,
+        "num_experts": experts,
+        "num_labels": arguments["num_classes"],
+        "classifier": "cosine" if arguments.get("use_norm", False) else "linear",
+        "router": kind.endswith("EAModel"),
+    }
+    if experts > 1:
+        options["num_shared_stages"] = 1 if cifar else 3 if arguments.get("share_layer3", False) else 2
+    if resnext:
+        options |= {"groups": 32, "width_per_group": 4}
+    if "s" in arguments and options["classifier"] == "cosine":
+        options["cosine_scale"] = float(arguments["s"])
+    add_bt = int(arguments.get("add_bt") or 0)
+    options["batchformer"] = _batchformer_mode(add_bt, cifar, resnext, experts)
+    if add_bt:
+        options["batchformer_num_layers"] = _BATCHFORMER_LAYERS.get(add_bt, 1)
+    return options
+
+
+def _batchformer_mode(add_bt: int, cifar: bool, resnext: bool, experts: int) -> str:
+    if add_bt == 0:
+        return "none"
+    multi_expert_resnet = experts > 1 and not resnext
+    if add_bt == 22 and multi_expert_resnet and not cifar:
+        raise ConversionError(
+            "config.json has add_bt 22, which names no network that can be trained: in the authors' ImageNet ResNets "
+            "it doubles the batch but not its labels. For the weights all the same, pass --batchformer insert"
+        )
+    return "shared_classifier" if add_bt in _SHARED_CLASSIFIER and multi_expert_resnet else "insert"
+
+
+def reference_arch(config: RideBfConfig) -> dict[str, Any]:
+    """The `arch` entry of the authors' config.json. Raises ConversionError for a network their code cannot build."""
+    kinds = {(tuple(depths), resnext): name for name, (depths, resnext) in _NETWORKS.items()}
+    resnext = (config.groups, config.width_per_group) == (32, 4)
+    kind = kinds.get((tuple(config.depths), resnext))
+    cifar = config.stem_type == "cifar"
+    first_widths = [16] if cifar else [64, 128]
+    block = "basic" if kind in ("ResNet10", "ResNet32") else "bottleneck"
+    layers = {count: value for value, count in _BATCHFORMER_LAYERS.items()} | {1: 1}
+    gated = config.batchformer != "none" and config.batchformer_layer_scale_init_value is not None
+    shared_stages = (1,) if cifar else (2, 3)
+    if (
+        kind is None
+        or (kind == "ResNet32") != cifar
+        or block != config.block_type
+        or config.hidden_sizes[: len(first_widths)] != first_widths
+        or config.num_shared_stages not in shared_stages
+        or config.batchformer_num_layers not in layers
+        or (config.batchformer == "shared_classifier" and (resnext or config.num_experts == 1))
+        or gated
+        or config.num_channels != 3
+    ):
+        raise ConversionError(
+            f"the authors' code has no such network: {config.stem_type} stem, {config.block_type} blocks, depths "
+            f"{config.depths}, widths {config.hidden_sizes}, groups {config.groups} x {config.width_per_group}, "
+            f"{config.num_shared_stages} shared stages, BatchFormer {config.batchformer!r}"
+        )
+    names = ("layer2_output_dim", "layer3_output_dim") if cifar else ("layer3_output_dim", "layer4_output_dim")
+    arguments = {
+        "num_classes": config.num_labels,
+        "num_experts": config.num_experts,
+        "reduce_dimension": False,
+        **dict(zip(names, config.hidden_sizes[-2:], strict=True)),
+        "use_norm": config.classifier == "cosine",
+    }
+    if config.batchformer != "none":
+        shared = config.batchformer == "shared_classifier"
+        arguments["add_bt"] = _SHARED_CLASSIFIER[-1] if shared else layers[config.batchformer_num_layers]
+    if config.num_shared_stages == 3:
+        arguments["share_layer3"] = True
+    if config.router:
+        arguments |= {
+            "top_choices_num": config.router_top_k,
+            "share_expert_help_pred_fc": config.router_shared_output,
+        }
+    return {"type": f"{kind}{'EA' if config.router else ''}Model", "args": arguments}
+
+
+_LOSSES = {
+    "RIDELoss": "ride",
+    "RIDELossWithDistill": "ride",
+    "LDAMLoss": "ldam",
+    "FocalLoss": "focal",
+    "CrossEntropyLoss": "cross_entropy",
+}
+# Arguments of their losses -> ours
+_LOSS_ARGUMENTS = {
+    "additional_diversity_factor": "diversity_factor",
+    "base_diversity_temperature": "diversity_temperature",
+    "reweight_factor": "reweight_factor",
+    "reweight_epoch": "reweight_epoch",
+    "max_m": "max_margin",
+    "s": "margin_scale",
+    "gamma": "focal_gamma",
+    "distill_factor": "distillation_factor",
+}
+_LOSS_DEFAULTS = {"diversity_factor": -0.2, "reweight_factor": 0.05}
+
+
+def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
+    """The recipe that one of the authors' config.json files is.
+
+    Batch size and epochs are the file's, augmentation that of its data loader's data set. Raises ConversionError
+    naming an entry that has no counterpart.
+    """
+    loader, loss, optimizer = config["data_loader"], config["loss"], config["optimizer"]
+    if loader["type"] not in RECIPE_OF_LOADER:
+        raise ConversionError(f"data_loader {loader['type']!r} is not one of {', '.join(RECIPE_OF_LOADER)}")
+    if loss["type"] not in _LOSSES:
+        raise ConversionError(f"loss {loss['type']!r} is not one of {', '.join(_LOSSES)}")
+    if optimizer["type"] != "SGD":
+        raise ConversionError(f"optimizer {optimizer['type']!r} is not SGD")
+    base = RECIPES[RECIPE_OF_LOADER[loader["type"]]]
+    network = read_reference_config(config)
+    del network["num_labels"]  # the data's business
+
+    arguments = dict(loss.get("args", {}))
+    reweight = arguments.pop("reweight", True)
+    unknown = sorted(set(arguments) - set(_LOSS_ARGUMENTS))
+    if unknown:
+        raise ConversionError(f"arguments {unknown} of {loss['type']} have no counterpart here")
+    loss_options: dict[str, Any] = _LOSS_DEFAULTS | {_LOSS_ARGUMENTS[name]: value for name, value in arguments.items()}
+    if not reweight or loss_options.get("reweight_epoch", 0) == -1:  # their way to say never
+        loss_options["reweight_epoch"] = None
+    kind = _LOSSES[loss["type"]]
+    if kind == "ride" and loss_options["diversity_factor"] == 0:
+        kind = "collaborative"  # what their code does then, without saying so
+
+    schedule = config.get("lr_scheduler", {})
+    if schedule.get("type") != "CustomLR":
+        raise ConversionError(f"lr_scheduler {schedule.get('type')!r} is not CustomLR")
+    steps = schedule["args"]
+    settings = optimizer["args"]
+    return replace(
+        base,
+        name=config["name"],
+        description=f"From the authors' configuration {config['name']!r}.",
+        network=network,
+        batch_size=loader["args"]["batch_size"],
+        epochs=config["trainer"]["epochs"],
+        learning_rate=float(settings["lr"]),
+        weight_decay=float(settings.get("weight_decay", 0.0)),
+        momentum=float(settings.get("momentum", 0.0)),
+        nesterov=settings.get("nesterov", False),
+        schedule="step",
+        lr_steps=tuple(steps[name] for name in ("step1", "step2") if name in steps),
+        lr_gamma=float(steps["gamma"]),
+        warmup_epochs=steps.get("warmup_epoch", 0),
+        loss=kind,
+        batchformer_loss_weight=1.0,
+        **loss_options,
+    )
+
+
+def read_recipe_file(path: Path) -> TrainingRecipe:
+    """A recipe from a file: one that `--print_recipe` printed, or one of the authors' config.json files.
+
+    Raises ValueError naming the file and what is wrong with it.
+    """
+    try:
+        content = json.loads(path.read_text())
+        return recipe_from_reference(content) if "arch" in content else TrainingRecipe.from_json(content)
+    except KeyError as error:
+        raise ValueError(f"{path} has no entry {error}") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no recipe: {error}") from error
