@@ -176,6 +176,8 @@ class RideBfConfig(PreTrainedConfig):
             )
         if not 0 <= self.batchformer_dropout < 1:
             raise ValueError(f"batchformer_dropout must be in [0, 1), not {self.batchformer_dropout}")
+        if self.batchformer == "none":
+            return
         if self.num_batchformer_heads < 1 or self.feature_size % self.num_batchformer_heads:
             raise ValueError(
                 f"batchformer_num_heads must divide the feature size {self.feature_size}, "

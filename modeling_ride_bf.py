@@ -172,6 +172,11 @@ class RideBfExpert(nn.Module):
         return hidden_state.mean(dim=(2, 3)), hidden_states  # (B, D, h, w) -> (B, D)
 
 
+def _unit_length(vectors: Tensor) -> Tensor:
+    """Rows of (N, D) scaled to length 1. In float32: what keeps a row of zeros from NaN is 0 in half precision."""
+    return F.normalize(vectors.float(), dim=1).to(vectors.dtype)
+
+
 class RideBfCosineClassifier(nn.Module):
     """`scale` times the cosine between a feature and each class's weight vector."""
 
@@ -181,7 +186,7 @@ class RideBfCosineClassifier(nn.Module):
         self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+        return self.scale * F.linear(_unit_length(features), _unit_length(self.weight))
 
 
 class RideBfGatedEncoderLayer(nn.Module):
@@ -256,7 +261,7 @@ class RideBfRouter(nn.Module):
 
         `features` (B, D) are expert `expert_index`'s, `mean_logits` (B, C) the mean over it and all before it.
         """
-        hidden = F.relu(self.hidden_layers[expert_index](F.normalize(features, dim=1)))
+        hidden = F.relu(self.hidden_layers[expert_index](_unit_length(features)))
         top_logits = mean_logits.topk(self.top_k, dim=1).values  # (B, k), in descending order
         output_layer = self.output_layers[expert_index % len(self.output_layers)]
         return output_layer(torch.cat([top_logits, hidden], dim=1)).squeeze(1)  # (B, 1) -> (B,)
@@ -351,6 +356,8 @@ class RideBfPreTrainedModel(PreTrainedModel):
 
     def _check_labels(self, labels: Tensor, batch_size: int):
         expected = f"labels must be integers 0 to {self.config.num_labels - 1} of shape ({batch_size},)"
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"{expected}, torch.int64; got {type(labels).__name__}")
         if labels.dtype != torch.long or tuple(labels.shape) != (batch_size,):
             raise ValueError(f"{expected}, torch.int64; got {labels.dtype} of shape {tuple(labels.shape)}")
         if not torch.compiler.is_compiling():

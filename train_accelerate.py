@@ -7,10 +7,10 @@ and `best`, each a Hugging Face folder; and `test_results.json`.
 
 import json
 import math
-import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -31,13 +31,14 @@ from data import (
     train_transform,
 )
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.checkpoints import find_checkpoint, save_model, save_training_state
-from ride_bf.command_line import RunArguments, parse_arguments
+from ride_bf.checkpoints import read_facts, save_model, save_training_state
+from ride_bf.command_line import RunArguments, errors_as_messages, parse_arguments
 from ride_bf.evaluate import evaluate
 from ride_bf.objectives import make_objective
 from ride_bf.parts import initialise_from, load_teacher, set_train_mode, train_only
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.report import accuracy_table, shot_summary
+from ride_bf.run_folder import log_epoch, open_run_folder
 from ride_bf.samplers import LongTailedSampler
 
 STEPS_BETWEEN_READINGS = 10  # reading the loss waits for the device
@@ -48,8 +49,7 @@ class Progress:
     """Where a run is; saved in its checkpoints."""
 
     epochs_done: int = 0
-    best_epoch: int = 0
-    best_accuracy: float = -1.0
+    best: dict[str, Any] = field(default_factory=dict)  # the facts of the checkpoint `best`
 
     def state_dict(self) -> dict:
         return asdict(self)
@@ -65,39 +65,36 @@ def main() -> None:
         return
     logging.disable_progress_bar()  # one for every file written hides the run's own
     output_dir = Path(run.output_dir)
-    accelerator = make_accelerator(output_dir, run.seed)
-    with accelerator.main_process_first():  # the others find the cache of the first
-        splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)
-    counts = class_counts(splits["train"])
-    names = splits["train"].features["label"].names
+    with errors_as_messages():
+        accelerator = make_accelerator(output_dir, run.seed)
+        with accelerator.main_process_first():  # the others find the cache of the first
+            splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)
+        counts = class_counts(splits["train"])
+        names = splits["train"].features["label"].names
+        processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
+        loaders = make_loaders(splits, processor, run, recipe, accelerator)
+        set_seed(run.seed)
+        model = make_model(names, run, recipe)
+        teacher = None if run.teacher is None else load_teacher(run.teacher, names)
+        objective = make_objective(recipe, counts, teacher).to(accelerator.device)
+        optimizer = SGD(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+        open_run_folder(output_dir, recipe, run.settings(), accelerator, run.resume, run.overwrite_output_dir)
 
-    set_seed(run.seed)
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
-    model = RideBfForImageClassification(recipe.config(**labels))
-    if run.init_from is not None:
-        initialise_from(model, run.init_from, new_parts=[recipe.train_only] if recipe.train_only != "all" else [])
-    train_only(model, recipe.train_only)
-    teacher = None if run.teacher is None else load_teacher(run.teacher, names)
-    objective = make_objective(recipe, counts, teacher).to(accelerator.device)
-    optimizer = SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
     schedule = LambdaLR(optimizer, recipe.learning_rate_factor)
-    processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
-    loaders = make_loaders(splits, processor, run, recipe, accelerator)
     progress = Progress()
-
     model, optimizer = accelerator.prepare(model, optimizer)
     # The schedule counts epochs. Were it prepared, Accelerate would step it once for every process.
     accelerator.register_for_checkpointing(schedule, progress)
     set_seed(run.seed, device_specific=True)  # every process augments differently
-    prepare_output_dir(output_dir, run, recipe, accelerator)
     if run.resume:
-        accelerator.load_state(str(find_checkpoint(output_dir / "last")))
+        accelerator.load_state(str(output_dir / "last"))
+        progress.best = read_facts(output_dir / "best")
         accelerator.print(f"resumed after epoch {progress.epochs_done} of {recipe.epochs}")
     accelerator.init_trackers("")
     describe(recipe, model, counts, splits, accelerator)
@@ -107,16 +104,19 @@ def main() -> None:
         metrics = train_epoch(model, objective, loaders["train"], optimizer, accelerator, epoch, recipe)
         schedule.step()
         progress.epochs_done += 1
+        facts: dict[str, Any] = {"epoch": progress.epochs_done}
         summary = f"epoch {epoch + 1:>{len(str(recipe.epochs))}}/{recipe.epochs}  loss {metrics['train_loss']:.3f}"
         if "validation" in loaders:
             validation = evaluate(model, loaders["validation"], accelerator, counts)
             metrics |= {f"validation_{name}": value for name, value in validation.items()}
             summary += f"  validation: {shot_summary(validation)}"
-            if validation["accuracy"] >= progress.best_accuracy:  # of equals the later, which has seen more
-                progress.best_epoch, progress.best_accuracy = epoch + 1, validation["accuracy"]
-                save_model(output_dir / "best", accelerator, model, processor)
-        save_training_state(output_dir / "last", accelerator, model, processor)
-        log_epoch(output_dir, metrics, epoch, accelerator)
+            facts["balanced_accuracy"] = validation["balanced_accuracy"]
+            # of equals the later one, which has seen more
+            if facts["balanced_accuracy"] >= progress.best.get("balanced_accuracy", -1.0):
+                progress.best = facts
+                save_model(output_dir / "best", accelerator, model, processor, facts)
+        log_epoch(output_dir, epoch + 1, metrics, accelerator)
+        save_training_state(output_dir / "last", accelerator, model, processor, facts)
         accelerator.print(summary)
 
     chosen = "best" if "validation" in loaders else "last"
@@ -126,7 +126,7 @@ def main() -> None:
         "recipe": recipe.name,
         "seed": run.seed,
         "checkpoint": chosen,
-        "epoch": progress.best_epoch if chosen == "best" else progress.epochs_done,
+        "epoch": read_facts(output_dir / chosen)["epoch"],
         "class_names": names,
         "train_class_counts": counts,
         "test": evaluate(model, loaders["test"], accelerator, counts),
@@ -174,7 +174,7 @@ def train_epoch(
     if not math.isfinite(mean_loss):
         raise FloatingPointError(
             f"the loss of epoch {epoch + 1} is {mean_loss} at learning rate {learning_rate:g}; the checkpoints of the "
-            "epochs before are kept: resume with a lower --learning_rate or without reduced precision"
+            "epochs before are kept. Start again in another --output_dir, with a lower --learning_rate, or in float32"
         )
     return {
         "train_loss": mean_loss,
@@ -191,8 +191,18 @@ def make_accelerator(output_dir: Path, seed: int) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise SystemExit("error: fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")
+        raise ValueError("fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")
     return accelerator
+
+
+def make_model(names: list[str], run: RunArguments, recipe: TrainingRecipe) -> RideBfForImageClassification:
+    """The recipe's network, from the weights of another if the run says so, with all but what is to learn frozen."""
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    model = RideBfForImageClassification(recipe.config(**labels))
+    if run.init_from is not None:
+        initialise_from(model, run.init_from, new_parts=[] if recipe.train_only == "all" else [recipe.train_only])
+    train_only(model, recipe.train_only)
+    return model
 
 
 def make_loaders(
@@ -200,8 +210,8 @@ def make_loaders(
 ) -> dict[str, DataLoader]:
     """A prepared loader for each split; the training one shuffles and augments."""
     if recipe.batch_size % accelerator.num_processes:
-        raise SystemExit(
-            f"error: batch_size {recipe.batch_size} is that of all processes together and cannot be "
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is that of all processes together and cannot be "
             f"shared out among {accelerator.num_processes}; set --batch_size to a multiple"
         )
     augment = train_transform(recipe.augmentation, recipe.image_size, recipe.image_mean, recipe.image_std)
@@ -233,53 +243,17 @@ def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler 
     return LongTailedSampler(class_labels(split), len(counts), recipe.sampler, draws, recipe.epochs, seed)
 
 
-def prepare_output_dir(output_dir: Path, run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator) -> None:
-    """Makes a folder for a new run, or checks that the run to be resumed is this one. Exits, saying why, if not."""
-    written = output_dir / "recipe.json"
-    problem = None
-    if run.resume and not written.is_file():
-        problem = f"{output_dir} holds no run to resume; start without --resume, or name the run's --output_dir"
-    elif run.resume:
-        changed = recipe.differences(written.read_text())
-        if changed:
-            problem = f"{output_dir} holds a run of another recipe; differences: {'; '.join(changed)}"
-    elif written.is_file() and not run.overwrite_output_dir:
-        problem = (
-            f"{output_dir} holds a run already; go on with it by --resume, delete it by --overwrite_output_dir, "
-            "or name another --output_dir"
-        )
-    accelerator.wait_for_everyone()  # all have looked before the first one writes
-    if problem:
-        raise SystemExit(f"error: {problem}")
-    if accelerator.is_main_process and not run.resume:
-        for old_run in ("last", "best", "tensorboard"):
-            shutil.rmtree(output_dir / old_run, ignore_errors=True)
-        for old_file in ("metrics.jsonl", "test_results.json"):
-            (output_dir / old_file).unlink(missing_ok=True)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        written.write_text(recipe.as_json())
-    accelerator.wait_for_everyone()
-
-
 def describe(recipe: TrainingRecipe, model: nn.Module, counts: list[int], splits, accelerator: Accelerator) -> None:
     """Says what is going to be trained, on what and where."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    rule = "the best on validation" if "validation" in splits else "the last, there being no validation split"
+    best = "the one of the best balanced accuracy on validation"
+    rule = best if "validation" in splits else "the last, there being no validation split"
     accelerator.print(
         f"{recipe.name}: {parameters:,} parameters; {sizes} images, {len(counts)} classes of {max(counts)} to "
         f"{min(counts)} training images; {accelerator.num_processes} process(es) on {accelerator.device.type}, "
         f"precision {accelerator.mixed_precision}. The checkpoint tested is {rule}."
     )
-
-
-def log_epoch(output_dir: Path, metrics: dict, epoch: int, accelerator: Accelerator) -> None:
-    """A line of metrics.jsonl, in place of that of a run that was resumed before it, and TensorBoard scalars."""
-    if accelerator.is_main_process:
-        path = output_dir / "metrics.jsonl"
-        lines = path.read_text().splitlines()[:epoch] if path.is_file() else []
-        path.write_text("\n".join([*lines, json.dumps({"epoch": epoch + 1, **metrics})]) + "\n")
-    accelerator.log({name: value for name, value in metrics.items() if isinstance(value, float)}, step=epoch + 1)
 
 
 if __name__ == "__main__":

@@ -44,13 +44,18 @@ def read_annotation_list(path: Path) -> tuple[list[str], np.ndarray]:
     Raises ValueError naming file, line number and line for anything but `relative/path label`.
     """
     paths, labels = [], []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            image, _, label = line.rstrip().rpartition(" ")
-            if not image or not label.isdecimal():
-                raise ValueError(f"{path}, line {number}: expected 'relative/path.jpg label', got {line.rstrip()!r}")
-            paths.append(image)
-            labels.append(int(label))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        image, _, label = line.rstrip().rpartition(" ")
+        if not image or not label.isdecimal():
+            raise ValueError(f"{path}, line {number}: expected 'relative/path.jpg label', got {line!r}")
+        paths.append(image)
+        labels.append(int(label))
     if not paths:
         raise ValueError(f"{path} is empty; expected lines 'relative/path.jpg label'")
     return paths, np.asarray(labels, dtype=np.int64)
@@ -112,10 +117,13 @@ def load_annotation_lists(name: str, data_dir: Path) -> DatasetDict:
                 f"{lists[split]}, line {line}: label {labels.max()} is not one of {name}'s 0 to "
                 f"{benchmark.num_classes - 1}; is this another data set's list?"
             )
-        first = data_dir / paths[0]
-        if not first.is_file():
+        # A look at a hundred of them: enough for a folder that is missing or wrong.
+        looked_at = sorted({round(index) for index in np.linspace(0, len(paths) - 1, 100)})
+        absent = [paths[index] for index in looked_at if not (data_dir / paths[index]).is_file()]
+        if absent:
             raise FileNotFoundError(
-                f"{lists[split]} lists {paths[0]}, but {first} is not there; paths in a list are relative to {data_dir}"
+                f"{len(absent)} of {len(looked_at)} images looked at in {lists[split]} are not there, the first "
+                f"{absent[0]}; paths in a list are relative to {data_dir}"
             )
     train_paths, train_labels = contents["train"]
     empty = np.flatnonzero(np.bincount(train_labels, minlength=benchmark.num_classes) == 0)

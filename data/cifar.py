@@ -103,6 +103,9 @@ def load_cifar_lt(name: str, data_dir: Path, imbalance_factor: float = 100, imba
     batches = [_read(files, data_dir, part) for part in files.train]
     images = np.concatenate([batch["data"] for batch in batches])
     labels = np.concatenate([batch[files.label_key] for batch in batches])
+    wanted = files.images_per_class * len(names)
+    if len(labels) != wanted or len(images) != wanted:
+        raise ValueError(f"{name} has {wanted} training images; {data_dir} has {len(images)} and {len(labels)} labels")
     counts = long_tailed_counts(len(names), files.images_per_class, imbalance_factor, imbalance_type)
     subset = long_tailed_subset(labels, counts)
     test = _read(files, data_dir, files.test)
@@ -114,21 +117,24 @@ def load_cifar_lt(name: str, data_dir: Path, imbalance_factor: float = 100, imba
 
 def _read(files: CifarFiles, data_dir: Path, member: str) -> dict:
     folder, archive = data_dir / files.folder, data_dir / files.archive
-    if (folder / member).is_file():
-        source, content = folder / member, (folder / member).read_bytes()
-    elif archive.is_file():
-        source = archive
-        with tarfile.open(archive) as tar:
-            content = tar.extractfile(f"{files.folder}/{member}").read()
-    else:
+    in_folder = (folder / member).is_file()
+    if not in_folder and not archive.is_file():
         raise FileNotFoundError(
             f"neither {folder / member} nor {archive} is there; put {files.archive} from the CIFAR page of the "
-            "University of Toronto into that folder, or name another folder with data_dir"
+            "University of Toronto into that folder, or name another folder with --data_dir"
         )
+    source = folder if in_folder else archive
+    expected = (files.names_key,) if member == files.meta else ("data", files.label_key)
     try:
-        return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"{member} in {source} is not a CIFAR file, or is damaged: {error}") from error
+        if in_folder:
+            content = (folder / member).read_bytes()
+        else:
+            with tarfile.open(archive) as tar:
+                content = tar.extractfile(f"{files.folder}/{member}").read()
+        loaded = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+        return {key: loaded[key] for key in expected}
+    except (pickle.UnpicklingError, tarfile.TarError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{member} in {source} is not a CIFAR file, or is damaged: {error!r}") from error
 
 
 def _to_dataset(images: np.ndarray, labels: np.ndarray, names: list[str]) -> Dataset:

@@ -23,20 +23,23 @@ def load_long_tailed(
             `cifar-100-python/` (`data`). None: the benchmark's usual place below `data/`. Not used by digits_lt, whose
             images come with scikit-learn.
         validation_fraction: takes this share of each class's training images, at least one and never the last, as
-            the validation split of a data set that has none of its own (CIFAR, iNaturalist).
+            the validation split of a data set that has none of its own (CIFAR, iNaturalist). The training counts, and
+            with them a class's shot group, are those of what is left.
         **options: of the data set itself: `imbalance_factor` and `imbalance_type` for CIFAR.
 
     Returns a `DatasetDict` of `train`, `validation` (where there is one) and `test`, with the columns `image` and
     `label` (`ClassLabel`). Raises ValueError for an unknown name or option, and FileNotFoundError, saying what was
     looked for, if files are missing.
     """
+    cifar = name in ("cifar10_lt", "cifar100_lt")
+    known = {"imbalance_factor", "imbalance_type"} if cifar else set()
+    if unknown := sorted(set(options) - known):
+        raise ValueError(f"{name} has no options {unknown}; it has {sorted(known) or 'none'}")
     if name == "digits_lt":
-        loaded = load_digits_lt(**options)
-    elif name in ("cifar10_lt", "cifar100_lt"):
+        loaded = load_digits_lt()
+    elif cifar:
         loaded = load_cifar_lt(name, Path(data_dir or "data"), **options)
     elif name in BENCHMARKS:
-        if options:
-            raise ValueError(f"{name} has no options, got {sorted(options)}")
         loaded = load_annotation_lists(name, Path(data_dir or Path("data") / BENCHMARKS[name].folder))
     else:
         raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")

@@ -1,8 +1,10 @@
 """Augmentation for training, and the image processor that evaluation and the saved model share."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BitImageProcessor
 from transformers.image_utils import PILImageResampling
@@ -56,20 +58,30 @@ def train_transform(
     """
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"no augmentation is called {augmentation!r}; there are {', '.join(AUGMENTATIONS)}")
-    transform = v2.Compose(
-        [
-            v2.RGB(),
-            v2.PILToTensor(),
-            *AUGMENTATIONS[augmentation](image_size),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(mean, std),
-        ]
-    )
+    steps = [
+        v2.PILToTensor(),
+        *AUGMENTATIONS[augmentation](image_size),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(mean, std),
+    ]
+    return _TrainTransform(v2.Compose(steps))
 
-    def apply(rows: dict) -> dict:
-        return {"pixel_values": [transform(image) for image in rows["image"]], "labels": rows["label"]}
 
-    return apply
+@dataclass(frozen=True)
+class _TrainTransform:  # a class, so that workers of a spawned DataLoader can be sent it
+    steps: v2.Compose
+
+    def __call__(self, rows: dict) -> dict:
+        images = [self.steps(convert_to_rgb(image)) for image in rows["image"]]
+        return {"pixel_values": images, "labels": rows["label"]}
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB; what is transparent in it lies on white, as transformers' image processors have it."""
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
 
 
 def evaluation_processor(
@@ -91,7 +103,14 @@ def evaluation_processor(
 def evaluation_transform(processor: BitImageProcessor) -> Callable[[dict], dict]:
     """A function for `Dataset.with_transform` that prepares images as `processor` does, without chance."""
 
-    def apply(rows: dict) -> dict:
-        return {"pixel_values": processor(rows["image"], return_tensors="pt")["pixel_values"], "labels": rows["label"]}
+    return _EvaluationTransform(processor)
 
-    return apply
+
+@dataclass(frozen=True)
+class _EvaluationTransform:
+    processor: BitImageProcessor
+
+    def __call__(self, rows: dict) -> dict:
+        images = [convert_to_rgb(image) for image in rows["image"]]
+        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values, "labels": rows["label"]}

@@ -105,8 +105,9 @@ def train_once(overrides: list[str], seed: int, folder: Path, threads: int) -> d
     _, recipe = parse_arguments(arguments)
     finished, written = folder / "test_results.json", folder / "recipe.json"
     if not finished.is_file() or recipe.differences(written.read_text()):
-        launch = (
-            f"-m accelerate.commands.launch --num_processes 1 --num_machines 1 --num_cpu_threads_per_process {threads}"
+        launch = (  # every option that a user's own accelerate configuration could change
+            "-m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no "
+            f"--num_cpu_threads_per_process {threads}"
         )
         completed = subprocess.run(
             [sys.executable, *launch.split(), str(ROOT / "train_accelerate.py"), *arguments, "--overwrite_output_dir"],

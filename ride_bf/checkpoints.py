@@ -1,9 +1,11 @@
 """Folders that are never half written, and what is in a checkpoint."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -21,7 +23,7 @@ def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path],
     """Has every process call `write(path)` on an empty folder, which then replaces `folder`.
 
     A process that dies on the way leaves the last version, as `folder` or, within the moment of the exchange, where
-    `find_checkpoint` looks for it.
+    `recover` finds it.
     """
     new, previous = folder.with_name(f".{folder.name}.writing"), _previous(folder)
     if accelerator.is_main_process:
@@ -42,34 +44,59 @@ def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path],
     accelerator.wait_for_everyone()
 
 
-def save_model(folder: Path, accelerator: Accelerator, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
-    """Writes a folder that `from_pretrained` and `pipeline` load: weights, configuration, code, image processor."""
-    write_folder(folder, accelerator, lambda path: _write_model(path, accelerator, model, processor))
+def recover(folder: Path) -> None:
+    """Puts a folder's last version back if a process died between taking it away and putting the new one there."""
+    if not folder.exists() and _previous(folder).exists():
+        _previous(folder).rename(folder)
 
 
-def save_training_state(
-    folder: Path, accelerator: Accelerator, model: PreTrainedModel, processor: BaseImageProcessor
+def save_model(
+    folder: Path,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    facts: dict[str, Any],
 ) -> None:
-    """Like `save_model`, and beside the model what `Accelerator.load_state` needs to go on training."""
+    """Writes a folder that `from_pretrained` and `pipeline` load: weights, configuration, code, image processor.
+
+    `facts` about the checkpoint go into its `checkpoint.json`, so that they cannot be of another one.
+    """
 
     def write(path: Path) -> None:
-        accelerator.save_state(str(path))
-        _write_model(path, accelerator, model, processor)
+        _write_model(path, accelerator, model, processor, facts)
 
     write_folder(folder, accelerator, write)
 
 
-def _write_model(path: Path, accelerator: Accelerator, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+def save_training_state(
+    folder: Path,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    facts: dict[str, Any],
+) -> None:
+    """Like `save_model`, and beside the model what `Accelerator.load_state` needs to go on training."""
+
+    def write(path: Path) -> None:
+        accelerator.save_state(str(path))  # names the weights as save_pretrained does, which writes them once more
+        _write_model(path, accelerator, model, processor, facts)
+
+    write_folder(folder, accelerator, write)
+
+
+def _write_model(path, accelerator, model, processor, facts) -> None:
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(path)
         processor.save_pretrained(path)
+        (path / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def find_checkpoint(folder: Path) -> Path:
-    """The checkpoint to resume from. Raises FileNotFoundError if there is none, saying what to do."""
-    for candidate in (folder, _previous(folder)):
-        if (candidate / _STATE_FILE).is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"{folder} is no checkpoint to resume from; start without --resume, or name the run's --output_dir"
-    )
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `save_model` was told about the checkpoint in `folder`; empty if there is none."""
+    path = folder / "checkpoint.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def is_training_state(folder: Path) -> bool:
+    """Whether training can go on from `folder`."""
+    return (folder / _STATE_FILE).is_file()

@@ -3,6 +3,8 @@
 import difflib
 import inspect
 import re
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
@@ -18,7 +20,7 @@ from ride_bf.reference_config import read_recipe_file
 
 @dataclass
 class RunArguments:
-    """What a result does not depend on, but for the seed."""
+    """How and where to run a recipe."""
 
     recipe: str = field(default=DEFAULT_RECIPE, metadata={"help": f"one of {', '.join(RECIPES)}"})
     recipe_file: str | None = field(
@@ -55,6 +57,22 @@ class RunArguments:
                 f"{self.eval_batch_size}"
             )
 
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on beside the recipe."""
+        names = ("seed", "data_dir", "validation_fraction", "init_from", "teacher")
+        return {name: getattr(self, name) for name in names}
+
+
+@contextmanager
+def errors_as_messages():
+    """Ends the program with an error's message where the error is the user's to mend: what was asked for, or files."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except StrictDataclassError as error:  # RideBfConfig's; says itself only which validator it was
+        raise SystemExit(f"error: {error.__cause__ or error}") from error
+
 
 def _argument_type(annotation: Any) -> Any:
     """An annotation as HfArgumentParser can take it: tuples as lists, `float | int` as float."""
@@ -66,6 +84,16 @@ def _argument_type(annotation: Any) -> Any:
     if get_origin(annotation) is tuple:
         return list[get_args(annotation)[0]]
     return annotation
+
+
+def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads the word None as None, for options that may be so."""
+
+    def convert_or_none(text: str) -> Any:
+        return None if text.lower() == "none" else convert(text)
+
+    convert_or_none.__name__ = getattr(convert, "__name__", "value")  # for argparse's message
+    return convert_or_none
 
 
 def _network_value(recipe: TrainingRecipe, option: str) -> Any:
@@ -115,6 +143,10 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, T
         allow_abbrev=False,
         description=f"Train a long-tailed image classifier. Recipe {recipe.name}: {recipe.description}",
     )
+    hints = {**get_type_hints(RunArguments), **get_type_hints(TrainingRecipe), **inspect.get_annotations(RideBfConfig)}
+    for action in parser._actions:
+        if type(None) in get_args(hints.get(action.dest)):
+            action.type = _or_none(action.type)
     try:
         run, own, network, unknown = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True, look_for_args_file=False

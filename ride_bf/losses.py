@@ -67,6 +67,10 @@ class Criterion(nn.Module):
     """A loss of float32 logits. Subclasses define `compute`, which autocast does not touch."""
 
     def forward(self, expert_logits: Tensor, labels: Tensor, reweight: bool = False) -> Tensor:
+        classes = next((buffer.numel() for buffer in self.buffers() if buffer.numel() > 1), None)
+        if expert_logits.ndim != 3 or classes not in (None, expert_logits.shape[2]):
+            expected = f"(batch, experts, {'classes' if classes is None else classes})"
+            raise ValueError(f"expert_logits must be {expected}, got {tuple(expert_logits.shape)}")
         with torch.autocast(expert_logits.device.type, enabled=False):
             return self.compute(expert_logits.float(), labels, reweight)
 
@@ -117,7 +121,7 @@ class _MarginLoss(Criterion):
 class LDAMLoss(_MarginLoss):
     """LDAM loss of the mean logits; LDAM-DRW if re-weighting begins late in the run. Cao et al., 2019.
 
-    `scale` is what the classifier multiplies its cosine with: the margins are lowered by as much.
+    `scale` is what the classifier multiplies its cosine with, and the margins with it.
     """
 
     def __init__(self, class_counts: Sequence[int], max_margin: float = 0.5, scale: float = 30.0):

@@ -39,9 +39,12 @@ def initialise_from(model: RideBfForImageClassification, folder: str | Path, new
     """Copies the weights of a saved model into `model`.
 
     What only the saved model has (a BatchFormer, say) is left out. `new_parts`, keys of `TRAINABLE_PARTS`, keep their
-    initialisation. Raises ValueError listing anything else that does not fit.
+    initialisation, and so do the classifiers if the saved model's are of another number of classes. Raises ValueError
+    listing anything else that does not fit.
     """
     saved = RideBfForImageClassification.from_pretrained(folder).state_dict()
+    other_classes = saved["classifiers.0.weight"].shape[0] != model.config.num_labels
+    new_parts = {*new_parts, "classifiers"} if other_classes else new_parts
     prefixes = tuple(prefix for part in new_parts for prefix in TRAINABLE_PARTS[part])
     wanted = {
         name: tensor for name, tensor in model.state_dict().items() if not (prefixes and name.startswith(prefixes))

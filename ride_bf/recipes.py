@@ -84,19 +84,42 @@ class TrainingRecipe:
     batchformer_loss_weight: float = _option('of its stream in "shared_classifier" networks; the paper has 1', 1.0)
 
     def __post_init__(self):
-        for name in ("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.warmup_epochs < 0:
-            raise ValueError(f"warmup_epochs must be 0 or more, not {self.warmup_epochs}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, not {self.learning_rate}")
+        allowed = {
+            **dict.fromkeys(("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size"), "1 or more"),
+            **dict.fromkeys(("warmup_epochs", "weight_decay", "focal_gamma"), "0 or more"),
+            **dict.fromkeys(("max_margin", "margin_scale", "distillation_factor"), "0 or more"),
+            **dict.fromkeys(("learning_rate", "lr_gamma", "diversity_temperature"), "positive"),
+            **dict.fromkeys(("distillation_temperature", "router_positive_weight"), "positive"),
+            **dict.fromkeys(("momentum", "class_weight_beta"), "0 or more and less than 1"),
+        }
+        holds = {
+            "1 or more": lambda value: value >= 1,
+            "0 or more": lambda value: value >= 0,
+            "positive": lambda value: value > 0,
+            "0 or more and less than 1": lambda value: 0 <= value < 1,
+        }
+        for name, rule in allowed.items():
+            if not holds[rule](getattr(self, name)):
+                raise ValueError(f"{name} must be {rule}, not {getattr(self, name)}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0; with momentum 0 set --no_nesterov")
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
             raise ValueError(f"lr_steps must be epochs in ascending order, not {list(self.lr_steps)}")
         if self.resize_size < self.image_size:
             raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}")
-        if not len(self.image_mean) == len(self.image_std) == self.network.get("num_channels", 3):
-            raise ValueError("image_mean and image_std need one number a channel")
+        if not len(self.image_mean) == len(self.image_std) == 3 or self.network.get("num_channels", 3) != 3:
+            raise ValueError(
+                "images are read in three channels: num_channels must be 3, and image_mean and image_std three numbers"
+            )
+        if self.network.get("router", False) != (self.train_only == "router"):
+            raise ValueError(
+                "a router is trained after the experts, and alone: train without it first, then with --router true "
+                "--train_only router --init_from MODEL, or with a recipe whose name ends in _router"
+            )
+        if self.train_only != "all" and self.network.get("batchformer", "none") != "none":
+            raise ValueError(
+                f"train_only {self.train_only!r} learns on features as evaluation sees them: set --batchformer none"
+            )
 
     def config(self, **labels) -> RideBfConfig:
         """The network's configuration; pass `num_labels`, or `id2label` and `label2id`."""
@@ -287,7 +310,8 @@ PLACES_LT_RESNET152 = replace(
     IMAGENET_LT_RESNET50,
     name="places_lt_resnet152",
     description="""Places-LT, ResNet-152, three experts. Ours: neither paper's code has a recipe for Places-LT; this is
-ImageNet-LT's at a tenth of the rate, for a trunk that was trained on ImageNet first.
+ImageNet-LT's at a tenth of the rate, to be started with --init_from on the same network trained on ImageNet (its
+classifiers, of other classes, are left out). Weights of other libraries cannot be started from yet.
 Published: nothing with BatchFormer. Cost: 98.5 M parameters and 14.2 M in the BatchFormer.""",
     dataset="places_lt",
     network={**RESNET152, "batchformer": "insert"},

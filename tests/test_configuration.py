@@ -21,7 +21,7 @@ from configuration_ride_bf import RideBfConfig
         ({"cosine_scale": 0}, "cosine_scale must be positive"),
         ({"batchformer_num_layers": 0}, "batchformer='none'"),
         ({"batchformer_dropout": 1.0}, r"in \[0, 1\)"),
-        ({"batchformer_num_heads": 7}, "must divide the feature size 1536"),
+        ({"batchformer": "insert", "batchformer_num_heads": 7}, "must divide the feature size 1536"),
         ({"block_type": "basic", "groups": 32}, "need block_type 'bottleneck'"),
         ({"groups": 32, "width_per_group": 0}, "both be 1 or more"),
         ({"width_per_group": 0}, "both be 1 or more"),
@@ -56,6 +56,13 @@ def test_survives_saving(tmp_path):
     assert {k: v for k, v in after.items() if k != "transformers_version"} == {
         k: v for k, v in before.items() if k != "transformers_version"
     }
+
+
+def test_heads_do_not_matter_without_batchformer():
+    odd = {"block_type": "basic", "depths": [1, 1], "hidden_sizes": [64, 130], "num_shared_stages": 1}
+    RideBfConfig(**odd, batchformer="none")
+    with pytest.raises(StrictDataclassError, match="must divide the feature size 130"):
+        RideBfConfig(**odd, batchformer="insert")
 
 
 def test_heads_follow_the_paper_unless_chosen():

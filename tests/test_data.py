@@ -104,6 +104,7 @@ class TestAnnotationLists:
             ("train/bar/1.jpg\n", ValueError, ["Places_LT_train.txt, line 1", "relative/path.jpg label"]),
             ("train/bar/1.jpg 1\ntrain/bar/1.jpg one\n", ValueError, ["line 2", "'train/bar/1.jpg one'"]),
             ("", ValueError, ["Places_LT_train.txt is empty"]),
+            ("\n\n", ValueError, ["Places_LT_train.txt is empty"]),
             ("train/bar/1.jpg 7\n", ValueError, ["line 1", "label 7", "0 to 2", "another data set"]),
             ("train/bar/1.jpg 1\n", ValueError, ["no image of 2 classes, the first [0, 2]", "cut off"]),
             ("train/bar/2.jpg 1\n", FileNotFoundError, ["train/bar/2.jpg", "relative to"]),
@@ -114,6 +115,21 @@ class TestAnnotationLists:
         with pytest.raises(error) as info:
             load_long_tailed("places_lt", places)
         assert all(message in str(info.value) for message in messages), info.value
+
+    def test_empty_lines_are_passed_over(self, places):
+        with (places / "Places_LT_test.txt").open("a") as file:
+            file.write("\n\n")
+        assert len(load_long_tailed("places_lt", places)["test"]) == 1
+
+    def test_a_list_of_another_encoding_is_named(self, places):
+        (places / "Places_LT_train.txt").write_bytes("train/café/1.jpg 0\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"Places_LT_train.txt is not in UTF-8 .* at byte 9"):
+            load_long_tailed("places_lt", places)
+
+    def test_an_image_that_is_missing_further_down_is_noticed(self, places):
+        (places / "train/bar/1.jpg").unlink()
+        with pytest.raises(FileNotFoundError, match=r"1 of 4 images looked at in .* the first train/bar/1.jpg"):
+            load_long_tailed("places_lt", places)
 
     def test_missing_lists_are_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"ImageNet_LT_train.txt.*ImageNet_LT_test.txt.*--data_dir"):
@@ -211,6 +227,24 @@ class TestCifar:
         with pytest.raises(ValueError, match=r"test in .* is damaged"):
             load_long_tailed("cifar100_lt", cifar100)
 
+    @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x1f\x8b\x08\x00cut off"])
+    def test_a_damaged_archive_is_named(self, tmp_path, content):
+        (tmp_path / "cifar-100-python.tar.gz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"meta in .*cifar-100-python.tar.gz is not a CIFAR file, or is damaged"):
+            load_long_tailed("cifar100_lt", tmp_path)
+
+    def test_a_file_without_its_entries_is_named(self, cifar100):
+        (cifar100 / "cifar-100-python" / "test").write_bytes(pickle.dumps({"data": []}))
+        with pytest.raises(ValueError, match=r"test in .* KeyError\('fine_labels'\)"):
+            load_long_tailed("cifar100_lt", cifar100)
+
+    def test_a_file_with_too_few_images_is_named(self, cifar100):
+        path = cifar100 / "cifar-100-python" / "train"
+        content = pickle.loads(path.read_bytes())
+        path.write_bytes(pickle.dumps({"data": content["data"][:9], "fine_labels": content["fine_labels"][:9]}))
+        with pytest.raises(ValueError, match=r"has 50000 training images; .* has 9 and 9 labels"):
+            load_long_tailed("cifar100_lt", cifar100)
+
     def test_missing_files_are_named(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"cifar-100-python.tar.gz.*data_dir"):
             load_long_tailed("cifar100_lt", tmp_path)
@@ -229,6 +263,8 @@ def test_unknown_names_and_options():
         load_long_tailed("imagenet")
     with pytest.raises(ValueError, match="has no options"):
         load_long_tailed("imagenet_lt", imbalance_factor=10)
+    with pytest.raises(ValueError, match=r"digits_lt has no options \['foo'\]; it has none"):
+        load_long_tailed("digits_lt", foo=1)
     with pytest.raises(ValueError, match="a validation split of its own"):
         load_long_tailed("digits_lt", validation_fraction=0.1)
 
@@ -304,3 +340,22 @@ def test_evaluation_processor_survives_saving(tmp_path):
     assert torch.equal(
         loaded(image, return_tensors="pt")["pixel_values"], processor(image, return_tensors="pt")["pixel_values"]
     )
+
+
+def test_training_and_evaluation_see_the_same_under_transparency():
+    transparent = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    processor = evaluation_processor(32, 32, (0.5,) * 3, (0.25,) * 3)
+    evaluated = evaluation_transform(processor)({"image": [transparent], "label": [0]})["pixel_values"][0]
+    piped = processor(transparent, return_tensors="pt")["pixel_values"][0]
+    trained = train_transform("inaturalist", 32, (0.5,) * 3, (0.25,) * 3)({"image": [transparent], "label": [0]})
+    for pixels in (evaluated, piped, trained["pixel_values"][0]):
+        torch.testing.assert_close(pixels, torch.full((3, 32, 32), 2.0))  # white
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_transforms_can_be_sent_to_spawned_workers(name):
+    processor = evaluation_processor(32, 32, (0.5,) * 3, (0.25,) * 3)
+    for transform in (train_transform(name, 32, (0.5,) * 3, (0.25,) * 3), evaluation_transform(processor)):
+        again = pickle.loads(pickle.dumps(transform))
+        rows = again({"image": [Image.new("L", (40, 40))], "label": [1]})
+        assert rows["pixel_values"][0].shape == (3, 32, 32)

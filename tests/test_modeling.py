@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY_NETWORKS, tiny_config, tiny_model
+from conftest import TINY_NETWORKS, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_ride_bf import RideBfConfig
@@ -228,10 +228,11 @@ def test_wrong_pixel_values_are_refused(base_class, pixel_values, error, message
         (torch.tensor([0, 1, 2, 3, 4, -1]), r"got \[-1\]"),
         (torch.tensor([0, 1]), r"shape \(6,\).*got torch.int64 of shape \(2,\)"),
         (torch.zeros(6), "got torch.float32"),
+        ([0, 1, 2, 3, 4, 0], r"shape \(6,\), torch.int64; got list"),
     ],
 )
 def test_wrong_labels_are_refused(images, labels, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         tiny_model()(images, labels=labels)
 
 
@@ -263,6 +264,14 @@ def test_autocast_step_is_finite(mode, images, labels):
     assert loss.isfinite()
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_feature_of_zeros_has_logits_of_zero_in_every_precision(dtype):
+    model = tiny_model(router=True, router_top_k=3).to(dtype)
+    zeros = torch.zeros(2, 8, dtype=dtype)
+    assert torch.equal(model.classifiers[0](zeros), torch.zeros(2, 5, dtype=dtype))
+    assert model.router(0, zeros, torch.zeros(2, 5, dtype=dtype)).isfinite().all()
 
 
 def test_initialisation_follows_the_stem():
@@ -346,8 +355,3 @@ class TestRouter:
         model = tiny_model(router=True, router_top_k=3, router_shared_output=False).eval()
         assert len(model.router.output_layers) == 2
         assert model(images).router_logits.shape == (6, 2)
-
-
-def test_config_is_checked_before_a_network_is_built():
-    with pytest.raises(Exception, match="num_shared_stages"):
-        RideBfForImageClassification(tiny_config(num_shared_stages=2))

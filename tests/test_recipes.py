@@ -143,7 +143,19 @@ def test_no_arguments_are_the_default_recipe():
         ("--learning_rate -1", ["learning_rate must be positive, not -1.0"]),
         ("--lr_steps 80 60", ["ascending order, not [80, 60]"]),
         ("--image_size 64 --resize_size 32", ["resize_size 32 is less than image_size 64"]),
-        ("--image_mean 0.5", ["one number a channel"]),
+        ("--image_mean 0.5", ["image_mean and image_std three numbers"]),
+        ("--num_channels 1", ["num_channels must be 3"]),
+        ("--momentum 0", ["set --no_nesterov"]),
+        ("--momentum 1", ["momentum must be 0 or more and less than 1, not 1.0"]),
+        ("--weight_decay -1", ["weight_decay must be 0 or more, not -1.0"]),
+        ("--lr_gamma -1", ["lr_gamma must be positive, not -1.0"]),
+        ("--class_weight_beta 1", ["class_weight_beta must be 0 or more and less than 1"]),
+        ("--diversity_temperature 0", ["diversity_temperature must be positive"]),
+        ("--reweight_epoch soon", ["invalid int value: 'soon'"]),
+        ("--router true", ["a router is trained after the experts", "--train_only router"]),
+        ("--train_only classifiers --batchformer none", ["needs a trained model: name it with --init_from"]),
+        ("--train_only classifiers --init_from x", ["set --batchformer none"]),
+        ("--recipe digits_lt_resnet32_router --init_from x --teacher y", ["not from a --teacher"]),
         ("--num_experts 0", ["num_experts must be 1 or more, not 0"]),
         ("--depths 1 1", ["one entry for each stage"]),
         ("--num_workers -1", ["num_workers must be 0 or more"]),
@@ -242,3 +254,11 @@ def test_broken_recipe_files(content, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--recipe_file", str(path)])
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_none_can_be_asked_for():
+    _, recipe = parse_arguments(["--reweight_epoch", "None", "--batchformer_layer_scale_init_value", "0"])
+    assert recipe.reweight_epoch is None
+    assert recipe.network["batchformer_layer_scale_init_value"] == 0.0
+    run, recipe = parse_arguments(["--reweight_epoch", "7", "--batchformer_num_heads", "none", "--data_dir", "none"])
+    assert (recipe.reweight_epoch, run.data_dir) == (7, None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_accelerate
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.parts import initialise_from
 
 # A shallow network on small images, an epoch of which takes a second
 SMALL = {
@@ -68,6 +70,7 @@ def test_what_a_run_leaves(uninterrupted):
         "last",
         "metrics.jsonl",
         "recipe.json",
+        "run.json",
         "tensorboard",
         "test_results.json",
     }
@@ -144,13 +147,15 @@ def test_an_earlier_run_is_not_overwritten_by_accident(uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_text()
     with pytest.raises(SystemExit, match="holds a run already; go on with it by --resume"):
         train(uninterrupted, "--epochs", 1)
-    with pytest.raises(SystemExit, match=r"another recipe; differences: epochs: 4 -> 5"):
+    with pytest.raises(SystemExit, match=r"holds another run; differences: epochs: 4 -> 5"):
         train(uninterrupted, "--epochs", 5, "--resume")
+    with pytest.raises(SystemExit, match=r"holds another run; differences: seed: 0 -> 5"):
+        train(uninterrupted, "--epochs", 4, "--resume", "--seed", 5)
     assert (uninterrupted / "metrics.jsonl").read_text() == before
 
 
 def test_resuming_from_nothing_is_explained(tmp_path):
-    with pytest.raises(SystemExit, match="holds no run to resume"):
+    with pytest.raises(SystemExit, match="holds no checkpoint to resume"):
         train(tmp_path / "out", "--resume")
 
 
@@ -164,7 +169,7 @@ def test_a_lost_loss_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, m
         return epoch(*arguments)
 
     monkeypatch.setattr(train_accelerate, "train_epoch", breaks_in_epoch_two)
-    with pytest.raises(FloatingPointError, match="epoch 2 is nan"):
+    with pytest.raises(FloatingPointError, match=r"epoch 2 is nan .* in another --output_dir"):
         train(tmp_path / "out", "--epochs", 3)
     model = RideBfForImageClassification.from_pretrained(tmp_path / "out" / "last")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -238,19 +243,83 @@ def test_samplers(tmp_path, sampler):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        ("--train_only router --router true", SystemExit, "2"),
-        ("--depths 2 1 1 --init_from {run}/last", ValueError, r"is another network: .*stages.0.1.* is missing"),
-        ("--init_from {run}/last --train_only router", ValueError, "the network has no router to train"),
-        ("--teacher {run}/other", ValueError, r"has 5 classes, the data 10; .*same classes in the same order"),
+        ("--depths 2 1 1 --init_from {run}/last", r"is another network: .*stages.0.1.* is missing"),
+        ("--teacher {other}", r"has 5 classes, the data 10; .*same classes in the same order"),
+        ("--dataset places", "no data set is called 'places'; there are digits_lt"),
+        ("--dataset imagenet_lt --data_dir {run}", "imagenet_lt needs the lists .*ImageNet_LT_train.txt"),
+        ("--augmentation heavy", "no augmentation is called 'heavy'; there are imagenet"),
+        ("--validation_fraction 0.1", "has a validation split of its own"),
+        ("--init_from {run}/nowhere", "nowhere"),
+        ("--recipe digits_lt_resnet32_router --router_top_k 11 --batchformer none --init_from {run}/last", "not 11"),
     ],
 )
-def test_models_that_do_not_fit(uninterrupted, tmp_path, options, error, message):
+def test_what_cannot_be_trained_is_said_in_one_line(uninterrupted, tmp_path, options, message):
     tiny_model(num_labels=5).save_pretrained(tmp_path / "other")
-    options = options.replace("{run}/other", str(tmp_path / "other")).replace("{run}", str(uninterrupted))
-    with pytest.raises(error, match=message):
+    options = options.format(run=uninterrupted, other=tmp_path / "other")
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
         train(tmp_path / "out", "--epochs", 1, *options.split())
+    assert not (tmp_path / "out" / "last").exists()
+
+
+def test_a_model_of_other_classes_is_started_from_without_its_classifiers(tmp_path):
+    options = {"depths": [1, 1, 1], "hidden_sizes": [16, 24, 48], "batchformer": "shared_classifier"}
+    other = tiny_model(num_labels=5, **options)
+    other.save_pretrained(tmp_path / "other")
+    model = tiny_model(num_labels=10, **options)
+    before = model.classifiers[0].weight.clone()
+    initialise_from(model, tmp_path / "other")
+    assert torch.equal(model.classifiers[0].weight, before)
+    assert torch.equal(model.batchformer.layers[0].linear1.weight, other.batchformer.layers[0].linear1.weight)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_is_no_run(tmp_path, monkeypatch):
+    def dies(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_accelerate, "train_epoch", dies)
+    for _ in range(2):  # begun again without being asked to overwrite anything
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "out", "--epochs", 1)
+
+
+def test_a_death_between_two_renames_is_recovered_from(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    for name in ("last", "best"):
+        (tmp_path / "out" / name).rename(tmp_path / "out" / f".{name}.previous")
+    train(tmp_path / "out", "--epochs", 4, "--resume")
+    assert_same_weights(tmp_path / "out" / "best", uninterrupted / "best")
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_overwriting_leaves_nothing_of_the_earlier_run(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    (tmp_path / "out" / ".last.previous").mkdir()
+    (tmp_path / "out" / ".best.writing").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    train(tmp_path / "out", "--epochs", 1, "--overwrite_output_dir")
+    assert len(read_metrics(tmp_path / "out")) == 1
+    assert not list((tmp_path / "out").glob(".*"))
+    assert (tmp_path / "out" / "notes.txt").exists(), "what no run wrote is not deleted"
+
+
+def test_a_line_of_metrics_is_lost_or_doubled_by_no_interruption(uninterrupted, tmp_path, monkeypatch):
+    """A death after the line was written and before the checkpoint was: the epoch is done again."""
+    save = train_accelerate.save_training_state
+
+    def dies_in_epoch_two(folder, accelerator, model, processor, facts):
+        if facts["epoch"] == 2:
+            raise KeyboardInterrupt
+        save(folder, accelerator, model, processor, facts)
+
+    monkeypatch.setattr(train_accelerate, "save_training_state", dies_in_epoch_two)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "out", "--epochs", 4)
+    monkeypatch.setattr(train_accelerate, "save_training_state", save)
+    train(tmp_path / "out", "--epochs", 4, "--resume")
+    assert [line["epoch"] for line in read_metrics(tmp_path / "out")] == [1, 2, 3, 4]
+    assert_same_weights(tmp_path / "out" / "last", uninterrupted / "last")
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path, monkeypatch):
@@ -315,7 +384,7 @@ def test_a_killed_run_goes_on_where_it_was(uninterrupted, tmp_path):
 
 def test_two_processes(tmp_path):
     """Real distributed data parallelism over gloo; every test image is counted once."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29581"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = launch(torchrun, tmp_path / "out", tmp_path, ACCELERATE_USE_CPU="true")
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
