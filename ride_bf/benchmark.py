@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     digits = commands.add_parser("digits", help="train every method on the default images and print the table")
-    digits.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    digits.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     digits.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
     digits.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="finished runs are reused")
     digits.add_argument("--results", type=Path, default=RESULTS, help="JSON file for the measurements")
