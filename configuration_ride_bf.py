@@ -51,6 +51,7 @@ class RideBfConfig(PreTrainedConfig):
         router_top_k: how many of the largest logits a router sees.
         router_hidden_size: width to which a router reduces the features.
         router_shared_output: one output layer for all routers, or one each.
+        router_threshold: probability above which an image is sent on to the next expert; 0: always, 1: never.
 
     Raises `StrictDataclassError` (huggingface_hub) for a value of the wrong type or one that no network can be
     built from, and `TypeError` for an unknown option.
@@ -78,6 +79,7 @@ class RideBfConfig(PreTrainedConfig):
     router_top_k: int = 30
     router_hidden_size: int = 16
     router_shared_output: bool = True
+    router_threshold: float | int = 0.5
 
     def __post_init__(self, **kwargs):
         unknown = sorted(key for key in kwargs if key not in _HUGGING_FACE_KEYWORDS and not key.startswith("_"))
@@ -191,6 +193,8 @@ class RideBfConfig(PreTrainedConfig):
             raise ValueError("router=True needs num_experts of 2 or more: there is nothing to choose from")
         if not 1 <= self.router_top_k <= self.num_labels:
             raise ValueError(f"router_top_k must be 1 to num_labels = {self.num_labels}, not {self.router_top_k}")
+        if not 0 <= self.router_threshold <= 1:
+            raise ValueError(f"router_threshold must be 0 to 1, not {self.router_threshold}")
         if self.router_hidden_size < 1:
             raise ValueError(f"router_hidden_size must be 1 or more, not {self.router_hidden_size}")
 

@@ -493,6 +493,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         batch_size, num_experts = pixel_values.shape[0], self.config.num_experts
         trunk_states = self.ride_bf.trunk(pixel_values)
         rows = torch.arange(batch_size, device=pixel_values.device)  # the images still on their way
+        threshold = torch.logit(torch.tensor(float(self.config.router_threshold))).item()
         sum_logits = num_experts_used = None
         columns: dict[str, list[Tensor]] = {"logits": [], "features": [], "router": []}
         state_columns: list[list[Tensor]] = []
@@ -515,7 +516,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
             if index < num_experts - 1:
                 decision = self.router(index, features, sum_logits[rows] / (index + 1))
                 columns["router"].append(column(decision))
-                rows = rows[decision > 0]  # sigmoid > 0.5
+                rows = rows[decision > threshold]
         hidden_states = None
         if output_hidden_states:
             hidden_states = (*trunk_states, *(torch.stack(maps, 1) for maps in zip(*state_columns, strict=True)))

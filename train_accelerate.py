@@ -200,7 +200,7 @@ def make_model(names: list[str], run: RunArguments, recipe: TrainingRecipe) -> R
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     model = RideBfForImageClassification(recipe.config(**labels))
     if run.init_from is not None:
-        initialise_from(model, run.init_from, new_parts=[] if recipe.train_only == "all" else [recipe.train_only])
+        initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
     train_only(model, recipe.train_only)
     return model
 

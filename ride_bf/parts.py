@@ -1,6 +1,6 @@
 """Training a part of a network and leaving the rest as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +12,7 @@ from modeling_ride_bf import RideBfForImageClassification
 TRAINABLE_PARTS: dict[str, tuple[str, ...]] = {
     "all": ("",),
     "classifiers": ("classifiers.",),
+    "class_scales": ("classifiers.",),
     "router": ("router.",),
 }
 
@@ -25,6 +26,25 @@ def train_only(model: nn.Module, part: str) -> None:
         trained += parameter.requires_grad
     if not trained:
         raise ValueError(f"the network has no {part} to train")
+    if part == "class_scales":
+        _train_only_scales(model)
+
+
+def _train_only_scales(model: nn.Module) -> None:
+    """Learnable weight scaling: of each class's weights only the length learns. Kang et al., 2020, section 4.3.
+
+    With w = f w0, a step of SGD on f moves w along w0 by its gradient's component on w0 times |w0|^2; so does a step
+    on w with that gradient, momentum and weight decay included. The scale needs no parameter of its own, and what is
+    saved is an ordinary classifier. Raises ValueError for cosine classifiers, which length does not change.
+    """
+    if model.config.classifier != "linear":
+        raise ValueError("class_scales needs --classifier linear: a cosine classifier has no lengths to learn")
+    for classifier in model.classifiers:
+        classifier.bias.requires_grad_(False)
+        start = classifier.weight.detach().clone()
+        classifier.weight.register_hook(
+            lambda gradient, start=start: (gradient * start.to(gradient)).sum(dim=1, keepdim=True) * start.to(gradient)
+        )
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -35,7 +55,7 @@ def set_train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def initialise_from(model: RideBfForImageClassification, folder: str | Path, new_parts: Sequence[str] = ()) -> None:
+def initialise_from(model: RideBfForImageClassification, folder: str | Path, new_parts: Collection[str] = ()) -> None:
     """Copies the weights of a saved model into `model`.
 
     What only the saved model has (a BatchFormer, say) is left out. `new_parts`, keys of `TRAINABLE_PARTS`, keep their

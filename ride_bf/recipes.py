@@ -79,7 +79,9 @@ class TrainingRecipe:
     sampler_epoch: Literal["images", "largest_class"] = _option(
         "draws in an epoch, unless by instance: as many as there are images, or classes times the largest", "images"
     )
-    train_only: Literal["all", "classifiers", "router"] = _option("part that learns; needs --init_from", "all")
+    train_only: Literal["all", "classifiers", "class_scales", "router"] = _option(
+        "part that learns: classifiers anew (cRT), their lengths (LWS), the router; needs --init_from", "all"
+    )
     router_positive_weight: float = _option("weight of the images that need a later expert", 100.0)
     batchformer_loss_weight: float = _option('of its stream in "shared_classifier" networks; the paper has 1', 1.0)
 

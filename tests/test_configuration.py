@@ -28,6 +28,7 @@ from configuration_ride_bf import RideBfConfig
         ({"hidden_sizes": [8, 128, 192, 384], "groups": 32, "width_per_group": 4}, "no channel"),
         ({"stem_type": "cifar", "block_type": "basic", "hidden_sizes": [64, 32, 32, 64]}, "must not decrease"),
         ({"router": True, "num_experts": 1}, "num_experts of 2 or more"),
+        ({"router": True, "num_labels": 99, "router_threshold": 1.5}, "router_threshold must be 0 to 1, not 1.5"),
         ({"router": True, "num_labels": 10}, "router_top_k must be 1 to num_labels = 10, not 30"),
     ],
 )

@@ -33,6 +33,16 @@ ALLOWED = {
     "ride_bf.evaluate": {"ride_bf.metrics"},
     "ride_bf.command_line": {"configuration_ride_bf", "ride_bf.recipes", "ride_bf.reference_config"},
     "ride_bf.profile": {"configuration_ride_bf", "modeling_ride_bf", "ride_bf.command_line"},
+    "ride_bf.decouple": {
+        "data",
+        "modeling_ride_bf",
+        "ride_bf.command_line",
+        "ride_bf.evaluate",
+        "ride_bf.losses",
+        "ride_bf.metrics",
+        "ride_bf.report",
+    },
+    "ride_bf.route": {"data", "modeling_ride_bf", "ride_bf.command_line", "ride_bf.metrics", "ride_bf.profile"},
     "ride_bf.benchmark": {"data", "ride_bf.command_line", "ride_bf.metrics"},
     "train_accelerate": {
         "data",

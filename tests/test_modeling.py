@@ -351,6 +351,19 @@ class TestRouter:
         outputs.router_logits.sum().backward()
         assert all(parameter.grad is not None for parameter in model.router.parameters())
 
+    def test_threshold(self, model, images):
+        shares = []
+        for threshold in (0.0, 0.3, 0.5, 0.7, 1.0):
+            model.config.router_threshold = threshold
+            with torch.no_grad():
+                outputs = model(images)
+            shares.append(outputs.num_experts_used.sum().item())
+            asked = outputs.router_logits.sigmoid()
+            sent_on = ~outputs.expert_logits[:, 1:, 0].isnan()
+            assert torch.equal(sent_on[:, 0], asked[:, 0] > threshold)
+        assert shares == sorted(shares, reverse=True)
+        assert (shares[0], shares[-1]) == (3 * len(images), len(images))
+
     def test_an_output_layer_for_each_router(self, images):
         model = tiny_model(router=True, router_top_k=3, router_shared_output=False).eval()
         assert len(model.router.output_layers) == 2
