@@ -1,6 +1,7 @@
 """Recipes against the published settings, written out, and the command line that overrides them."""
 
 import json
+import math
 import re
 from dataclasses import asdict, replace
 
@@ -94,6 +95,35 @@ def test_imagenet_lt_schedule_by_hand():
     assert rates == pytest.approx(warmup + [0.1] * 55 + [0.01] * 20 + [0.001] * 20)
     # 1-based epochs 81 to 100 are re-weighted
     assert [recipe.reweight(epoch) for epoch in range(100)] == [False] * 80 + [True] * 20
+
+
+def test_cifar_and_inaturalist_schedules_by_hand():
+    cifar, inaturalist = RECIPES["cifar100_lt_resnet32"], RECIPES["inaturalist18_resnet50"]
+    rates = [cifar.learning_rate * cifar.learning_rate_factor(epoch) for epoch in range(200)]
+    assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08] + [0.1] * 156 + [0.001] * 20 + [0.00001] * 20)
+    assert [cifar.reweight(epoch) for epoch in range(200)] == [False] * 160 + [True] * 40
+    rates = [inaturalist.learning_rate * inaturalist.learning_rate_factor(epoch) for epoch in range(100)]
+    assert rates == pytest.approx([0.04, 0.08, 0.12, 0.16] + [0.2] * 56 + [0.02] * 20 + [0.002] * 20)
+    assert [inaturalist.reweight(epoch) for epoch in range(100)] == [False] * 80 + [True] * 20
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_schedule_epoch_by_epoch(name):
+    """base * gamma^(steps passed) * min(1, (1 + e) / W), or the cosine, written again."""
+    recipe = RECIPES[name]
+    for epoch in range(recipe.epochs):
+        warm = 1.0 if recipe.warmup_epochs == 0 else min(1.0, (1 + epoch) / recipe.warmup_epochs)
+        if recipe.schedule == "step":
+            passed = len([step for step in recipe.lr_steps if step <= epoch])
+            expected = recipe.lr_gamma**passed * warm
+        elif epoch < recipe.warmup_epochs:
+            expected = warm
+        else:
+            angle = math.pi * (epoch - recipe.warmup_epochs) / (recipe.epochs - recipe.warmup_epochs)
+            expected = (1 + math.cos(angle)) / 2
+        assert recipe.learning_rate_factor(epoch) == pytest.approx(expected)
+        reweighted = recipe.reweight_epoch is not None and epoch + 1 > recipe.reweight_epoch
+        assert recipe.reweight(epoch) == reweighted
 
 
 def test_cosine_schedule_by_hand():

@@ -14,8 +14,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import ROOT, tiny_model
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoImageProcessor
 
 import train_accelerate
+from data import evaluation_transform, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.parts import initialise_from
 
@@ -59,6 +61,16 @@ def assert_same_weights(left, right):
         assert torch.equal(left[name], right[name]), name
 
 
+def assert_reloads_to_the_same(output_dir):
+    """The model that was saved gives the validation loss that was logged before it was saved."""
+    model = RideBfForImageClassification.from_pretrained(output_dir / "last")
+    processor = AutoImageProcessor.from_pretrained(output_dir / "last")
+    rows = load_long_tailed("digits_lt")["validation"].with_transform(evaluation_transform(processor))[:]
+    with torch.no_grad():
+        loss = model(rows["pixel_values"], labels=torch.tensor(rows["labels"])).loss
+    assert loss.item() == pytest.approx(read_metrics(output_dir)[-1]["validation_loss"], rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     return train(tmp_path_factory.mktemp("run") / "out", "--epochs", 4)
@@ -96,10 +108,6 @@ def test_the_test_report_is_of_the_best_checkpoint(uninterrupted):
     best_epoch = max(range(4), key=lambda epoch: (accuracies[epoch], epoch)) + 1
     assert (results["checkpoint"], results["epoch"]) == ("best", best_epoch)
     assert results["train_class_counts"] == [120, 78, 50, 33, 21, 14, 9, 6, 4, 2]
-
-    from transformers import AutoImageProcessor
-
-    from data import evaluation_transform, load_long_tailed
 
     model = RideBfForImageClassification.from_pretrained(uninterrupted / "best")
     processor = AutoImageProcessor.from_pretrained(uninterrupted / "best")
@@ -192,7 +200,7 @@ def test_methods(tmp_path, options):
     train(tmp_path / "out", "--epochs", 2, *options.split())
     losses = [line["train_loss"] for line in read_metrics(tmp_path / "out")]
     assert losses[1] < losses[0]
-    assert RideBfForImageClassification.from_pretrained(tmp_path / "out" / "last").config.num_labels == 10
+    assert_reloads_to_the_same(tmp_path / "out")
 
 
 ROUTER = (
@@ -211,6 +219,7 @@ def test_router_stage(uninterrupted, tmp_path):
     kept = {name for name in after if not name.startswith("router.")}
     assert kept == {name for name in before if not name.startswith("batchformer.")}
     assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert_reloads_to_the_same(tmp_path / "out")
     used = json.loads((tmp_path / "out" / "test_results.json").read_text())["test"]
     for group in ("", "many_shot_", "medium_shot_", "few_shot_"):
         assert sum(used[f"{group}experts_used"]) == pytest.approx(1)
