@@ -429,7 +429,7 @@ def _default_reference_config(folder: Path, arch: dict[str, Any]) -> dict[str, A
     cifar = "layer2_output_dim" in arch["args"]
     loader = "ImbalanceCIFAR10DataLoader" if classes == 10 else "ImbalanceCIFAR100DataLoader"
     if not cifar:
-        loader = "INaturalistDataLoader" if classes == 8142 else "ImageNetLTDataLoader"
+        loader = "iNaturalistDataLoader" if classes == 8142 else "ImageNetLTDataLoader"
     return {
         "name": folder.name,
         "n_gpu": 1,

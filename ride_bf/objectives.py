@@ -65,8 +65,8 @@ class SharedClassifierObjective(ClassificationObjective):
 class DistillationObjective(nn.Module):
     """An objective and the divergence from a teacher's prediction.
 
-    loss = objective + distillation_factor * T^2 * KL(softmax(teacher / T) || softmax(mean logits / T)), the divergence
-    on each of the objective's streams, weighted as it weighs them.
+    loss = loss_factor * objective + distillation_factor * T^2 * KL(softmax(teacher / T) || softmax(mean logits / T)),
+    the divergence on each of the objective's streams, weighted as it weighs them.
 
     Args:
         objective: what is minimised without the teacher.
@@ -74,6 +74,7 @@ class DistillationObjective(nn.Module):
             learns nothing.
         distillation_factor: weight of the divergence.
         temperature: T.
+        loss_factor: weight of the objective.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class DistillationObjective(nn.Module):
         teacher: nn.Module,
         distillation_factor: float = 1.0,
         temperature: float = 1.5,
+        loss_factor: float = 1.0,
     ):
         super().__init__()
         if temperature <= 0:
@@ -90,6 +92,7 @@ class DistillationObjective(nn.Module):
         self.teacher = teacher.requires_grad_(False)
         self.distillation_factor = distillation_factor
         self.temperature = temperature
+        self.loss_factor = loss_factor
         self.train(False)
 
     def train(self, mode: bool = True) -> "DistillationObjective":
@@ -100,7 +103,7 @@ class DistillationObjective(nn.Module):
     def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
         with torch.no_grad():
             teacher_logits = self.teacher(batch["pixel_values"]).logits
-        loss = self.objective(outputs, batch, reweight=reweight)
+        loss = self.loss_factor * self.objective(outputs, batch, reweight=reweight)
         with torch.autocast(loss.device.type, enabled=False):
             target = F.softmax(teacher_logits.float() / self.temperature, dim=1)
             for weight, expert_logits in self.objective.streams(outputs):
@@ -176,4 +179,10 @@ def make_objective(recipe: TrainingRecipe, class_counts: Sequence[int], teacher:
         objective = SharedClassifierObjective(criterion, recipe.batchformer_loss_weight)
     if teacher is None:
         return objective
-    return DistillationObjective(objective, teacher, recipe.distillation_factor, recipe.distillation_temperature)
+    return DistillationObjective(
+        objective,
+        teacher,
+        distillation_factor=recipe.distillation_factor,
+        temperature=recipe.distillation_temperature,
+        loss_factor=recipe.distillation_loss_factor,
+    )

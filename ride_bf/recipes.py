@@ -72,6 +72,7 @@ class TrainingRecipe:
     class_weight_beta: float = _option("beta of the effective numbers that re-weight cross-entropy", 0.9999)
     logit_adjustment_tau: float = _option("factor on the log of a class's share in the logit-adjusted loss", 1.0)
     distillation_factor: float = _option("weight of the divergence from the teacher, if there is one", 1.0)
+    distillation_loss_factor: float = _option("weight of the loss itself beside that divergence", 1.0)
     distillation_temperature: float = _option("temperature of that divergence", 1.5)
     sampler: Literal["instance", "square_root", "class_balanced", "progressively_balanced"] = _option(
         "how often each class is drawn", "instance"
@@ -89,7 +90,9 @@ class TrainingRecipe:
         allowed = {
             **dict.fromkeys(("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size"), "1 or more"),
             **dict.fromkeys(("warmup_epochs", "weight_decay", "focal_gamma"), "0 or more"),
-            **dict.fromkeys(("max_margin", "margin_scale", "distillation_factor"), "0 or more"),
+            **dict.fromkeys(
+                ("max_margin", "margin_scale", "distillation_factor", "distillation_loss_factor"), "0 or more"
+            ),
             **dict.fromkeys(("learning_rate", "lr_gamma", "diversity_temperature"), "positive"),
             **dict.fromkeys(("distillation_temperature", "router_positive_weight"), "positive"),
             **dict.fromkeys(("momentum", "class_weight_beta"), "0 or more and less than 1"),

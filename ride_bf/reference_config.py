@@ -22,7 +22,7 @@ _BATCHFORMER_LAYERS = {12: 8, 13: 6}  # of add_bt; every other value has one
 _SHARED_CLASSIFIER = (32, 33)
 RECIPE_OF_LOADER = {
     "ImageNetLTDataLoader": "imagenet_lt_resnet50",
-    "INaturalistDataLoader": "inaturalist18_resnet50",
+    "iNaturalistDataLoader": "inaturalist18_resnet50",
     "ImbalanceCIFAR100DataLoader": "cifar100_lt_resnet32",
     "ImbalanceCIFAR10DataLoader": "cifar10_lt_resnet32",
 }
@@ -136,6 +136,7 @@ _LOSSES = {
     "FocalLoss": "focal",
     "CrossEntropyLoss": "cross_entropy",
 }
+_SCHEDULES = {"CustomLR": "step", "CosLR": "cosine"}
 # Arguments of their losses -> ours
 _LOSS_ARGUMENTS = {
     "additional_diversity_factor": "diversity_factor",
@@ -145,9 +146,22 @@ _LOSS_ARGUMENTS = {
     "max_m": "max_margin",
     "s": "margin_scale",
     "gamma": "focal_gamma",
-    "distill_factor": "distillation_factor",
+    "distill_temperature": "distillation_temperature",
+    "additional_distill_loss_factor": "distillation_factor",
+    "ride_loss_factor": "distillation_loss_factor",
 }
-_LOSS_DEFAULTS = {"diversity_factor": -0.2, "reweight_factor": 0.05}
+_LOSS_DEFAULTS: dict[str, dict[str, Any]] = {  # theirs, where a file does not say; a reweight_epoch of -1 is never
+    "RIDELoss": {"diversity_factor": -0.2, "reweight_factor": 0.05, "reweight_epoch": -1},
+    "RIDELossWithDistill": {
+        "diversity_factor": -0.2,
+        "reweight_factor": 0.05,
+        "reweight_epoch": -1,
+        "distillation_temperature": 1.0,
+    },
+    "LDAMLoss": {"reweight_epoch": -1},
+    "FocalLoss": {"focal_gamma": 0.0, "reweight_epoch": -1},
+    "CrossEntropyLoss": {"reweight_epoch": -1},
+}
 
 
 def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
@@ -168,20 +182,25 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
     del network["num_labels"]  # the data's business
 
     arguments = dict(loss.get("args", {}))
-    reweight = arguments.pop("reweight", True)
+    reweight, reweight_ce = arguments.pop("reweight", True), arguments.pop("reweight_CE", False)
     unknown = sorted(set(arguments) - set(_LOSS_ARGUMENTS))
     if unknown:
         raise ConversionError(f"arguments {unknown} of {loss['type']} have no counterpart here")
-    loss_options: dict[str, Any] = _LOSS_DEFAULTS | {_LOSS_ARGUMENTS[name]: value for name, value in arguments.items()}
-    if not reweight or loss_options.get("reweight_epoch", 0) == -1:  # their way to say never
+    loss_options = dict(_LOSS_DEFAULTS[loss["type"]])
+    loss_options |= {_LOSS_ARGUMENTS[name]: value for name, value in arguments.items()}
+    if not reweight or loss_options["reweight_epoch"] == -1:
         loss_options["reweight_epoch"] = None
     kind = _LOSSES[loss["type"]]
-    if kind == "ride" and loss_options["diversity_factor"] == 0:
+    if kind == "ride" and not config.get("add_extra_info", False):
+        kind = "cross_entropy"  # without the experts' own logits their RIDE loss is this
+    elif kind == "ride" and loss_options["diversity_factor"] == 0:
         kind = "collaborative"  # what their code does then, without saying so
+    elif kind == "cross_entropy" and reweight_ce:
+        kind = "reweighted_cross_entropy"
 
     schedule = config.get("lr_scheduler", {})
-    if schedule.get("type") != "CustomLR":
-        raise ConversionError(f"lr_scheduler {schedule.get('type')!r} is not CustomLR")
+    if schedule.get("type") not in _SCHEDULES:
+        raise ConversionError(f"lr_scheduler {schedule.get('type')!r} is not one of {', '.join(_SCHEDULES)}")
     steps = schedule["args"]
     settings = optimizer["args"]
     return replace(
@@ -195,7 +214,7 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
         weight_decay=float(settings.get("weight_decay", 0.0)),
         momentum=float(settings.get("momentum", 0.0)),
         nesterov=settings.get("nesterov", False),
-        schedule="step",
+        schedule=_SCHEDULES[schedule["type"]],
         lr_steps=tuple(steps[name] for name in ("step1", "step2") if name in steps),
         lr_gamma=float(steps["gamma"]),
         warmup_epochs=steps.get("warmup_epoch", 0),

@@ -23,7 +23,7 @@ from ride_bf.command_line import errors_as_messages, parse_arguments
 from ride_bf.metrics import expert_use, shot_accuracy
 from ride_bf.profile import inference_cost, profile
 
-THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+THRESHOLDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 
 @torch.no_grad()
@@ -69,8 +69,17 @@ def draw(curve: list[dict[str, Any]], picture: Path) -> None:
     for name, label in (("balanced_accuracy", "all classes"), ("few_shot_accuracy", "few-shot classes")):
         if name in curve[0]:
             axes.plot(cost, [100 * point[name] for point in curve], marker="o", label=label)
-    for point, x in zip(curve, cost, strict=True):
-        axes.annotate(f"{point['threshold']:g}", (x, 100 * point["balanced_accuracy"]), fontsize=7, va="bottom")
+    together: list[list[int]] = []  # points that lie on each other share a label
+    for index, x in enumerate(cost):
+        if together and abs(cost[together[-1][0]] - x) < 0.01 * (max(cost) - min(cost) or 1):
+            together[-1].append(index)
+        else:
+            together.append([index])
+    for number, points in enumerate(together):
+        first, last = curve[points[0]], curve[points[-1]]
+        label = f"{first['threshold']:g}" + (f" to {last['threshold']:g}" if first is not last else "")
+        where = (cost[points[0]], 100 * first["balanced_accuracy"])
+        axes.annotate(label, where, xytext=(6, -10 if number % 2 else 6), textcoords="offset points", fontsize=7)
     axes.set(
         xlabel="million multiply-adds an image", ylabel="accuracy in %", title="Accuracy against compute, by threshold"
     )

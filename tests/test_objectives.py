@@ -51,9 +51,9 @@ def divergence_by_hand(logits, temperature):
 @pytest.mark.parametrize("reweight", [False, True])
 def test_distillation(reweight):
     plain = ClassificationObjective(RideLoss([81, 16, 1]))
-    objective = DistillationObjective(plain, Teacher(), distillation_factor=0.7, temperature=1.5)
+    objective = DistillationObjective(plain, Teacher(), distillation_factor=0.7, temperature=1.5, loss_factor=0.5)
     outputs = RideBfOutput(expert_logits=LOGITS)
-    expected = plain(outputs, BATCH, reweight=reweight).item() + 0.7 * divergence_by_hand(LOGITS, 1.5)
+    expected = 0.5 * plain(outputs, BATCH, reweight=reweight).item() + 0.7 * divergence_by_hand(LOGITS, 1.5)
     assert objective(outputs, BATCH, reweight=reweight).item() == pytest.approx(expected, rel=1e-6)
 
 

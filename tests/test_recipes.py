@@ -266,6 +266,28 @@ def test_entries_without_counterpart_are_named(entry, value, message, tmp_path, 
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_their_configurations_of_other_kinds(tmp_path):
+    config = json.loads((ROOT / "tests" / "golden" / "authors_checkpoint" / "config.json").read_text())
+    path = tmp_path / "config.json"
+
+    def read(**changes):
+        path.write_text(json.dumps({**config, **changes}))
+        return parse_arguments(["--recipe_file", str(path)])[1]
+
+    assert read(add_extra_info=False).loss == "cross_entropy"
+    cosine = read(lr_scheduler={"type": "CosLR", "args": {"step1": 60, "step2": 80, "gamma": 0.1, "warmup_epoch": 5}})
+    assert (cosine.schedule, cosine.warmup_epochs) == ("cosine", 5)
+    distilled = {"distill_temperature": 1.5, "reweight": True, "reweight_factor": 0.015, "reweight_epoch": 80}
+    recipe = read(loss={"type": "RIDELossWithDistill", "args": distilled})
+    assert (recipe.loss, recipe.distillation_temperature, recipe.distillation_factor) == ("ride", 1.5, 1.0)
+    assert read(loss={"type": "CrossEntropyLoss", "args": {"reweight_CE": True}}).loss == "reweighted_cross_entropy"
+    ldam = read(loss={"type": "LDAMLoss", "args": {"max_m": 0.5, "s": 30, "reweight_epoch": 160}})
+    assert (ldam.loss, ldam.reweight_epoch) == ("ldam", 160)
+    assert read(loss={"type": "FocalLoss", "args": {"gamma": 2.0}}).focal_gamma == 2.0
+    inaturalist = read(data_loader={"type": "iNaturalistDataLoader", "args": {"batch_size": 512}})
+    assert (inaturalist.dataset, inaturalist.batch_size) == ("inaturalist18", 512)
+
+
 def test_their_ways_of_saying_never_and_together(tmp_path):
     config = json.loads((ROOT / "tests" / "golden" / "authors_checkpoint" / "config.json").read_text())
     config["loss"]["args"] = {"reweight": False, "additional_diversity_factor": 0}
