@@ -9,7 +9,13 @@ from data.annotation_lists import BENCHMARKS, load_annotation_lists
 from data.cifar import load_cifar_lt
 from data.digits import load_digits_lt
 
-DATASETS = ("digits_lt", "cifar10_lt", "cifar100_lt", *BENCHMARKS)
+NUM_CLASSES = {
+    "digits_lt": 10,
+    "cifar10_lt": 10,
+    "cifar100_lt": 100,
+    **{name: benchmark.num_classes for name, benchmark in BENCHMARKS.items()},
+}
+DATASETS = tuple(NUM_CLASSES)
 
 
 def load_long_tailed(

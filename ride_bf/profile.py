@@ -13,17 +13,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_ride_bf import RideBfConfig
+from data import NUM_CLASSES
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.command_line import parse_arguments
-
-NUM_LABELS = {
-    "digits_lt": 10,
-    "cifar10_lt": 10,
-    "cifar100_lt": 100,
-    "imagenet_lt": 1000,
-    "inaturalist18": 8142,
-    "places_lt": 365,
-}
 
 
 def multiply_adds(call: Callable[[], object]) -> int:
@@ -115,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options, rest = parser.parse_known_args(arguments)
     _, recipe = parse_arguments(rest)
-    num_labels = options.num_labels or NUM_LABELS[recipe.dataset]
+    num_labels = options.num_labels or NUM_CLASSES[recipe.dataset]
     parts = profile(recipe.config(num_labels=num_labels), recipe.image_size, recipe.batch_size)
     shares = None
     if options.results is not None:

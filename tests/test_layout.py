@@ -32,7 +32,7 @@ ALLOWED = {
     "ride_bf.parts": {"modeling_ride_bf"},
     "ride_bf.evaluate": {"ride_bf.metrics"},
     "ride_bf.command_line": {"configuration_ride_bf", "ride_bf.recipes", "ride_bf.reference_config"},
-    "ride_bf.profile": {"configuration_ride_bf", "modeling_ride_bf", "ride_bf.command_line"},
+    "ride_bf.profile": {"configuration_ride_bf", "data", "modeling_ride_bf", "ride_bf.command_line"},
     "ride_bf.decouple": {
         "data",
         "modeling_ride_bf",
