@@ -14,6 +14,7 @@ import pickle
 import pickletools
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -328,6 +329,12 @@ def convert(path: Path, output_dir: Path, config_path: Path | None = None, batch
     steps.update()
     steps.set_description("converting")
     options = reference_options(state, config, batchformer)
+    if (config or {}).get("arch", {}).get("args", {}).get("eval_bt"):
+        warnings.warn(
+            "config.json has eval_bt: the authors' code then keeps the BatchFormer in evaluation, where a prediction "
+            "depends on its batch. Here it never does, and results will differ from theirs",
+            stacklevel=2,
+        )
     model = build_model(state, options)
     recipe = image_settings(options, config)
     steps.update()

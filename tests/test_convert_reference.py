@@ -285,6 +285,13 @@ def test_add_bt_that_names_no_network(tmp_path, image_batch):
     compare(model, tmp_path / "ours", image_batch)
 
 
+def test_a_batchformer_kept_in_evaluation_is_warned_of(tmp_path):
+    options, arch, arguments = NETWORKS["resnet10-insert"]
+    path = write_checkpoint(tmp_path / "theirs", make_model(options), arch, {**arguments, "eval_bt": 1})
+    with pytest.warns(UserWarning, match="eval_bt"):
+        convert(path, tmp_path / "ours")
+
+
 class TestWrongFiles:
     @pytest.fixture
     def theirs(self, tmp_path):
