@@ -32,7 +32,7 @@ from data import (
 )
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.checkpoints import read_facts, save_model, save_training_state
-from ride_bf.command_line import RunArguments, errors_as_messages, parse_arguments
+from ride_bf.command_line import RunArguments, check_starting_models, errors_as_messages, parse_arguments
 from ride_bf.evaluate import evaluate
 from ride_bf.objectives import make_objective
 from ride_bf.parts import initialise_from, load_teacher, set_train_mode, train_only
@@ -66,6 +66,7 @@ def main() -> None:
     logging.disable_progress_bar()  # one for every file written hides the run's own
     output_dir = Path(run.output_dir)
     with errors_as_messages():
+        check_starting_models(run, recipe)
         accelerator = make_accelerator(output_dir, run.seed)
         with accelerator.main_process_first():  # the others find the cache of the first
             splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -16,6 +17,8 @@ from transformers import HfArgumentParser
 from configuration_ride_bf import RideBfConfig
 from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
 from ride_bf.reference_config import read_recipe_file
+
+RECIPE_OPTIONS = "Also: --recipe, --recipe_file, --data_dir and every other option of train_accelerate.py --help."
 
 
 @dataclass
@@ -61,6 +64,16 @@ class RunArguments:
         """What a result depends on beside the recipe."""
         names = ("seed", "data_dir", "validation_fraction", "init_from", "teacher")
         return {name: getattr(self, name) for name in names}
+
+
+def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
+    """Raises ValueError if the recipe needs a model to start from or to learn from that the run does not name."""
+    if recipe.train_only != "all" and run.init_from is None:
+        raise ValueError(f"train_only {recipe.train_only!r} needs a trained model: name it with --init_from")
+    if recipe.needs_teacher and run.teacher is None:
+        raise ValueError(f"{recipe.name} is a recipe of distillation: name the teacher with --teacher")
+    if recipe.train_only == "router" and run.teacher is not None:
+        raise ValueError("a router learns from the experts' mistakes, not from a --teacher")
 
 
 @contextmanager
@@ -131,6 +144,9 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, T
     """
     chooser = HfArgumentParser(RunArguments, allow_abbrev=False, add_help=False)
     chosen = chooser.parse_known_args(arguments)[0]
+    given = sys.argv[1:] if arguments is None else arguments
+    if chosen.recipe_file is not None and any(word.split("=")[0] == "--recipe" for word in given):
+        chooser.exit(2, "error: --recipe and --recipe_file name two recipes; give one of them\n")
     if chosen.recipe not in RECIPES:
         chooser.exit(2, f"error: no recipe is called {chosen.recipe!r}; there are {', '.join(RECIPES)}\n")
     try:
@@ -163,10 +179,6 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, T
         # only what the command line changes: RideBfConfig's defaults need not be written down in every recipe
         changed |= {name: value for name, value in vars(network).items() if value != _network_value(recipe, name)}
         recipe = recipe.with_overrides(**changed)
-        if recipe.train_only != "all" and run.init_from is None:
-            raise ValueError(f"train_only {recipe.train_only!r} needs a trained model: name it with --init_from")
-        if recipe.train_only == "router" and run.teacher is not None:
-            raise ValueError("a router learns from the experts' mistakes, not from a --teacher")
         recipe.config(num_labels=max(2, network.router_top_k))  # an impossible network is refused before data is read
     except (ValueError, StrictDataclassError) as error:
         parser.exit(2, f"error: {error}\n")

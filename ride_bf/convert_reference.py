@@ -149,8 +149,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict | None]:
     """
     damaged = f"{path} is damaged, cut off or no torch checkpoint"
     try:
+        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
+            with zipfile.ZipFile(path) as archive:
+                entry = archive.testzip()
+            if entry is not None:
+                raise ConversionError(f"{damaged}: the checksum of {entry} in it is wrong")
         asked_for = _objects_asked_for(path)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except ConversionError:
+        raise
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ConversionError(f"{damaged}: {error}") from error
     refused = sorted(name for name in asked_for if not _EXPECTED_OBJECTS.fullmatch(name))
     if refused:
@@ -323,6 +330,8 @@ def convert(path: Path, output_dir: Path, config_path: Path | None = None, batch
         source = config_path or beside
         try:
             config = json.loads(source.read_text())
+            if "model_type" in config:
+                raise ValueError("it is that of a model of ours, whose reference_config.json would be the one")
             config["arch"]["type"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConversionError(f"{source} is no configuration of the authors' code: {error!r}") from error
@@ -464,6 +473,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.path.exists():
         parser.error(f"{options.path} does not exist")
+    if options.path.is_dir() != options.to_reference:
+        parser.error(
+            f"{options.path} is a file; --to_reference takes the folder of a model of ours"
+            if options.to_reference
+            else f"{options.path} is a folder; name the .pth file in it, or pass --to_reference for the other way"
+        )
     logging.disable_progress_bar()
     try:
         if options.to_reference:

@@ -24,22 +24,27 @@ from transformers.utils import logging
 
 from data import class_counts, evaluation_transform, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.command_line import errors_as_messages, parse_arguments
+from ride_bf.command_line import RECIPE_OPTIONS, errors_as_messages, parse_arguments
 from ride_bf.evaluate import evaluate
 from ride_bf.losses import log_prior
 from ride_bf.metrics import shot_accuracy
+from ride_bf.parts import check_exists
 from ride_bf.report import shot_summary
 
 STRENGTHS = tuple(np.linspace(0, 1, 21).round(2).tolist())  # 0 leaves the classifier as it is
 
 
-def check_linear(model: RideBfForImageClassification, what: str) -> None:
-    """Raises ValueError for a cosine classifier, of whose weights only the direction counts."""
+_WHY_LINEAR = {
+    "tau_normalisation": "a cosine classifier normalises each class's weights already. Train with --classifier linear",
+    "logit_adjustment": "a cosine classifier has no bias to write the adjustment into. Train with "
+    "--loss logit_adjusted, or with --classifier linear",
+}
+
+
+def check_linear(model: RideBfForImageClassification, method: str) -> None:
+    """Raises ValueError, with the reason, for a cosine classifier."""
     if model.config.classifier != "linear":
-        raise ValueError(
-            f"{what} needs a linear classifier; a cosine classifier normalises each class's weights already and has "
-            "no bias. Train with --classifier linear"
-        )
+        raise ValueError(f"{method} needs a linear classifier: {_WHY_LINEAR[method]}")
 
 
 def tau_normalised(weight: Tensor, bias: Tensor, tau: float, class_counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -89,7 +94,10 @@ def choose_strength(
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=RECIPE_OPTIONS,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("method", choices=list(METHODS))
     parser.add_argument("model", type=Path, help="folder of a trained model with a linear classifier")
@@ -101,6 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     with errors_as_messages():
         splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)
         counts = class_counts(splits["train"])
+        check_exists(options.model)
         model = RideBfForImageClassification.from_pretrained(options.model)
         check_linear(model, options.method)
         if options.strength is None and "validation" not in splits:

@@ -55,6 +55,13 @@ def set_train_mode(model: nn.Module) -> None:
             module.eval()
 
 
+def check_exists(folder: str | Path) -> None:
+    """Raises ValueError for what can only be a folder, not an id on the Hub, and is not there."""
+    looks_local = Path(folder).is_absolute() or str(folder).startswith(".") or len(Path(folder).parts) > 2
+    if looks_local and not Path(folder).is_dir():
+        raise ValueError(f"{folder} does not exist, or is no folder")
+
+
 def initialise_from(model: RideBfForImageClassification, folder: str | Path, new_parts: Collection[str] = ()) -> None:
     """Copies the weights of a saved model into `model`.
 
@@ -62,7 +69,18 @@ def initialise_from(model: RideBfForImageClassification, folder: str | Path, new
     initialisation, and so do the classifiers if the saved model's are of another number of classes. Raises ValueError
     listing anything else that does not fit.
     """
-    saved = RideBfForImageClassification.from_pretrained(folder).state_dict()
+    check_exists(folder)
+    start = RideBfForImageClassification.from_pretrained(folder)
+    options = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_experts")
+    options += ("num_shared_stages", "classifier")
+    differing = [
+        f"{name} {getattr(start.config, name)} there, {getattr(model.config, name)} here"
+        for name in options
+        if getattr(start.config, name) != getattr(model.config, name)
+    ]
+    if differing:
+        raise ValueError(f"{folder} is another network: {'; '.join(differing)}. Pass the options it was trained with")
+    saved = start.state_dict()
     other_classes = saved["classifiers.0.weight"].shape[0] != model.config.num_labels
     new_parts = {*new_parts, "classifiers"} if other_classes else new_parts
     prefixes = tuple(prefix for part in new_parts for prefix in TRAINABLE_PARTS[part])
@@ -86,6 +104,7 @@ def load_teacher(folder: str | Path, class_names: Sequence[str]) -> PreTrainedMo
 
     Raises ValueError if its classes are not `class_names`, in that order; unnamed ones are taken on trust.
     """
+    check_exists(folder)
     teacher = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
     names = [teacher.config.id2label[label] for label in range(teacher.config.num_labels)]
     unnamed = names == [f"LABEL_{label}" for label in range(len(names))]

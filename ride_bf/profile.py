@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from configuration_ride_bf import RideBfConfig
 from data import NUM_CLASSES
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.command_line import parse_arguments
+from ride_bf.command_line import errors_as_messages, parse_arguments
 
 
 def multiply_adds(call: Callable[[], object]) -> int:
@@ -87,13 +87,13 @@ def inference_cost(parts: dict[str, dict[str, int]], shares: list[float] | None 
 def table(parts: dict[str, dict[str, int]], shares: list[float] | None = None) -> str:
     lines = [f"{'part':<16} {'parameters':>14} {'multiply-adds/image':>22}"]
     lines += [f"{name:<16} {cost['parameters']:>14,} {cost['multiply_adds']:>22,}" for name, cost in parts.items()]
-    total = sum(cost["parameters"] for cost in parts.values())
+    total = sum(cost["parameters"] for name, cost in parts.items() if name != "BatchFormer")
     lines += ["", f"{'a prediction':<16} {total:>14,} {round(inference_cost(parts)):>22,}"]
     if shares is not None:
         shown = ", ".join(f"{100 * share:.1f} %" for share in shares)
         lines.append(f"with {shown} of the images at 1, 2, ... experts: {round(inference_cost(parts, shares)):,}")
     if "BatchFormer" in parts:
-        lines.append("The BatchFormer costs its multiply-adds while training only.")
+        lines.append("The BatchFormer takes part in training only.")
     return "\n".join(lines)
 
 
@@ -111,9 +111,12 @@ def main(arguments: list[str] | None = None) -> None:
     parts = profile(recipe.config(num_labels=num_labels), recipe.image_size, recipe.batch_size)
     shares = None
     if options.results is not None:
-        shares = json.loads(options.results.read_text())["test"].get("experts_used")
+        with errors_as_messages():
+            shares = json.loads(options.results.read_text()).get("test", {}).get("experts_used")
         if shares is None:
-            parser.error(f"{options.results} is of a network without a router")
+            parser.error(f"{options.results} is not of a network with a router")
+        if "router" not in parts:
+            parser.error(f"{recipe.name} has no router, and {options.results} is of a network with one")
     print(f"{recipe.name}: {num_labels} classes, {recipe.image_size} x {recipe.image_size} pixels\n")
     print(table(parts, shares))
 

@@ -7,7 +7,8 @@ configurations released with RIDE and BatchFormer unless a description says othe
 import json
 import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from configuration_ride_bf import RideBfConfig
 
@@ -17,6 +18,20 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def _option(meaning: str, default: Any = MISSING) -> Any:
     """A field with the text that `train_accelerate.py --help` shows."""
     return field(default=default, metadata={"help": meaning})
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of an annotation; a whole number is also a float."""
+    origin, members = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_is_of(value, member) for member in members)
+    if origin is Literal:
+        return value in members
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(item, members[0]) for item in value)
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else origin or hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +86,8 @@ class TrainingRecipe:
     focal_gamma: float = _option("exponent of the focal loss", 1.0)
     class_weight_beta: float = _option("beta of the effective numbers that re-weight cross-entropy", 0.9999)
     logit_adjustment_tau: float = _option("factor on the log of a class's share in the logit-adjusted loss", 1.0)
+    needs_teacher: bool = field(default=False)
+    """Whether it is meant to be trained with a teacher."""
     distillation_factor: float = _option("weight of the divergence from the teacher, if there is one", 1.0)
     distillation_loss_factor: float = _option("weight of the loss itself beside that divergence", 1.0)
     distillation_temperature: float = _option("temperature of that divergence", 1.5)
@@ -156,7 +173,12 @@ class TrainingRecipe:
         missing = sorted(name for name, option in known.items() if option.default is MISSING and name not in content)
         if unknown or missing:
             raise ValueError(f"unknown options {unknown}, missing options {missing}; known are {', '.join(known)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        for name, hint in get_type_hints(cls).items():
+            if name in values and not _is_of(values[name], hint):
+                expected = hint.__name__ if isinstance(hint, type) else hint
+                raise ValueError(f"{name} must be {expected}, not {values[name]!r}")
+        return cls(**values)
 
     def differences(self, written: str) -> list[str]:
         """What another recipe, written by `as_json`, has that this one has not: "option: theirs -> ours"."""
@@ -348,6 +370,7 @@ def _distilled(base: TrainingRecipe, **changes) -> TrainingRecipe:
         name=f"{base.name}_distilled",
         description=f"{base.name} with distillation; needs --teacher, of six experts in the authors' runs "
         "(--num_experts 6 trains one). Nothing is published for it with BatchFormer.",
+        needs_teacher=True,
         **changes,
     )
 

@@ -220,6 +220,7 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
         warmup_epochs=steps.get("warmup_epoch", 0),
         loss=kind,
         batchformer_loss_weight=1.0,
+        needs_teacher=loss["type"] == "RIDELossWithDistill",
         **loss_options,
     )
 
@@ -231,6 +232,8 @@ def read_recipe_file(path: Path) -> TrainingRecipe:
     """
     try:
         content = json.loads(path.read_text())
+        if "model_type" in content:
+            raise ValueError("it is a model's configuration; the recipe is in the recipe.json of the run")
         return recipe_from_reference(content) if "arch" in content else TrainingRecipe.from_json(content)
     except KeyError as error:
         raise ValueError(f"{path} has no entry {error}") from error

@@ -19,8 +19,9 @@ from transformers.utils import logging
 
 from data import class_counts, evaluation_transform, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.command_line import errors_as_messages, parse_arguments
+from ride_bf.command_line import RECIPE_OPTIONS, errors_as_messages, parse_arguments
 from ride_bf.metrics import expert_use, shot_accuracy
+from ride_bf.parts import check_exists
 from ride_bf.profile import inference_cost, profile
 
 THRESHOLDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -91,16 +92,20 @@ def draw(curve: list[dict[str, Any]], picture: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=RECIPE_OPTIONS,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", type=Path, help="folder of a model with a trained router")
     parser.add_argument("--output_dir", type=Path, help="where routing.json and routing.png go; MODEL by default")
     parser.add_argument("--batch", type=int, default=128, help="images in a batch")
     parser.add_argument("--set_threshold", type=float, help="write this threshold into the model's config.json")
     options, rest = parser.parse_known_args(arguments)
-    run, recipe = parse_arguments([*rest, "--init_from", str(options.model)])
+    run, recipe = parse_arguments(rest)
     logging.disable_progress_bar()
     with errors_as_messages():
+        check_exists(options.model)
         model = RideBfForImageClassification.from_pretrained(options.model)
         if model.router is None:
             raise ValueError(f"{options.model} has no router; train one with a recipe whose name ends in _router")
@@ -124,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'threshold':>9} {'balanced':>9} {'experts':>8} {'multiply-adds':>14} {'images/s':>9}")
     for point in curve:
         print(
-            f"{point['threshold']:>9.2f} {100 * point['balanced_accuracy']:>7.1f} % {point['mean_experts']:>8.2f} "
+            f"{point['threshold']:>9g} {100 * point['balanced_accuracy']:>7.1f} % {point['mean_experts']:>8.2f} "
             f"{round(point['multiply_adds']):>14,} {point['images_per_second']:>9.0f}"
         )
     print(output_dir / "routing.png")

@@ -365,6 +365,19 @@ class TestWrongFiles:
         path.write_bytes(content[: int(length * len(content)) if length < 1 else length])
         assert "is damaged, cut off or no torch checkpoint" in self.refused(path, tmp_path)
 
+    def test_a_flipped_byte(self, theirs, tmp_path):
+        """torch reads on over a wrong checksum."""
+        _, path = theirs
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+        assert "the checksum of" in self.refused(path, tmp_path)
+
+    def test_a_configuration_of_ours(self, theirs, tmp_path):
+        model, path = theirs
+        model.config.save_pretrained(tmp_path / "config")
+        assert "of a model of ours" in self.refused(path, tmp_path, config_path=tmp_path / "config" / "config.json")
+
     def test_not_a_checkpoint(self, theirs, tmp_path):
         _, path = theirs
         torch.save({"weights": torch.ones(3)}, path)
@@ -415,3 +428,10 @@ def test_command(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nowhere.pth"), "--output_dir", str(tmp_path / "other")])
     assert "nowhere.pth does not exist" in capsys.readouterr().err
+    for path, extra, message in (
+        (folder, [], "is a folder; name the .pth file in it"),
+        (folder / "model_best.pth", ["--to_reference"], "takes the folder of a model of ours"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(path), *extra, "--output_dir", str(tmp_path / "other")])
+        assert message in capsys.readouterr().err

@@ -40,9 +40,17 @@ ALLOWED = {
         "ride_bf.evaluate",
         "ride_bf.losses",
         "ride_bf.metrics",
+        "ride_bf.parts",
         "ride_bf.report",
     },
-    "ride_bf.route": {"data", "modeling_ride_bf", "ride_bf.command_line", "ride_bf.metrics", "ride_bf.profile"},
+    "ride_bf.route": {
+        "data",
+        "modeling_ride_bf",
+        "ride_bf.command_line",
+        "ride_bf.metrics",
+        "ride_bf.parts",
+        "ride_bf.profile",
+    },
     "ride_bf.benchmark": {"data", "ride_bf.command_line", "ride_bf.metrics"},
     "train_accelerate": {
         "data",

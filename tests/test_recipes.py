@@ -182,10 +182,9 @@ def test_no_arguments_are_the_default_recipe():
         ("--class_weight_beta 1", ["class_weight_beta must be 0 or more and less than 1"]),
         ("--diversity_temperature 0", ["diversity_temperature must be positive"]),
         ("--reweight_epoch soon", ["invalid int value: 'soon'"]),
+        ("--recipe digits_lt_resnet32 --recipe_file x.json", ["two recipes; give one of them"]),
         ("--router true", ["a router is trained after the experts", "--train_only router"]),
-        ("--train_only classifiers --batchformer none", ["needs a trained model: name it with --init_from"]),
         ("--train_only classifiers --init_from x", ["set --batchformer none"]),
-        ("--recipe digits_lt_resnet32_router --init_from x --teacher y", ["not from a --teacher"]),
         ("--num_experts 0", ["num_experts must be 1 or more, not 0"]),
         ("--depths 1 1", ["one entry for each stage"]),
         ("--num_workers -1", ["num_workers must be 0 or more"]),
@@ -298,7 +297,12 @@ def test_their_ways_of_saying_never_and_together(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is no recipe"), ("{}", "missing options"), ('{"epoch": 3}', r"unknown options \['epoch'\]")],
+    [
+        ("{", "is no recipe"),
+        ("{}", "missing options"),
+        ('{"epoch": 3}', r"unknown options \['epoch'\]"),
+        ('{"model_type": "ride_bf"}', "a model's configuration; the recipe is in the recipe.json"),
+    ],
 )
 def test_broken_recipe_files(content, message, tmp_path, capsys):
     path = tmp_path / "broken.json"
@@ -314,3 +318,22 @@ def test_none_can_be_asked_for():
     assert recipe.network["batchformer_layer_scale_init_value"] == 0.0
     run, recipe = parse_arguments(["--reweight_epoch", "7", "--batchformer_num_heads", "none", "--data_dir", "none"])
     assert (recipe.reweight_epoch, run.data_dir) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("epochs", "two", "epochs must be int, not 'two'"),
+        ("epochs", True, "epochs must be int, not True"),
+        ("learning_rate", None, "learning_rate must be float, not None"),
+        ("loss", "mse", "loss must be .*'ride'.*, not 'mse'"),
+        ("lr_steps", ["a"], "lr_steps must be .*, not "),
+        ("network", 3, "network must be .*, not 3"),
+    ],
+)
+def test_a_wrong_type_in_a_recipe_file_is_named(option, value, message, tmp_path, capsys):
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps({**json.loads(RECIPES["digits_lt_resnet32"].as_json()), option: value}))
+    with pytest.raises(SystemExit):
+        parse_arguments(["--recipe_file", str(path)])
+    assert re.search(message, capsys.readouterr().err)

@@ -254,13 +254,17 @@ def test_samplers(tmp_path, sampler):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--depths 2 1 1 --init_from {run}/last", r"is another network: .*stages.0.1.* is missing"),
+        ("--depths 2 1 1 --init_from {run}/last", r"is another network: depths \[1, 1, 1\] there, \[2, 1, 1\] here"),
+        ("--recipe digits_lt_resnet32_distilled", "name the teacher with --teacher"),
+        ("--recipe digits_lt_resnet32_router --batchformer none", "needs a trained model: name it with --init_from"),
+        ("--recipe digits_lt_resnet32_router --batchformer none --init_from x --teacher y", "not from a --teacher"),
+        ("--teacher {run}/nowhere", "nowhere does not exist"),
         ("--teacher {other}", r"has 5 classes, the data 10; .*same classes in the same order"),
         ("--dataset places", "no data set is called 'places'; there are digits_lt"),
         ("--dataset imagenet_lt --data_dir {run}", "imagenet_lt needs the lists .*ImageNet_LT_train.txt"),
         ("--augmentation heavy", "no augmentation is called 'heavy'; there are imagenet"),
         ("--validation_fraction 0.1", "has a validation split of its own"),
-        ("--init_from {run}/nowhere", "nowhere"),
+        ("--init_from {run}/nowhere", "nowhere does not exist"),
         ("--recipe digits_lt_resnet32_router --router_top_k 11 --batchformer none --init_from {run}/last", "not 11"),
     ],
 )
