@@ -77,7 +77,10 @@ class _TrainTransform:  # a class, so that workers of a spawned DataLoader can b
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB; what is transparent in it lies on white, as transformers' image processors have it."""
+    """An image in RGB; what is transparent in it lies on white.
+
+    So have it the image processors of transformers 5.23 in a pipeline; those of 5.17 drop the transparency instead.
+    """
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")
