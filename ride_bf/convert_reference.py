@@ -153,10 +153,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict | None]:
             with zipfile.ZipFile(path) as archive:
                 entry = archive.testzip()
             if entry is not None:
-                raise ConversionError(f"{damaged}: the checksum of {entry} in it is wrong")
+                raise zipfile.BadZipFile(f"the checksum of {entry} in it is wrong")
         asked_for = _objects_asked_for(path)
-    except ConversionError:
-        raise
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ConversionError(f"{damaged}: {error}") from error
     refused = sorted(name for name in asked_for if not _EXPECTED_OBJECTS.fullmatch(name))

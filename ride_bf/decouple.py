@@ -28,7 +28,7 @@ from ride_bf.command_line import RECIPE_OPTIONS, errors_as_messages, parse_argum
 from ride_bf.evaluate import evaluate
 from ride_bf.losses import log_prior
 from ride_bf.metrics import shot_accuracy
-from ride_bf.parts import check_exists
+from ride_bf.parts import load_model
 from ride_bf.report import shot_summary
 
 STRENGTHS = tuple(np.linspace(0, 1, 21).round(2).tolist())  # 0 leaves the classifier as it is
@@ -109,8 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     with errors_as_messages():
         splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)
         counts = class_counts(splits["train"])
-        check_exists(options.model)
-        model = RideBfForImageClassification.from_pretrained(options.model)
+        model = load_model(options.model)
         check_linear(model, options.method)
         if options.strength is None and "validation" not in splits:
             raise ValueError(f"{recipe.dataset} has no validation images: pass --validation_fraction or --strength")

@@ -62,6 +62,12 @@ def check_exists(folder: str | Path) -> None:
         raise ValueError(f"{folder} does not exist, or is no folder")
 
 
+def load_model(folder: str | Path) -> RideBfForImageClassification:
+    """A saved model of ours, by folder or Hub id; code that comes with it is not run. Raises as `check_exists`."""
+    check_exists(folder)
+    return RideBfForImageClassification.from_pretrained(folder)
+
+
 def initialise_from(model: RideBfForImageClassification, folder: str | Path, new_parts: Collection[str] = ()) -> None:
     """Copies the weights of a saved model into `model`.
 
@@ -69,8 +75,7 @@ def initialise_from(model: RideBfForImageClassification, folder: str | Path, new
     initialisation, and so do the classifiers if the saved model's are of another number of classes. Raises ValueError
     listing anything else that does not fit.
     """
-    check_exists(folder)
-    start = RideBfForImageClassification.from_pretrained(folder)
+    start = load_model(folder)
     options = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_experts")
     options += ("num_shared_stages", "classifier")
     differing = [

@@ -21,7 +21,7 @@ from data import class_counts, evaluation_transform, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.command_line import RECIPE_OPTIONS, errors_as_messages, parse_arguments
 from ride_bf.metrics import expert_use, shot_accuracy
-from ride_bf.parts import check_exists
+from ride_bf.parts import load_model
 from ride_bf.profile import inference_cost, profile
 
 THRESHOLDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -105,8 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     run, recipe = parse_arguments(rest)
     logging.disable_progress_bar()
     with errors_as_messages():
-        check_exists(options.model)
-        model = RideBfForImageClassification.from_pretrained(options.model)
+        model = load_model(options.model)
         if model.router is None:
             raise ValueError(f"{options.model} has no router; train one with a recipe whose name ends in _router")
         splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)
