@@ -46,7 +46,6 @@ format: $(INSTALLED)  ## Put the code into its form
 
 benchmark: $(INSTALLED)  ## The README's table and picture: about 40 minutes on 2 cores
 	$(BIN)/python -m ride_bf.benchmark digits
-	$(BIN)/python -m ride_bf.benchmark plot
 
 clean:  ## Remove the environment and all results
 	rm -rf $(VENV) outputs

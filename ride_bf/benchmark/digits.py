@@ -1,7 +1,4 @@
-"""Measurements that the README shows.
-
-    python -m ride_bf.benchmark digits   # the methods on the default images, several seeds each
-    python -m ride_bf.benchmark plot     # the README's picture, from what `digits` measured
+"""The methods on the default images, several seeds each, as a table and a picture.
 
 Each run is the training command as a user would give it, so nothing is measured that cannot be had.
 """
@@ -24,7 +21,7 @@ from data import class_counts, load_long_tailed
 from ride_bf.command_line import parse_arguments
 from ride_bf.metrics import shot_accuracy
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "digits_lt.json"
 PICTURE = ROOT / "docs" / "digits_lt.png"
 
@@ -45,26 +42,23 @@ COLUMNS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    digits = commands.add_parser("digits", help="train every method on the default images and print the table")
-    digits.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    digits.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
-    digits.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="finished runs are reused")
-    digits.add_argument("--results", type=Path, default=RESULTS, help="JSON file for the measurements")
-    plot = commands.add_parser("plot", help="draw the measurements")
-    plot.add_argument("--results", type=Path, default=RESULTS)
-    plot.add_argument("--picture", type=Path, default=PICTURE)
-    options = parser.parse_args(arguments)
-    if options.command == "digits":
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="finished runs are reused")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file for the measurements")
+    parser.add_argument("--plot_only", action="store_true", help="draw what --results holds already")
+    parser.add_argument("--picture", type=Path, default=PICTURE)
+
+
+def run(options: argparse.Namespace) -> None:
+    if not options.plot_only:
         results = measure_digits(options.seeds, options.jobs, options.output_dir)
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(results, indent=1) + "\n")
         print(digits_table(results))
-    else:
-        draw_digits(json.loads(options.results.read_text()), options.picture)
-        print(options.picture)
+    draw_digits(json.loads(options.results.read_text()), options.picture)
+    print(options.picture)
 
 
 def measure_digits(seeds: list[int], jobs: int, output_dir: Path) -> dict:
@@ -194,7 +188,3 @@ def draw_digits(results: dict, picture: Path) -> None:
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    main()
