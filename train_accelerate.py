@@ -9,6 +9,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from data import (
+    BrokenImageError,
+    FinishedBatches,
+    OnBrokenImage,
+    TrainBatch,
     class_counts,
     class_labels,
+    evaluation_batches,
     evaluation_processor,
-    evaluation_transform,
+    find_entry,
+    leave_out_broken,
     load_long_tailed,
     train_transform,
+    undecoded,
 )
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.checkpoints import read_facts, save_model, save_training_state
@@ -38,7 +46,7 @@ from ride_bf.objectives import make_objective
 from ride_bf.parts import initialise_from, load_teacher, set_train_mode, train_only
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.report import accuracy_table, shot_summary
-from ride_bf.run_folder import log_epoch, open_run_folder
+from ride_bf.run_folder import BROKEN_IMAGES, log_epoch, open_run_folder, read_broken_images
 from ride_bf.samplers import LongTailedSampler
 
 STEPS_BETWEEN_READINGS = 10  # reading the loss waits for the device
@@ -63,13 +71,19 @@ def main() -> None:
     if run.print_recipe:
         print(recipe.as_json())
         return
+    with errors_as_messages((BrokenImageError, FloatingPointError)):
+        train(run, recipe)
+
+
+def train(run: RunArguments, recipe: TrainingRecipe) -> None:
+    """A whole run: training, and the test of the checkpoint that it chooses."""
     logging.disable_progress_bar()  # one for every file written hides the run's own
     output_dir = Path(run.output_dir)
     with errors_as_messages():
         check_starting_models(run, recipe)
         accelerator = make_accelerator(output_dir, run.seed)
         with accelerator.main_process_first():  # the others find the cache of the first
-            splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)
+            splits = load_long_tailed(recipe.dataset, **run.data_options())
         counts = class_counts(splits["train"])
         names = splits["train"].features["label"].names
         processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
@@ -132,6 +146,10 @@ def main() -> None:
         "train_class_counts": counts,
         "test": evaluate(model, loaders["test"], accelerator, counts),
     }
+    broken = read_broken_images(output_dir)
+    if broken:
+        results["broken_images"] = broken
+        accelerator.print(f"\n{len(broken)} images could not be read and were left out, the first: {broken[0]}")
     if accelerator.is_main_process:
         (output_dir / "test_results.json").write_text(json.dumps(results, indent=2) + "\n")
     accelerator.print(f"\nTest images, checkpoint '{chosen}' (epoch {results['epoch']}):")
@@ -143,7 +161,7 @@ def main() -> None:
 def train_epoch(
     model: nn.Module,
     objective: nn.Module,
-    loader: DataLoader,
+    loader: FinishedBatches,
     optimizer: Optimizer,
     accelerator: Accelerator,
     epoch: int,
@@ -208,30 +226,40 @@ def make_model(names: list[str], run: RunArguments, recipe: TrainingRecipe) -> R
 
 def make_loaders(
     splits, processor, run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
-) -> dict[str, DataLoader]:
+) -> dict[str, FinishedBatches]:
     """A prepared loader for each split; the training one shuffles and augments."""
     if recipe.batch_size % accelerator.num_processes:
         raise ValueError(
             f"batch_size {recipe.batch_size} is that of all processes together and cannot be "
             f"shared out among {accelerator.num_processes}; set --batch_size to a multiple"
         )
-    augment = train_transform(recipe.augmentation, recipe.image_size, recipe.image_mean, recipe.image_std)
-    prepare = evaluation_transform(processor)
-    loaders = {}
-    for name, split in splits.items():
-        train = name == "train"
-        rows = split.repeat(recipe.passes_per_epoch).with_transform(augment) if train else split.with_transform(prepare)
-        sampler = make_sampler(split, recipe, run.seed) if train else None
-        loaders[name] = DataLoader(
-            rows,
-            batch_size=recipe.batch_size // accelerator.num_processes if train else run.eval_batch_size,
-            sampler=sampler,
-            shuffle=train and sampler is None,
-            num_workers=run.num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-            persistent_workers=train and run.num_workers > 0,
-        )
-    return {name: accelerator.prepare(loader) for name, loader in loaders.items()}
+    on_broken = OnBrokenImage(
+        run.on_broken_image,
+        partial(find_entry, recipe.dataset, run.data_dir),
+        Path(run.output_dir) / BROKEN_IMAGES,
+    )
+    loaders = {
+        name: evaluation_batches(split, processor, run.eval_batch_size, run.num_workers, accelerator, on_broken)
+        for name, split in splits.items()
+        if name != "train"
+    }
+    augment = train_transform(recipe.augmentation, recipe.image_size, recipe.auto_augment, on_broken)
+    rows = undecoded(splits["train"]).repeat(recipe.passes_per_epoch).with_transform(augment)
+    sampler = make_sampler(splits["train"], recipe, run.seed)
+    loader = DataLoader(
+        rows,
+        batch_size=recipe.batch_size // accelerator.num_processes,
+        sampler=sampler,
+        shuffle=sampler is None,
+        num_workers=run.num_workers,
+        collate_fn=leave_out_broken,
+        pin_memory=accelerator.device.type == "cuda",
+        persistent_workers=run.num_workers > 0,
+    )
+    finish = TrainBatch(
+        recipe.augmentation, recipe.image_mean, recipe.image_std, recipe.mixup_alpha, recipe.cutmix_alpha
+    ).to(accelerator.device)
+    return {"train": FinishedBatches(accelerator.prepare(loader), finish), **loaders}
 
 
 def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler | None:

@@ -1,22 +1,31 @@
-"""Benchmarks that are annotation lists, `relative/path.jpg label` a line, beside folders of images."""
+"""Annotation lists, `relative/path.jpg label` a line, beside folders of images: benchmarks, and one's own."""
 
-from collections.abc import Iterator
+import itertools
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, DatasetDict, Features, Image
+import pyarrow.compute as pc
+from datasets import DatasetDict
+
+from data.rows import NamedRows, Rows, check_labels, load_rows
+
+MARKER = "synthetic.json"  # data.synthesize leaves it in a folder whose counts are not the published ones
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Where the lists of a public benchmark are, below its folder, and how many classes they name."""
+    """A public benchmark: where its lists are, and what is published of them."""
 
     folder: str
     num_classes: int
     lists: dict[str, str]  # split -> file name
+    images: dict[str, int]  # split -> how many
+    most: int  # training images of the commonest class
+    least: int  # and of the rarest
 
 
 BENCHMARKS = {
@@ -24,119 +33,183 @@ BENCHMARKS = {
         "ImageNet_LT",
         1000,
         {"train": "ImageNet_LT_train.txt", "validation": "ImageNet_LT_val.txt", "test": "ImageNet_LT_test.txt"},
+        {"train": 115_846, "validation": 20_000, "test": 50_000},
+        1280,
+        5,
     ),
     "inaturalist18": Benchmark(
-        "iNaturalist18", 8142, {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
+        "iNaturalist18",
+        8142,
+        {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"},
+        {"train": 437_513, "test": 24_426},
+        1000,
+        2,
     ),
     "places_lt": Benchmark(
         "Places_LT",
         365,
         {"train": "Places_LT_train.txt", "validation": "Places_LT_val.txt", "test": "Places_LT_test.txt"},
+        {"train": 62_500, "validation": 7_300, "test": 36_500},
+        4980,
+        5,
     ),
 }
 
-_IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 
+def read_annotation_list(path: Path) -> Rows:
+    """The images and labels of a list, whose paths may hold spaces. Empty lines are passed over.
 
-def read_annotation_list(path: Path) -> tuple[list[str], np.ndarray]:
-    """Relative paths (N,) and labels (N,) of a list, whose paths may hold spaces.
-
-    Raises ValueError naming file, line number and line for anything but `relative/path label`.
+    Raises ValueError naming the file, line number and line for anything but `relative/path label`, for a path that
+    leaves the folder, and for one that is listed twice; OSError if it cannot be read.
     """
-    paths, labels = [], []
+    expected = "expected lines 'relative/path.jpg label', the label a whole number from 0"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); convert it") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        image, _, label = line.rstrip().rpartition(" ")
-        if not image or not label.isdecimal():
-            raise ValueError(f"{path}, line {number}: expected 'relative/path.jpg label', got {line!r}")
-        paths.append(image)
-        labels.append(int(label))
-    if not paths:
-        raise ValueError(f"{path} is empty; expected lines 'relative/path.jpg label'")
-    return paths, np.asarray(labels, dtype=np.int64)
+        raise ValueError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); convert it, "
+            f"for example by: iconv -f latin1 -t utf-8 {path.name}"
+        ) from error
+    lines = pc.utf8_rtrim_whitespace(pc.split_pattern(pa.array([text]), "\n")[0].values)
+    numbers = np.flatnonzero(pc.not_equal(lines, "").to_numpy(zero_copy_only=False)) + 1  # of lines in the file
+    if not numbers.size:
+        raise ValueError(f"{path} is empty; {expected}")
+    lines = lines.take(pa.array(numbers - 1))
+    # 9 digits are more classes than there are, and fit an int32
+    well_formed = pc.match_substring_regex(lines, r"^\S(.*\S)?[ \t]+[0-9]{1,9}$").to_numpy(zero_copy_only=False)
+    if not well_formed.all():
+        wrong = int(np.flatnonzero(~well_formed)[0])
+        raise ValueError(
+            f"{path}, line {numbers[wrong]}: {expected}, got {lines[wrong].as_py()!r}"
+            + (f"; so are {(~well_formed).sum() - 1} more lines" if (~well_formed).sum() > 1 else "")
+        )
+    labels = pc.cast(pc.replace_substring_regex(lines, r"^.*[ \t]", ""), pa.int64()).to_numpy()
+    paths = pc.replace_substring_regex(lines, r"[ \t]+[0-9]+$", "")
+    rows = Rows(paths, labels, path, numbers)
+    rows.check_paths()
+    return rows
 
 
-def class_names(paths: list[str], labels: np.ndarray, num_classes: int) -> list[str]:
-    """One name a class: the folder its training images are in, or its number where folders and classes differ."""
-    names: list[str | None] = [None] * num_classes
-    for path, label in zip(paths, labels.tolist(), strict=True):
-        if names[label] is None:
-            names[label] = PurePosixPath(path).parent.name
-    if None in names or len(set(names)) < num_classes:
-        return [str(label) for label in range(num_classes)]
-    return names
+def class_names(rows: Rows, num_classes: int) -> list[str]:
+    """One name a class: the folder of its first image, or numbers where folders and classes differ.
+
+    What all folders have in common at their start ("train/") is left out, and so is the letter under which Places
+    files its classes ("a/airfield").
+    """
+    labels, first = np.unique(rows.labels, return_index=True)
+    paths = rows.paths.take(pa.array(first)).to_pylist()
+    numbers = [str(label) for label in range(num_classes)]
+    if len(labels) < num_classes:
+        return numbers
+    folders = [path.split("/")[:-1] for path in paths]
+    in_common = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    common = len(list(in_common))
+    names = []
+    for folder in folders:
+        parts = folder[common:]
+        if len(parts) > 1 and len(parts[0]) == 1 and parts[1].startswith(parts[0]):
+            parts = parts[1:]
+        names.append("/".join(parts))
+    return names if len(set(names)) == num_classes and all(names) else numbers
 
 
-class _AnnotationListBuilder(datasets.ArrowBasedBuilder):
-    """Lists to cached Arrow tables that hold paths, not pixels. A changed list is read anew."""
+def imagenet_names(synsets: Sequence[str]) -> list[str]:
+    """ImageNet's names for its 1,000 synsets, which torchvision has in their order; two that share a name keep both.
 
-    VERSION = datasets.Version("1.0.0")
+    The synsets themselves are returned if they are not a thousand in ascending order.
+    """
+    from torchvision.models import ResNet50_Weights
 
-    def __init__(self, *, image_folder: str, names: list[str], **kwargs):
-        self.image_folder = Path(image_folder)
-        self.names = names
-        super().__init__(**kwargs)
-
-    def _info(self):
-        return datasets.DatasetInfo(features=Features({"image": Image(), "label": ClassLabel(names=self.names)}))
-
-    def _split_generators(self, dl_manager):
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"files": files})
-            for split, files in self.config.data_files.items()
-        ]
-
-    def _generate_tables(self, files) -> Iterator[tuple]:
-        for index, file in enumerate(files):
-            paths, labels = read_annotation_list(Path(file))
-            absolute = pa.array([str(self.image_folder / path) for path in paths])
-            images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), absolute], fields=list(_IMAGE_TYPE))
-            yield (0, index), pa.table({"image": images, "label": pa.array(labels)})
+    categories = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    well_known = len(synsets) == len(categories) and synsets[0] == "n01440764" and synsets[-1] == "n15075141"
+    if not well_known or list(synsets) != sorted(synsets):
+        return list(synsets)
+    return [
+        category if categories.count(category) == 1 else f"{category} ({synset})"
+        for category, synset in zip(categories, synsets, strict=True)
+    ]
 
 
-def load_annotation_lists(name: str, data_dir: Path) -> DatasetDict:
+def load_benchmark(name: str, data_dir: Path) -> DatasetDict:
     """The splits of benchmark `name` whose lists and images are in `data_dir`. See `data.load_long_tailed`."""
     benchmark = BENCHMARKS[name]
     lists = {split: data_dir / file for split, file in benchmark.lists.items()}
     missing = [str(path) for path in lists.values() if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{name} needs the lists {', '.join(missing)}, which are not there; "
-            f"put them and the images into {data_dir}, or name another folder with --data_dir"
+            f"{name} needs the lists {', '.join(missing)}, which are not there; put them and the images into "
+            f"{data_dir}, or name another folder with --data_dir. Lists and images of your own: --dataset custom"
         )
-    contents = {split: read_annotation_list(path) for split, path in lists.items()}
-    for split, (paths, labels) in contents.items():
-        if labels.max() >= benchmark.num_classes:
-            line = int(labels.argmax()) + 1
-            raise ValueError(
-                f"{lists[split]}, line {line}: label {labels.max()} is not one of {name}'s 0 to "
-                f"{benchmark.num_classes - 1}; is this another data set's list?"
-            )
-        # A look at a hundred of them: enough for a folder that is missing or wrong.
-        looked_at = sorted({round(index) for index in np.linspace(0, len(paths) - 1, 100)})
-        absent = [paths[index] for index in looked_at if not (data_dir / paths[index]).is_file()]
-        if absent:
-            raise FileNotFoundError(
-                f"{len(absent)} of {len(looked_at)} images looked at in {lists[split]} are not there, the first "
-                f"{absent[0]}; paths in a list are relative to {data_dir}"
-            )
-    train_paths, train_labels = contents["train"]
-    empty = np.flatnonzero(np.bincount(train_labels, minlength=benchmark.num_classes) == 0)
-    if empty.size:
+
+    def read() -> NamedRows:
+        rows = {split: read_annotation_list(path) for split, path in lists.items()}
+        published = _expected(benchmark, data_dir)
+        check_labels(rows, published.num_classes)
+        _check_counts(name, published, rows)
+        names = class_names(rows["train"], published.num_classes)
+        return NamedRows(rows, imagenet_names(names) if name == "imagenet_lt" else names)
+
+    marker = data_dir / MARKER
+    return load_rows(name, data_dir, [*lists.values(), *([marker] if marker.is_file() else [])], read)
+
+
+def load_own_lists(data_dir: Path, lists: dict[str, Path]) -> DatasetDict:
+    """One's own lists; as many classes as the training list has."""
+
+    def read() -> NamedRows:
+        rows = {split: read_annotation_list(path) for split, path in lists.items()}
+        num_classes = int(rows["train"].labels.max()) + 1
+        check_labels(rows, num_classes)
+        return NamedRows(rows, class_names(rows["train"], num_classes))
+
+    return load_rows("custom", data_dir, list(lists.values()), read)
+
+
+def find_line(lists: Sequence[Path], data_dir: Path, image: str | Path) -> str | None:
+    """Where an image stands in the lists, as "FILE, line N"; None if it does not."""
+    try:
+        relative = Path(image).relative_to(data_dir.resolve()).as_posix()
+    except ValueError:
+        return None
+    for path in lists:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                if line.startswith(relative) and line[len(relative) :].strip().isdecimal():
+                    return f"{path}, line {number}"
+    return None
+
+
+def _expected(benchmark: Benchmark, data_dir: Path) -> Benchmark:
+    """What lists in this folder must hold: what is published, or what synthetic data says of itself."""
+    marker = data_dir / MARKER
+    if not marker.is_file():
+        return benchmark
+    try:
+        facts = json.loads(marker.read_text())
+        counts = facts["class_counts"]
+        return Benchmark(
+            benchmark.folder, facts["num_classes"], benchmark.lists, facts["images"], max(counts), min(counts)
+        )
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{lists['train']} has no image of {empty.size} classes, the first {empty[:5].tolist()}; "
-            f"{name} has {benchmark.num_classes}: is the list cut off?"
+            f"{marker} is damaged ({error!r}); make the data anew with python -m data.synthesize"
+        ) from error
+
+
+def _check_counts(name: str, published: Benchmark, rows: dict[str, Rows]) -> None:
+    counts = np.bincount(rows["train"].labels)
+    expected = {f"{split} images": count for split, count in published.images.items()}
+    expected |= {"images of the commonest class": published.most, "images of the rarest class": published.least}
+    found = {f"{split} images": len(split_rows.labels) for split, split_rows in rows.items()}
+    found |= {"images of the commonest class": int(counts.max()), "images of the rarest class": int(counts.min())}
+    wrong = [
+        f"{fact} {expected[fact]:,} expected, {found[fact]:,} found"
+        for fact in expected
+        if expected[fact] != found[fact]
+    ]
+    if wrong:
+        hint = " Two training lists of Places-LT circulate; this is the other." if name == "places_lt" else ""
+        raise ValueError(
+            f"the lists in {rows['train'].source.parent} are not those of {name}: {'; '.join(wrong)}.{hint} "
+            "Are they cut off, or another data set's? To train on them as they are: --dataset custom"
         )
-    builder = _AnnotationListBuilder(
-        image_folder=str(data_dir.resolve()),
-        names=class_names(train_paths, train_labels, benchmark.num_classes),
-        dataset_name=name,
-        data_files={split: str(path.resolve()) for split, path in lists.items()},
-    )
-    builder.download_and_prepare()
-    return builder.as_dataset()

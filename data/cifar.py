@@ -7,40 +7,49 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
+from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as PilImage
 
 
 @dataclass(frozen=True)
 class CifarFiles:
+    """Where CIFAR's files are, what they hold, and what the Hub's copy is called."""
+
+    hub_id: str
     folder: str
     archive: str
     train: tuple[str, ...]
     test: str
     meta: str
     label_key: str
+    hub_label: str
     names_key: str
     images_per_class: int
 
 
 CIFAR = {
     "cifar10_lt": CifarFiles(
+        "uoft-cs/cifar10",
         "cifar-10-batches-py",
         "cifar-10-python.tar.gz",
         tuple(f"data_batch_{number}" for number in range(1, 6)),
         "test_batch",
         "batches.meta",
         "labels",
+        "label",
         "label_names",
         5000,
     ),
     "cifar100_lt": CifarFiles(
+        "uoft-cs/cifar100",
         "cifar-100-python",
         "cifar-100-python.tar.gz",
         ("train",),
         "test",
         "meta",
         "fine_labels",
+        "fine_label",
         "fine_label_names",
         500,
     ),
@@ -99,6 +108,8 @@ def long_tailed_subset(labels: np.ndarray, counts: list[int]) -> np.ndarray:
 def load_cifar_lt(name: str, data_dir: Path, imbalance_factor: float = 100, imbalance_type: str = "exp") -> DatasetDict:
     """`train`, the standard long-tailed subset, and `test`, all 10,000 images. See `data.load_long_tailed`."""
     files = CIFAR[name]
+    if not (data_dir / files.folder).exists() and not (data_dir / files.archive).exists():
+        return _load_from_hub(files, data_dir, imbalance_factor, imbalance_type)
     names = _read(files, data_dir, files.meta)[files.names_key]
     batches = [_read(files, data_dir, part) for part in files.train]
     images = np.concatenate([batch["data"] for batch in batches])
@@ -115,14 +126,34 @@ def load_cifar_lt(name: str, data_dir: Path, imbalance_factor: float = 100, imba
     )
 
 
+def _load_from_hub(files: CifarFiles, data_dir: Path, imbalance_factor: float, imbalance_type: str) -> DatasetDict:
+    """The Hub's copy, whose images are in the order of the files."""
+    try:
+        loaded = load_dataset(files.hub_id)
+    except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"neither {data_dir / files.folder} nor {data_dir / files.archive} is there; put {files.archive} from the "
+            f"CIFAR page of the University of Toronto into that folder, or name another folder with --data_dir. The "
+            f"Hub's copy, {files.hub_id}, cannot be had either: {error}"
+        ) from error
+    splits = {
+        split: loaded[split]
+        .select_columns(["img", files.hub_label])
+        .rename_columns({"img": "image", files.hub_label: "label"})
+        for split in ("train", "test")
+    }
+    labels = splits["train"].with_format("arrow")["label"].to_numpy()
+    num_classes = splits["train"].features["label"].num_classes
+    counts = long_tailed_counts(num_classes, files.images_per_class, imbalance_factor, imbalance_type)
+    subset = long_tailed_subset(labels, counts)
+    return DatasetDict(train=splits["train"].select(subset), test=splits["test"])
+
+
 def _read(files: CifarFiles, data_dir: Path, member: str) -> dict:
     folder, archive = data_dir / files.folder, data_dir / files.archive
     in_folder = (folder / member).is_file()
     if not in_folder and not archive.is_file():
-        raise FileNotFoundError(
-            f"neither {folder / member} nor {archive} is there; put {files.archive} from the CIFAR page of the "
-            "University of Toronto into that folder, or name another folder with --data_dir"
-        )
+        raise FileNotFoundError(f"{folder / member} is missing; unpack {files.archive} anew")
     source = folder if in_folder else archive
     expected = (files.names_key,) if member == files.meta else ("data", files.label_key)
     try:

@@ -1,33 +1,47 @@
-"""Augmentation for training, and the image processor that evaluation and the saved model share."""
+"""What is done to each image by itself, where it is read: decoding, cropping and resizing, on uint8 tensors.
+
+The rest, which is arithmetic on whole batches, is in `data.batches`.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
-from PIL import Image
+from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode, v2
 from transformers import BitImageProcessor
 from transformers.image_utils import PILImageResampling
 
+from data.reading import BrokenImageError, read_image
 
-def _imagenet(size: int) -> list[Callable]:
-    return [
-        v2.RandomResizedCrop(size),
-        v2.RandomHorizontalFlip(),
-        v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.0),
-    ]
+BROKEN = -100  # label of an image that could not be read; the losses of torch ignore it
 
 
-def _inaturalist(size: int) -> list[Callable]:
-    return [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied.
+
+    `crop(size)` gives the steps that change an image's geometry, on uint8 tensors of any size. `flip`: half of the
+    images are mirrored. `jitter`: brightness, contrast and saturation are each multiplied with a factor of
+    1 - jitter to 1 + jitter.
+    """
+
+    crop: Callable[[int], list[Callable]]
+    flip: bool = True
+    jitter: float = 0.0
+
+
+def _random_resized_crop(size: int) -> list[Callable]:
+    return [v2.RandomResizedCrop(size)]
 
 
 def _cifar(size: int) -> list[Callable]:
-    return [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip(), v2.RandomRotation(15)]
+    return [v2.RandomCrop(size, padding=size // 8), v2.RandomRotation(15)]
 
 
 def _digits(size: int) -> list[Callable]:
-    # Neither flips nor large rotations: a mirrored 2 or a 6 on its head is another sign, or none.
     return [
         v2.Resize((size, size), InterpolationMode.BILINEAR),
         v2.RandomAffine(
@@ -40,51 +54,82 @@ def _digits(size: int) -> list[Callable]:
     ]
 
 
-AUGMENTATIONS: dict[str, Callable[[int], list[Callable]]] = {
-    "imagenet": _imagenet,
-    "inaturalist": _inaturalist,
-    "cifar": _cifar,
-    "digits": _digits,
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "imagenet": Augmentation(_random_resized_crop, jitter=0.4),
+    "inaturalist": Augmentation(_random_resized_crop),
+    "cifar": Augmentation(_cifar),
+    # Neither flips nor large rotations: a mirrored 2 or a 6 on its head is another sign, or none.
+    "digits": Augmentation(_digits, flip=False),
+}
+# Policies of further random operations, after the crop.
+AUTO_AUGMENT: dict[str, Callable[[], list[Callable]]] = {
+    "none": lambda: [],
+    "randaugment": lambda: [v2.RandAugment()],
+    "trivialaugment": lambda: [v2.TrivialAugmentWide()],
 }
 
 
-def train_transform(
-    augmentation: str, image_size: int, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[dict], dict]:
-    """A function for `Dataset.with_transform`: rows of `image` and `label` to `pixel_values` and `labels`.
+@dataclass(frozen=True)
+class OnBrokenImage:
+    """What happens to an image that cannot be read.
 
-    `augmentation` is a name in `AUGMENTATIONS`. `pixel_values` are float32 (3, image_size, image_size) each, normalised
-    with `mean` and `std`. Raises ValueError for an unknown name.
+    "stop": BrokenImageError, whose message has the place that `find_entry(path)` gives. "skip": the row is passed on
+    with the label `BROKEN` and black pixels, for the loader or the evaluation to leave out, and a line about it is
+    added to the file `log`.
     """
-    if augmentation not in AUGMENTATIONS:
-        raise ValueError(f"no augmentation is called {augmentation!r}; there are {', '.join(AUGMENTATIONS)}")
-    steps = [
-        v2.PILToTensor(),
-        *AUGMENTATIONS[augmentation](image_size),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(mean, std),
-    ]
-    return _TrainTransform(v2.Compose(steps))
+
+    action: Literal["stop", "skip"] = "stop"
+    find_entry: Callable[[str], str | None] | None = None
+    log: Path | None = None
+
+    def __call__(self, image: dict, error: BrokenImageError) -> None:
+        place = self.find_entry(image["path"]) if self.find_entry and image["path"] else None
+        message = f"{error} ({place})" if place else str(error)
+        if self.action == "stop":
+            raise BrokenImageError(
+                f"{message}. Mend or remove it, find all of them by python -m ride_bf.check_data, or go on without "
+                "such images: --on_broken_image skip"
+            ) from error
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:  # one write of one line: processes do not mix theirs
+                file.write(message.replace("\n", " ") + "\n")
 
 
 @dataclass(frozen=True)
-class _TrainTransform:  # a class, so that workers of a spawned DataLoader can be sent it
-    steps: v2.Compose
+class _Rows:
+    """A function for `Dataset.with_transform`; a class, so that workers of a spawned DataLoader can be sent it."""
+
+    prepare: Callable[[torch.Tensor], torch.Tensor]
+    size: tuple[int, int]
+    on_broken: OnBrokenImage
 
     def __call__(self, rows: dict) -> dict:
-        images = [self.steps(convert_to_rgb(image)) for image in rows["image"]]
-        return {"pixel_values": images, "labels": rows["label"]}
+        pixel_values, labels = [], []
+        for image, label in zip(rows["image"], rows["label"], strict=True):
+            try:
+                pixel_values.append(self.prepare(read_image(image)))
+                labels.append(label)
+            except BrokenImageError as error:
+                self.on_broken(image, error)
+                pixel_values.append(torch.zeros(3, *self.size, dtype=torch.uint8))
+                labels.append(BROKEN)
+        return {"pixel_values": pixel_values, "labels": labels}
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB; what is transparent in it lies on white.
+def train_transform(
+    augmentation: str, image_size: int, auto_augment: str = "none", on_broken: OnBrokenImage | None = None
+) -> Callable[[dict], dict]:
+    """A function for `Dataset.with_transform`, on a column `image` that is not decoded (see `undecoded`).
 
-    So have it the image processors of transformers 5.23 in a pipeline; those of 5.17 drop the transparency instead.
+    Rows of `image` and `label` become uint8 `pixel_values` (3, image_size, image_size), cropped and varied in geometry
+    by `augmentation`, a key of `AUGMENTATIONS`, and then by `auto_augment`, one of `AUTO_AUGMENT`; and `labels`.
+    Flip, colours and normalisation are `data.batches.TrainBatch`'s. Raises ValueError for an unknown name.
     """
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+    for value, known, kind in ((augmentation, AUGMENTATIONS, "augmentation"), (auto_augment, AUTO_AUGMENT, "policy")):
+        if value not in known:
+            raise ValueError(f"no {kind} is called {value!r}; there are {', '.join(known)}")
+    steps = [*AUGMENTATIONS[augmentation].crop(image_size), *AUTO_AUGMENT[auto_augment]()]
+    return _Rows(v2.Compose(steps), (image_size, image_size), on_broken or OnBrokenImage())
 
 
 def evaluation_processor(
@@ -103,17 +148,33 @@ def evaluation_processor(
     )
 
 
-def evaluation_transform(processor: BitImageProcessor) -> Callable[[dict], dict]:
-    """A function for `Dataset.with_transform` that prepares images as `processor` does, without chance."""
-
-    return _EvaluationTransform(processor)
-
-
 @dataclass(frozen=True)
-class _EvaluationTransform:
+class _ProcessorSteps:
+    """A processor's resizing and crop, without the checks and grouping that cost as much again for each call."""
+
     processor: BitImageProcessor
 
-    def __call__(self, rows: dict) -> dict:
-        images = [convert_to_rgb(image) for image in rows["image"]]
-        pixel_values = self.processor(images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "labels": rows["label"]}
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        processor = self.processor
+        if processor.do_resize:
+            pixels = processor.resize(pixels, processor.size, processor.resample)
+        return processor.center_crop(pixels, processor.crop_size) if processor.do_center_crop else pixels
+
+
+def evaluation_transform(
+    processor: BitImageProcessor, on_broken: OnBrokenImage | None = None
+) -> Callable[[dict], dict]:
+    """A function for `Dataset.with_transform` that resizes and crops images as `processor` does, without chance.
+
+    As `train_transform`; normalisation is `data.batches.EvaluationBatch`'s.
+    """
+    size = (processor.crop_size["height"], processor.crop_size["width"])
+    return _Rows(_ProcessorSteps(processor), size, on_broken or OnBrokenImage())
+
+
+def leave_out_broken(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch of the rows that could be read, for `DataLoader(collate_fn)`. Raises BrokenImageError if none could."""
+    whole = [row for row in rows if row["labels"] != BROKEN]
+    if not whole:
+        raise BrokenImageError(f"none of a batch's {len(rows)} images can be read; is the folder still there?")
+    return default_collate(whole)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
@@ -30,7 +30,19 @@ class RunArguments:
         default=None, metadata={"help": "a recipe as --print_recipe shows it, or one of the authors' config.json files"}
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "folder of the data set's lists and images, if not its usual place in data/"}
+        default=None,
+        metadata={
+            "help": "folder of the data set's lists and images, if not its usual place in data/; with --dataset custom "
+            "a folder, a table or a data set's id on the Hub"
+        },
+    )
+    imbalance_factor: float | None = field(default=None, metadata={"help": "of CIFAR: largest over smallest class"})
+    imbalance_type: str | None = field(default=None, metadata={"help": "of CIFAR: exp or step"})
+    image_column: str | None = field(default=None, metadata={"help": "of one's own table; image by default"})
+    label_column: str | None = field(default=None, metadata={"help": "of one's own table; label by default"})
+    on_broken_image: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "what to do where an image cannot be read; skip leaves it out and lists it in the results"},
     )
     validation_fraction: float | None = field(
         default=None,
@@ -60,10 +72,15 @@ class RunArguments:
                 f"{self.eval_batch_size}"
             )
 
+    def data_options(self) -> dict[str, Any]:
+        """What `data.load_long_tailed` is to be told beside the data set's name: the options that were given."""
+        names = ("imbalance_factor", "imbalance_type", "image_column", "label_column")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {"data_dir": self.data_dir, "validation_fraction": self.validation_fraction, **given}
+
     def settings(self) -> dict[str, Any]:
         """What a result depends on beside the recipe."""
-        names = ("seed", "data_dir", "validation_fraction", "init_from", "teacher")
-        return {name: getattr(self, name) for name in names}
+        return {"seed": self.seed, **self.data_options(), "init_from": self.init_from, "teacher": self.teacher}
 
 
 def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
@@ -77,14 +94,15 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
 
 
 @contextmanager
-def errors_as_messages():
+def errors_as_messages(kinds: tuple[type[Exception], ...] = (ValueError, OSError, StrictDataclassError)):
     """Ends the program with an error's message where the error is the user's to mend: what was asked for, or files."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except StrictDataclassError as error:  # RideBfConfig's; says itself only which validator it was
-        raise SystemExit(f"error: {error.__cause__ or error}") from error
+    except kinds as error:
+        if isinstance(error, StrictDataclassError):  # RideBfConfig's; says itself only which validator it was
+            error = error.__cause__ or error
+        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # without the traceback of a loader's worker
+        raise SystemExit(f"error: {message}") from error
 
 
 def _argument_type(annotation: Any) -> Any:

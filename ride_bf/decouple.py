@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from data import class_counts, evaluation_transform, load_long_tailed
+from data import FinishedBatches, class_counts, evaluation_batches, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.command_line import RECIPE_OPTIONS, errors_as_messages, parse_arguments
 from ride_bf.evaluate import evaluate
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     run, recipe = parse_arguments(rest)
     logging.disable_progress_bar()
     with errors_as_messages():
-        splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)
+        splits = load_long_tailed(recipe.dataset, **run.data_options())
         counts = class_counts(splits["train"])
         model = load_model(options.model)
         check_linear(model, options.method)
@@ -117,8 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"{options.model} has {model.config.num_labels} classes, the data {len(counts)}")
     processor = AutoImageProcessor.from_pretrained(options.model)
 
-    def loader(split: str) -> DataLoader:
-        return DataLoader(splits[split].with_transform(evaluation_transform(processor)), run.eval_batch_size)
+    def loader(split: str) -> FinishedBatches:
+        return evaluation_batches(splits[split], processor, run.eval_batch_size, run.num_workers)
 
     strength, curve = options.strength, {}
     if strength is None:

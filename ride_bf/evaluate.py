@@ -36,6 +36,8 @@ def evaluate(model: nn.Module, loader: DataLoader, accelerator: Accelerator, cla
         for name, gathered in accelerator.gather_for_metrics(values).items():
             columns.setdefault(name, []).append(gathered.cpu())
     images = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
+    read = images["labels"] >= 0  # what could not be read comes with a label below
+    images = {name: column[read] for name, column in images.items()}
     metrics = {
         "loss": float(images["losses"].astype(np.float64).mean()),
         **shot_accuracy(images["predictions"], images["labels"], class_counts),

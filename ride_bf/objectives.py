@@ -62,6 +62,26 @@ class SharedClassifierObjective(ClassificationObjective):
         return [(1.0, outputs.expert_logits), (self.batchformer_loss_weight, outputs.batchformer_expert_logits)]
 
 
+class MixedObjective(ClassificationObjective):
+    """An objective on images mixed by mixup or CutMix: on both images' classes, each by its share in the mixture.
+
+    loss = label_weight * objective(labels) + (1 - label_weight) * objective(mixed_labels), with what
+    `data.TrainBatch` adds to a batch. Margins and weights are those of each class in its turn.
+    """
+
+    def __init__(self, objective: ClassificationObjective):
+        super().__init__(objective.criterion)
+        self.objective = objective
+
+    def streams(self, outputs) -> list[tuple[float, Tensor]]:
+        return self.objective.streams(outputs)
+
+    def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
+        loss = self.objective(outputs, batch, reweight=reweight)
+        mixed = self.objective(outputs, {**batch, "labels": batch["mixed_labels"]}, reweight=reweight)
+        return torch.lerp(mixed, loss, batch["label_weight"].to(loss))
+
+
 class DistillationObjective(nn.Module):
     """An objective and the divergence from a teacher's prediction.
 
@@ -177,6 +197,8 @@ def make_objective(recipe: TrainingRecipe, class_counts: Sequence[int], teacher:
     objective = ClassificationObjective(criterion)
     if recipe.network.get("batchformer") == "shared_classifier":
         objective = SharedClassifierObjective(criterion, recipe.batchformer_loss_weight)
+    if recipe.mixup_alpha > 0 or recipe.cutmix_alpha > 0:
+        objective = MixedObjective(objective)
     if teacher is None:
         return objective
     return DistillationObjective(

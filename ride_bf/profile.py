@@ -107,7 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options, rest = parser.parse_known_args(arguments)
     _, recipe = parse_arguments(rest)
-    num_labels = options.num_labels or NUM_CLASSES[recipe.dataset]
+    num_labels = options.num_labels or NUM_CLASSES.get(recipe.dataset)
+    if num_labels is None:
+        parser.error(f"how many classes {recipe.dataset} has is not known before it is read; pass --num_labels")
     parts = profile(recipe.config(num_labels=num_labels), recipe.image_size, recipe.batch_size)
     shares = None
     if options.results is not None:

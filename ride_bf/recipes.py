@@ -52,6 +52,9 @@ class TrainingRecipe:
     image_size: int = _option("side of a training crop and of evaluation's centre crop, in pixels", 224)
     resize_size: int = _option("length to which evaluation resizes the shorter side, in pixels", 256)
     augmentation: str = _option("name for data.train_transform", "imagenet")
+    auto_augment: Literal["none", "randaugment", "trivialaugment"] = _option("policy of more augmentation", "none")
+    mixup_alpha: float = _option("of mixup: images blended with another; 0: none", 0.0)
+    cutmix_alpha: float = _option("of CutMix: a part of another image put in; 0: none", 0.0)
     image_mean: tuple[float, ...] = _option("of each channel, subtracted", IMAGENET_MEAN)
     image_std: tuple[float, ...] = _option("of each channel, divided by", IMAGENET_STD)
 
@@ -106,9 +109,11 @@ class TrainingRecipe:
     def __post_init__(self):
         allowed = {
             **dict.fromkeys(("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size"), "1 or more"),
-            **dict.fromkeys(("warmup_epochs", "weight_decay", "focal_gamma"), "0 or more"),
             **dict.fromkeys(
-                ("max_margin", "margin_scale", "distillation_factor", "distillation_loss_factor"), "0 or more"
+                ("warmup_epochs", "weight_decay", "focal_gamma", "max_margin", "margin_scale"), "0 or more"
+            ),
+            **dict.fromkeys(
+                ("mixup_alpha", "cutmix_alpha", "distillation_factor", "distillation_loss_factor"), "0 or more"
             ),
             **dict.fromkeys(("learning_rate", "lr_gamma", "diversity_temperature"), "positive"),
             **dict.fromkeys(("distillation_temperature", "router_positive_weight"), "positive"),
@@ -138,6 +143,8 @@ class TrainingRecipe:
                 "a router is trained after the experts, and alone: train without it first, then with --router true "
                 "--train_only router --init_from MODEL, or with a recipe whose name ends in _router"
             )
+        if self.train_only == "router" and self.mixup_alpha + self.cutmix_alpha > 0:
+            raise ValueError("a router learns which images need a later expert, which mixed ones do not tell: no mixup")
         if self.train_only != "all" and self.network.get("batchformer", "none") != "none":
             raise ValueError(
                 f"train_only {self.train_only!r} learns on features as evaluation sees them: set --batchformer none"

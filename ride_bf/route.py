@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from data import class_counts, evaluation_transform, load_long_tailed
+from data import class_counts, evaluation_batches, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.command_line import RECIPE_OPTIONS, errors_as_messages, parse_arguments
 from ride_bf.metrics import expert_use, shot_accuracy
@@ -108,15 +107,14 @@ def main(arguments: list[str] | None = None) -> None:
         model = load_model(options.model)
         if model.router is None:
             raise ValueError(f"{options.model} has no router; train one with a recipe whose name ends in _router")
-        splits = load_long_tailed(recipe.dataset, run.data_dir, validation_fraction=run.validation_fraction)
+        splits = load_long_tailed(recipe.dataset, **run.data_options())
         if "validation" not in splits:
             raise ValueError(f"{recipe.dataset} has no validation images; pass --validation_fraction")
         if options.set_threshold is not None:
             model.config.router_threshold = options.set_threshold
             model.config.save_pretrained(options.model)
     processor = AutoImageProcessor.from_pretrained(options.model)
-    rows = splits["validation"].with_transform(evaluation_transform(processor))
-    batches = list(DataLoader(rows, options.batch))
+    batches = list(evaluation_batches(splits["validation"], processor, options.batch, run.num_workers))
     pixel_values = torch.cat([batch["pixel_values"] for batch in batches])
     labels = torch.cat([batch["labels"] for batch in batches]).numpy()
     curve = measure(model, pixel_values, labels, class_counts(splits["train"]), options.batch)

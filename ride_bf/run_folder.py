@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from ride_bf.checkpoints import is_training_state, recover
 from ride_bf.recipes import TrainingRecipe
 
+BROKEN_IMAGES = "broken_images.txt"  # a line for each that a run left out, as often as it met it
 _FOLDERS = ("last", "best", "tensorboard")
-_FILES = ("recipe.json", "run.json", "metrics.jsonl", "test_results.json")
+_FILES = ("recipe.json", "run.json", "metrics.jsonl", "test_results.json", BROKEN_IMAGES)
 
 
 def open_run_folder(
@@ -37,7 +38,11 @@ def open_run_folder(
     elif resume:
         changed = recipe.differences((folder / "recipe.json").read_text())
         before = json.loads((folder / "run.json").read_text())
-        changed += [f"{name}: {before.get(name)} -> {new}" for name, new in settings.items() if before.get(name) != new]
+        changed += [
+            f"{name}: {before.get(name)} -> {settings.get(name)}"
+            for name in {**before, **settings}
+            if before.get(name) != settings.get(name)
+        ]
         if changed:
             problem = f"{folder} holds another run; differences: {'; '.join(changed)}"
     elif (folder / "last").exists() and not overwrite:
@@ -58,6 +63,12 @@ def open_run_folder(
         (folder / "recipe.json").write_text(recipe.as_json())
         (folder / "run.json").write_text(json.dumps(settings, indent=2) + "\n")
     accelerator.wait_for_everyone()
+
+
+def read_broken_images(folder: Path) -> list[str]:
+    """What is written about each image that the run has left out because it cannot be read."""
+    path = folder / BROKEN_IMAGES
+    return sorted(set(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
 
 
 def log_epoch(folder: Path, epoch: int, metrics: dict[str, Any], accelerator: Accelerator) -> None:

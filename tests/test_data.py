@@ -1,27 +1,22 @@
 """Splits, their files and their mistakes; augmentation and the pixels that evaluation sees."""
 
-import io
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
-from torchvision.transforms import v2
 
 from data import (
     AUGMENTATIONS,
     DATASETS,
     class_counts,
-    evaluation_processor,
-    evaluation_transform,
     load_long_tailed,
-    train_transform,
 )
-from data.annotation_lists import BENCHMARKS, Benchmark
-from data.cifar import long_tailed_counts, long_tailed_subset
+from data.cifar import CIFAR, long_tailed_counts, long_tailed_subset
 from ride_bf.recipes import RECIPES
 
 
@@ -56,84 +51,6 @@ class TestDigits:
         assert image.size == (8, 8)
         assert np.array_equal(np.asarray(image), np.round(source.images[first_test_nine] * 255 / 16))
         assert digits["test"].features["label"].names == list("0123456789")
-
-
-def write_images(folder, paths):
-    for index, path in enumerate(paths):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (12, 10), color=(index * 20 % 256, 40, 80)).save(folder / path)
-
-
-@pytest.fixture
-def places(tmp_path, monkeypatch):
-    """A benchmark of three classes in the layout of Places-LT."""
-    benchmark = Benchmark("Places_LT", 3, BENCHMARKS["places_lt"].lists)
-    monkeypatch.setitem(BENCHMARKS, "places_lt", benchmark)
-    folder = tmp_path / "Places LT"
-    train = ["train/air field/1.jpg", "train/air field/2.jpg", "train/bar/1.jpg", "train/canyon/1.jpg"]
-    write_images(folder, [*train, "val/9.jpg"])
-    (folder / "Places_LT_train.txt").write_text("".join(f"{p} {i}\n" for p, i in zip(train, [0, 0, 1, 2], strict=True)))
-    (folder / "Places_LT_val.txt").write_text("train/bar/1.jpg 1\n")
-    (folder / "Places_LT_test.txt").write_text("val/9.jpg 2\n")
-    return folder
-
-
-class TestAnnotationLists:
-    def test_rows_names_and_pixels(self, places):
-        loaded = load_long_tailed("places_lt", places)
-        assert set(loaded) == {"train", "validation", "test"}
-        assert loaded["train"].features["label"] == ClassLabel(names=["air field", "bar", "canyon"])
-        assert class_counts(loaded["train"]) == [2, 1, 1]
-        expected = np.asarray(Image.open(places / "train/air field/2.jpg"))
-        assert np.array_equal(np.asarray(loaded["train"][1]["image"]), expected)
-        assert loaded["test"][0]["label"] == 2
-
-    def test_a_changed_list_is_read_anew(self, places):
-        load_long_tailed("places_lt", places)
-        (places / "Places_LT_test.txt").write_text("val/9.jpg 1\nval/9.jpg 0\n")
-        assert load_long_tailed("places_lt", places)["test"]["label"] == [1, 0]
-
-    def test_folders_that_are_not_classes_give_no_names(self, places):
-        (places / "Places_LT_train.txt").write_text("val/9.jpg 0\nval/9.jpg 1\nval/9.jpg 2\n")
-        names = load_long_tailed("places_lt", places)["train"].features["label"].names
-        assert names == ["0", "1", "2"]
-
-    @pytest.mark.parametrize(
-        ("content", "error", "messages"),
-        [
-            ("train/bar/1.jpg\n", ValueError, ["Places_LT_train.txt, line 1", "relative/path.jpg label"]),
-            ("train/bar/1.jpg 1\ntrain/bar/1.jpg one\n", ValueError, ["line 2", "'train/bar/1.jpg one'"]),
-            ("", ValueError, ["Places_LT_train.txt is empty"]),
-            ("\n\n", ValueError, ["Places_LT_train.txt is empty"]),
-            ("train/bar/1.jpg 7\n", ValueError, ["line 1", "label 7", "0 to 2", "another data set"]),
-            ("train/bar/1.jpg 1\n", ValueError, ["no image of 2 classes, the first [0, 2]", "cut off"]),
-            ("train/bar/2.jpg 1\n", FileNotFoundError, ["train/bar/2.jpg", "relative to"]),
-        ],
-    )
-    def test_a_wrong_list_is_explained(self, places, content, error, messages):
-        (places / "Places_LT_train.txt").write_text(content)
-        with pytest.raises(error) as info:
-            load_long_tailed("places_lt", places)
-        assert all(message in str(info.value) for message in messages), info.value
-
-    def test_empty_lines_are_passed_over(self, places):
-        with (places / "Places_LT_test.txt").open("a") as file:
-            file.write("\n\n")
-        assert len(load_long_tailed("places_lt", places)["test"]) == 1
-
-    def test_a_list_of_another_encoding_is_named(self, places):
-        (places / "Places_LT_train.txt").write_bytes("train/café/1.jpg 0\n".encode("latin-1"))
-        with pytest.raises(ValueError, match=r"Places_LT_train.txt is not in UTF-8 .* at byte 9"):
-            load_long_tailed("places_lt", places)
-
-    def test_an_image_that_is_missing_further_down_is_noticed(self, places):
-        (places / "train/bar/1.jpg").unlink()
-        with pytest.raises(FileNotFoundError, match=r"1 of 4 images looked at in .* the first train/bar/1.jpg"):
-            load_long_tailed("places_lt", places)
-
-    def test_missing_lists_are_named(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"ImageNet_LT_train.txt.*ImageNet_LT_test.txt.*--data_dir"):
-            load_long_tailed("imagenet_lt", tmp_path)
 
 
 class TestCifar:
@@ -246,8 +163,34 @@ class TestCifar:
             load_long_tailed("cifar100_lt", cifar100)
 
     def test_missing_files_are_named(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"cifar-100-python.tar.gz.*data_dir"):
+        with pytest.raises(FileNotFoundError, match=r"cifar-100-python.tar.gz.*data_dir.*uoft-cs/cifar100, cannot"):
             load_long_tailed("cifar100_lt", tmp_path)
+
+    def test_a_folder_that_is_not_whole(self, cifar100):
+        (cifar100 / "cifar-100-python" / "meta").unlink()
+        with pytest.raises(FileNotFoundError, match=r"cifar-100-python/meta is missing; unpack"):
+            load_long_tailed("cifar100_lt", cifar100)
+
+    def test_the_hub_s_copy_is_the_same_subset(self, cifar100, tmp_path_factory, monkeypatch):
+        """The Hub's tables hold the files' images in their order; here such a table on disk takes their place."""
+        expected = load_long_tailed("cifar100_lt", cifar100, imbalance_factor=200)
+        copy = tmp_path_factory.mktemp("hub") / "cifar100"
+        copy.mkdir()
+        for split in ("train", "test"):
+            content = pickle.loads((cifar100 / "cifar-100-python" / split).read_bytes())
+            pixels = content["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            features = Features(
+                {"img": ImageFeature(), "fine_label": ClassLabel(names=[f"name{c}" for c in range(100)])}
+            )
+            chosen = slice(None) if split == "test" else slice(0, 50_000)
+            rows = {"img": [Image.fromarray(image) for image in pixels[chosen]], "fine_label": content["fine_labels"]}
+            Dataset.from_dict(rows, features=features).to_parquet(copy / f"{split}.parquet")
+        monkeypatch.setitem(CIFAR, "cifar100_lt", replace(CIFAR["cifar100_lt"], hub_id=str(copy)))
+        loaded = load_long_tailed("cifar100_lt", tmp_path_factory.mktemp("empty"), imbalance_factor=200)
+        assert loaded["train"]["label"] == expected["train"]["label"]
+        assert loaded["train"].features["label"] == expected["train"].features["label"]
+        for row in (0, 5000, 9501):
+            assert loaded["train"][row]["image"].tobytes() == expected["train"][row]["image"].tobytes()
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -280,81 +223,3 @@ def test_every_recipe_names_a_data_set_and_an_augmentation():
     for recipe in RECIPES.values():
         assert recipe.dataset in DATASETS
         assert recipe.augmentation in AUGMENTATIONS
-
-
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_training_pixels(name, mode):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).convert(mode)
-    prepare = train_transform(name, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    torch.manual_seed(0)
-    rows = prepare({"image": [image, image], "label": [3, 4]})
-    first, second = rows["pixel_values"]
-    assert first.shape == (3, 32, 32)
-    assert first.dtype == torch.float32
-    assert first.min() >= -2.0001
-    assert first.max() <= 2.0001
-    assert not torch.equal(first, second), "each image is augmented by itself"
-    assert rows["labels"] == [3, 4]
-    torch.manual_seed(0)
-    assert torch.equal(prepare({"image": [image], "label": [3]})["pixel_values"][0], first)
-
-
-def test_unknown_augmentation():
-    with pytest.raises(ValueError, match="there are imagenet"):
-        train_transform("autoaugment", 32, (0.5,) * 3, (0.25,) * 3)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_evaluation_sees_what_torchvision_would(name):
-    """The stock processor against Resize, CenterCrop, Normalize; on sizes whose crop has no half pixel to round."""
-    recipe = RECIPES[name]
-    pixels = np.random.default_rng(0).integers(0, 256, (recipe.resize_size * 2, recipe.resize_size * 2, 3))
-    image = Image.fromarray(pixels.astype(np.uint8))
-    processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
-    ours = evaluation_transform(processor)({"image": [image], "label": [0]})["pixel_values"][0]
-    classic = v2.Compose(
-        [
-            v2.Resize(recipe.resize_size),
-            v2.CenterCrop(recipe.image_size),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(recipe.image_mean, recipe.image_std),
-        ]
-    )(image)
-    assert ours.shape == (3, recipe.image_size, recipe.image_size)
-    one_grey_level = 1 / 255 / min(recipe.image_std)
-    assert (ours - classic).abs().max() <= one_grey_level * 1.01
-
-
-def test_evaluation_processor_survives_saving(tmp_path):
-    from transformers import AutoImageProcessor
-
-    recipe = RECIPES["inaturalist18_resnet50"]
-    processor = evaluation_processor(256, 224, recipe.image_mean, recipe.image_std)
-    processor.save_pretrained(tmp_path)
-    loaded = AutoImageProcessor.from_pretrained(tmp_path)
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 280, 3), dtype=np.uint8)).save(buffer, "PNG")
-    image = Image.open(buffer)
-    assert torch.equal(
-        loaded(image, return_tensors="pt")["pixel_values"], processor(image, return_tensors="pt")["pixel_values"]
-    )
-
-
-def test_training_and_evaluation_see_the_same_under_transparency():
-    transparent = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
-    processor = evaluation_processor(32, 32, (0.5,) * 3, (0.25,) * 3)
-    evaluated = evaluation_transform(processor)({"image": [transparent], "label": [0]})["pixel_values"][0]
-    trained = train_transform("inaturalist", 32, (0.5,) * 3, (0.25,) * 3)({"image": [transparent], "label": [0]})
-    for pixels in (evaluated, trained["pixel_values"][0]):
-        torch.testing.assert_close(pixels, torch.full((3, 32, 32), 2.0))  # white
-
-
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_transforms_can_be_sent_to_spawned_workers(name):
-    processor = evaluation_processor(32, 32, (0.5,) * 3, (0.25,) * 3)
-    for transform in (train_transform(name, 32, (0.5,) * 3, (0.25,) * 3), evaluation_transform(processor)):
-        again = pickle.loads(pickle.dumps(transform))
-        rows = again({"image": [Image.new("L", (40, 40))], "label": [1]})
-        assert rows["pixel_values"][0].shape == (3, 32, 32)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoImageProcessor
 
 import train_accelerate
-from data import evaluation_transform, load_long_tailed
+from data import evaluation_batches, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.parts import initialise_from
 
@@ -65,9 +65,9 @@ def assert_reloads_to_the_same(output_dir):
     """The model that was saved gives the validation loss that was logged before it was saved."""
     model = RideBfForImageClassification.from_pretrained(output_dir / "last")
     processor = AutoImageProcessor.from_pretrained(output_dir / "last")
-    rows = load_long_tailed("digits_lt")["validation"].with_transform(evaluation_transform(processor))[:]
+    rows = next(iter(evaluation_batches(load_long_tailed("digits_lt")["validation"], processor, 80)))
     with torch.no_grad():
-        loss = model(rows["pixel_values"], labels=torch.tensor(rows["labels"])).loss
+        loss = model(rows["pixel_values"], labels=rows["labels"]).loss
     assert loss.item() == pytest.approx(read_metrics(output_dir)[-1]["validation_loss"], rel=1e-5)
 
 
@@ -111,10 +111,10 @@ def test_the_test_report_is_of_the_best_checkpoint(uninterrupted):
 
     model = RideBfForImageClassification.from_pretrained(uninterrupted / "best")
     processor = AutoImageProcessor.from_pretrained(uninterrupted / "best")
-    rows = load_long_tailed("digits_lt")["test"].with_transform(evaluation_transform(processor))[:]
+    rows = next(iter(evaluation_batches(load_long_tailed("digits_lt")["test"], processor, 500)))
     with torch.no_grad():
         predictions = model(rows["pixel_values"]).logits.argmax(dim=1)
-    labels = torch.tensor(rows["labels"])
+    labels = rows["labels"]
     assert results["test"]["accuracy"] == pytest.approx((predictions == labels).double().mean().item())
     assert results["test"]["per_class_accuracy"][9] == pytest.approx(
         (predictions[labels == 9] == 9).double().mean().item()
@@ -177,7 +177,7 @@ def test_a_lost_loss_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, m
         return epoch(*arguments)
 
     monkeypatch.setattr(train_accelerate, "train_epoch", breaks_in_epoch_two)
-    with pytest.raises(FloatingPointError, match=r"epoch 2 is nan .* in another --output_dir"):
+    with pytest.raises(SystemExit, match=r"epoch 2 is nan .* in another --output_dir"):
         train(tmp_path / "out", "--epochs", 3)
     model = RideBfForImageClassification.from_pretrained(tmp_path / "out" / "last")
     assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -1,0 +1,221 @@
+"""Rows of image paths and labels: what every source on disk is read into, checked, and cached as Arrow tables."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, DatasetDict, Features, Image
+
+_IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+_LOOKED_AT = 100  # images of each split whose files are looked for when the tables come from the cache
+_SHOWN = 5  # examples in a message
+
+
+@dataclass
+class Rows:
+    """The images of a split: `paths` (N,) relative to the data set's folder, and their classes `labels` (N,)."""
+
+    paths: pa.Array
+    labels: np.ndarray
+    source: Path
+    """The file that lists them, or the folder in which they were found."""
+    lines: np.ndarray | None = None
+    """Line or row of each in `source`, from 1; None if that is a folder."""
+    unit: str = "line"
+
+    def where(self, index: int) -> str:
+        """A row's place, for messages."""
+        return str(self.source) if self.lines is None else f"{self.source}, {self.unit} {self.lines[index]}"
+
+    def check_paths(self) -> None:
+        """Raises ValueError for a path that leaves the folder, or is listed twice."""
+        outside = _first(pc.match_substring_regex(self.paths, r"^([/\\]|[A-Za-z]:)|(^|/)\.\.(/|$)"))
+        if outside is not None:
+            raise ValueError(
+                f"{self.where(outside)}: {self.paths[outside].as_py()!r} leads out of the data set's folder; "
+                "paths are relative to it"
+            )
+        codes = pc.dictionary_encode(self.paths)
+        if len(codes.dictionary) < len(self.paths):
+            first = np.full(len(codes.dictionary), -1)
+            for index, code in enumerate(codes.indices.to_numpy()):
+                if first[code] >= 0:
+                    twice = len(self.paths) - len(codes.dictionary)
+                    raise ValueError(
+                        f"{self.where(index)}: {self.paths[index].as_py()!r} is listed already "
+                        f"({self.where(first[code])}, label {self.labels[first[code]]}; here {self.labels[index]}); "
+                        f"{twice} such line(s) in all: an image may be listed once"
+                    )
+                first[code] = index
+
+
+@dataclass
+class NamedRows:
+    """The rows of every split, and the names of the classes in the order of their labels."""
+
+    splits: dict[str, Rows]
+    names: list[str]
+
+
+def _first(mask: pa.Array) -> int | None:
+    found = np.flatnonzero(mask.to_numpy(zero_copy_only=False))
+    return int(found[0]) if found.size else None
+
+
+def check_labels(splits: dict[str, Rows], num_classes: int) -> None:
+    """Raises ValueError for labels out of range, classes without training images, and images in two splits."""
+    for rows in splits.values():
+        wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= num_classes))
+        if wrong.size:
+            raise ValueError(
+                f"{rows.where(wrong[0])}: label {rows.labels[wrong[0]]} is not one of 0 to {num_classes - 1} "
+                f"({wrong.size} such row(s)); is this another data set's list, or does it count from 1?"
+            )
+    train = splits["train"]
+    empty = np.flatnonzero(np.bincount(train.labels, minlength=num_classes) == 0)
+    if empty.size:
+        raise ValueError(
+            f"{train.source} has no image of {empty.size} of {num_classes} classes, the first "
+            f"{empty[:_SHOWN].tolist()}; labels must be 0 to {num_classes - 1} with nothing missing in between: "
+            "is the list cut off, or does it count from 1?"
+        )
+    if num_classes < 2:
+        raise ValueError(f"{train.source} has one class only; there is nothing to tell apart")
+    names = list(splits)
+    for index, one in enumerate(names):
+        for other in names[index + 1 :]:
+            shared = _first(pc.is_in(splits[one].paths, value_set=splits[other].paths))
+            if shared is not None:
+                path = splits[one].paths[shared].as_py()
+                in_other = _first(pc.equal(splits[other].paths, path))
+                raise ValueError(
+                    f"{path!r} is in two splits, {one} ({splits[one].where(shared)}) and {other} "
+                    f"({splits[other].where(in_other)}): results would be measured on images trained on"
+                )
+
+
+def check_files(splits: dict[str, Rows], folder: Path) -> None:
+    """Raises FileNotFoundError if images are not in `folder`, saying how many, which and the likely cause.
+
+    Folders are listed once each: one question to the file system a folder, not one an image.
+    """
+    problems, absent, total = [], 0, 0
+    for split, rows in splits.items():
+        parents = pc.dictionary_encode(pc.replace_substring_regex(rows.paths, r"/?[^/]*$", ""))
+        order = np.argsort(parents.indices.to_numpy(), kind="stable")
+        bounds = np.searchsorted(parents.indices.to_numpy()[order], np.arange(len(parents.dictionary) + 1))
+        missing: list[int] = []
+        for code, parent in enumerate(parents.dictionary.to_pylist()):
+            members = order[bounds[code] : bounds[code + 1]]
+            there = _file_names(folder / parent)
+            skip = len(parent) + 1 if parent else 0
+            missing += [
+                index
+                for index, path in zip(members.tolist(), rows.paths.take(pa.array(members)).to_pylist(), strict=True)
+                if path[skip:] not in there
+            ]
+        total += len(rows.labels)
+        absent += len(missing)
+        if missing:
+            missing.sort()
+            shown = ", ".join(f"{rows.paths[index].as_py()} ({rows.where(index)})" for index in missing[:_SHOWN])
+            problems.append(f"{len(missing):,} of {len(rows.labels):,} {split} images, the first: {shown}")
+    if problems:
+        raise FileNotFoundError(
+            f"images are missing: {'; '.join(problems)}. They were looked for in {folder}. "
+            f"{_likely_cause(splits, folder, everything=absent == total)}"
+        )
+
+
+def _file_names(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except FileNotFoundError:
+        return set()
+    except NotADirectoryError:
+        return set()
+    except PermissionError as error:
+        raise PermissionError(
+            f"{folder} may not be read; give this user the right to: chmod -R u+rX {folder}"
+        ) from error
+
+
+def _likely_cause(splits: dict[str, Rows], folder: Path, everything: bool) -> str:
+    top = splits["train"].paths[0].as_py().split("/")[0]
+    if everything and not (folder / top).exists():
+        below = sorted(path.parent for path in folder.glob(f"*/{top}"))
+        if below:
+            return f"The images seem to be in {below[0]}: move what is in it up, or name it with --data_dir"
+        return f"There is no {top}/ in it: have the images been unpacked, and here?"
+    if everything:
+        return "None is there: does the list belong to these images?"
+    return (
+        "The rest is there: was an archive unpacked only in part, or a copy interrupted? Upper and lower case count "
+        "(.JPEG is not .jpg)"
+    )
+
+
+class _RowsBuilder(datasets.ArrowBasedBuilder):
+    """Rows to cached Arrow tables that hold paths, not pixels.
+
+    `data_files` are what the rows are read from: when one of them changes, the tables are built anew. `read` is called
+    only then.
+    """
+
+    VERSION = datasets.Version("2.0.0")  # of what is checked and how it is stored: raise it with either
+
+    def __init__(self, *, folder: Path, read: Callable[[], NamedRows], **kwargs):
+        self.folder, self.read = folder, read
+        self.rows: dict[str, Rows] = {}
+        super().__init__(**kwargs)
+
+    def _info(self):
+        return datasets.DatasetInfo()  # the features are known once the rows are
+
+    def _split_generators(self, dl_manager):
+        named = self.read()
+        check_files(named.splits, self.folder)
+        self.info.features = Features({"image": Image(), "label": ClassLabel(names=named.names)})
+        self.rows = named.splits
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self.rows]
+
+    def _generate_tables(self, split) -> Iterator[tuple]:
+        rows = self.rows.pop(split)
+        absolute = pc.binary_join_element_wise(f"{self.folder}/", rows.paths, "")
+        images = pa.StructArray.from_arrays([pa.nulls(len(absolute), pa.binary()), absolute], fields=list(_IMAGE_TYPE))
+        yield (0, 0), pa.table({"image": images, "label": pa.array(rows.labels)})
+
+
+def load_rows(
+    name: str, folder: Path, files: Sequence[Path], read: Callable[[], NamedRows], key: str = ""
+) -> DatasetDict:
+    """The splits that `read` returns, their images in `folder`; cached until one of `files`, or `key`, changes.
+
+    Raises what `read` raises, and FileNotFoundError for images that are not there: all are looked for when the tables
+    are built, a hundred of each split when they come from the cache.
+    """
+    folder = folder.resolve()
+    sources = {"data_files": {"files": [str(path.resolve()) for path in files]}} if files else {}
+    builder = _RowsBuilder(
+        folder=folder, read=read, dataset_name=name, config_name=key or "default", data_dir=str(folder), **sources
+    )
+    cached = Path(builder.cache_dir).exists()
+    builder.download_and_prepare()
+    splits = builder.as_dataset()
+    if cached:
+        for split, rows in splits.items():
+            looked_at = sorted({round(index) for index in np.linspace(0, len(rows) - 1, _LOOKED_AT)})
+            paths = rows.data.column("image").take(pa.array(looked_at)).combine_chunks().field("path").to_pylist()
+            absent = [path for path in paths if not os.path.isfile(path)]
+            if absent:
+                raise FileNotFoundError(
+                    f"{len(absent)} of {len(paths)} {split} images looked at are not there any more, the first "
+                    f"{absent[0]}; have they been moved? See all: python -m ride_bf.check_data --data_dir {folder}"
+                )
+    return splits
