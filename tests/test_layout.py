@@ -24,6 +24,8 @@ ALLOWED = {
         "ride_bf.recipes",
         "ride_bf.reference_config",
     },
+    "ride_bf.check_data": {"data", "ride_bf.command_line", "ride_bf.metrics", "ride_bf.stand_in"},
+    "ride_bf.stand_in": {"data"},
     "ride_bf.classify": set(),
     "ride_bf.report": {"ride_bf.metrics"},
     "ride_bf.recipes": {"configuration_ride_bf"},

@@ -1,0 +1,343 @@
+"""Stand-ins for the benchmarks on disk: `python -m data.synthesize --like imagenet_lt --scale 0.01 --output_dir DIR`.
+
+Real JPEGs in the folders and lists of the real thing, with its sizes and the shape of its tail, for tests,
+demonstrations and timings where the benchmark is not at hand. The pictures are drawn: an accuracy on them says that a
+network learns, and no more.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from tqdm import tqdm
+
+from data.annotation_lists import BENCHMARKS
+
+MARKER = "synthetic.json"
+_CHUNK = 32  # images a worker draws between two reports
+_SUPERCATEGORIES = (
+    *("Actinopterygii", "Amphibia", "Animalia", "Arachnida", "Aves", "Bacteria", "Chromista"),
+    *("Fungi", "Insecta", "Mammalia", "Mollusca", "Plantae", "Protozoa", "Reptilia"),
+)
+
+
+def _imagenet_path(split: str, label: int, index: int, _: int) -> str:
+    synset = f"n{1_440_764 + 9_973 * label:08d}"  # ascending with the label, as the real ones
+    if split == "test":
+        return f"val/{synset}/ILSVRC2012_val_{50 * label + index + 1:08d}.JPEG"
+    # the validation images are others of the same folder
+    return f"train/{synset}/{synset}_{2 * index + (split == 'validation')}.JPEG"
+
+
+def _inaturalist_path(split: str, label: int, index: int, num_classes: int) -> str:
+    supercategory = _SUPERCATEGORIES[label * len(_SUPERCATEGORIES) // num_classes]
+    name = blake2b(f"{split}/{label}/{index}".encode(), digest_size=16).hexdigest()
+    return f"train_val2018/{supercategory}/{label}/{name}.jpg"
+
+
+def _places_path(split: str, label: int, index: int, _: int) -> str:
+    if split == "test":
+        return f"val/scene_{label:03d}/Places365_val_{100 * label + index + 1:08d}.jpg"
+    return f"train/scene_{label:03d}/{2 * index + (split == 'validation') + 1:08d}.jpg"
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the images of a benchmark are like.
+
+    Attributes:
+        held_out_per_class: split -> images of each class, for the splits other than train.
+        sizes: ((width, height), share of the images) for the commonest sizes.
+        quality: the JPEG quality's lower and upper bound.
+        grey_share: share of the images without colour channels.
+        path: (split, label, number of the image in its class and split, number of classes) -> path in the list.
+    """
+
+    held_out_per_class: dict[str, int]
+    sizes: tuple[tuple[tuple[int, int], float], ...]
+    quality: tuple[int, int]
+    grey_share: float
+    path: Callable[[str, int, int, int], str]
+
+
+STYLES = {
+    "imagenet_lt": Style(
+        {"validation": 20, "test": 50},
+        (
+            *(((500, 375), 0.5), ((375, 500), 0.14), ((500, 333), 0.14), ((333, 500), 0.06)),
+            *(((500, 500), 0.06), ((500, 400), 0.05), ((640, 480), 0.03), ((250, 250), 0.02)),
+        ),
+        (92, 97),
+        0.015,
+        _imagenet_path,
+    ),
+    "inaturalist18": Style({"test": 3}, (((800, 600), 0.7), ((600, 800), 0.3)), (90, 95), 0.0, _inaturalist_path),
+    "places_lt": Style({"validation": 20, "test": 100}, (((256, 256), 1.0),), (70, 85), 0.005, _places_path),
+}
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An image to draw: where, of what, and the seed that is its own, whichever process draws it."""
+
+    path: str  # relative to the output folder
+    class_seed: int
+    seed: tuple[int, ...]
+
+
+def scaled_class_counts(like: str, scale: float) -> list[int]:
+    """Training images of each class (C,) of a stand-in for the benchmark `like`.
+
+    Of the real classes, sorted by their number of images, those at round(scale * C) evenly spaced ranks, at least two:
+    the commonest and the rarest are always among them, so the imbalance factor stays the real one. They keep the order
+    of their real labels. Raises ValueError for an unknown benchmark or a scale that is not in (0, 1].
+    """
+    if like not in STYLES:
+        raise ValueError(f"there is no stand-in for {like!r}; there are {', '.join(STYLES)}")
+    if not 0 < scale <= 1:
+        raise ValueError(f"scale is the share of the classes to keep, above 0 and up to 1, not {scale}")
+    counts = np.asarray(_real_class_counts()[like])
+    kept = max(2, round(scale * len(counts)))
+    ranks = np.linspace(0, len(counts) - 1, kept).round().astype(int)
+    labels = np.argsort(-counts, kind="stable")[ranks]
+    return counts[np.sort(labels)].tolist()
+
+
+def synthesize(
+    like: str,
+    scale: float,
+    output_dir: str | Path,
+    seed: int = 0,
+    num_workers: int | None = None,
+    *,
+    image_scale: float = 1.0,
+) -> dict:
+    """Writes a stand-in for a benchmark, which `load_long_tailed(like, output_dir)` then reads.
+
+    Args:
+        like: a name in `STYLES`.
+        scale: share of the classes to keep, each with its real number of training images; see `scaled_class_counts`.
+        output_dir: the folder for the lists and the images. One that holds the same data is left as it is, and one in
+            which this was interrupted is completed.
+        seed: of the pictures. Equal seeds give equal files, whatever the number of workers.
+        num_workers: processes that draw; by default as many as there are cores.
+        image_scale: factor on the images' width and height; small ones are drawn sooner.
+
+    Returns what it also writes as `synthetic.json`, last of all: the arguments that matter (`like`, `scale`, `seed`,
+    `image_scale`), `num_classes`, `class_counts` of the training split (C,) and `images`, the number in each split.
+    Raises ValueError for impossible arguments, and FileExistsError if `output_dir` holds anything else.
+    """
+    counts = scaled_class_counts(like, scale)
+    if not image_scale > 0:
+        raise ValueError(f"image_scale is a factor on width and height, above 0, not {image_scale}")
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"num_workers is the number of processes that draw, 1 or more, not {num_workers}")
+    held_out = STYLES[like].held_out_per_class
+    description = {
+        "like": like,
+        "scale": scale,
+        "seed": seed,
+        "image_scale": image_scale,
+        "num_classes": len(counts),
+        "images": {"train": sum(counts), **{split: number * len(counts) for split, number in held_out.items()}},
+        "class_counts": counts,
+    }
+    output_dir = Path(output_dir)
+    marker, unfinished = output_dir / MARKER, output_dir / f"{MARKER}.unfinished"
+    if _read_json(marker) == description:
+        return description
+    if output_dir.is_dir() and any(output_dir.iterdir()) and (marker.exists() or _read_json(unfinished) != description):
+        raise FileExistsError(
+            f"{output_dir} is not empty and does not hold {like} at scale {scale}, seed {seed}, image scale "
+            f"{image_scale}; name another folder or empty this one"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(json.dumps(description, indent=1) + "\n")
+
+    pictures = []
+    for split_number, (split, list_name) in enumerate(BENCHMARKS[like].lists.items()):
+        lines = []
+        for label, count in enumerate(counts):
+            class_seed = int(np.random.SeedSequence([seed, label]).generate_state(1, np.uint64)[0])
+            for index in range(count if split == "train" else held_out[split]):
+                path = STYLES[like].path(split, label, index, len(counts))
+                pictures.append(_Picture(path, class_seed, (seed, split_number, label, index)))
+                lines.append(f"{path} {label}\n")
+        (output_dir / list_name).write_text("".join(lines))
+    for folder in {os.path.dirname(picture.path) for picture in pictures}:
+        (output_dir / folder).mkdir(parents=True, exist_ok=True)
+
+    draw = partial(_draw_to_files, output_dir, STYLES[like], image_scale)
+    with tqdm(total=len(pictures), desc=f"drawing {like}", unit="image") as bar:
+        for drawn in _in_processes(draw, pictures, num_workers or os.cpu_count() or 1):
+            bar.update(drawn)
+    os.replace(unfinished, marker)
+    return description
+
+
+def make_image(rng: np.random.Generator, class_seed: int, size: tuple[int, int]) -> Image.Image:
+    """An RGB image, `size` (width, height), of one to three objects of a class on a background of no class.
+
+    `class_seed` fixes what the class's objects have in common: outline, two colours, and a texture with its frequency
+    and direction. `rng` draws the rest: their number, place, size, angle, brightness and shading, and the background,
+    whose energy is the same in every octave, as in photographs (Field, 1987).
+    """
+    width, height = size
+    luminance = _octave_noise(rng, width, height)  # (H, W), standard deviation about 1
+    canvas = _colour_noise(rng, width, height)  # (3, H, W)
+    canvas += np.multiply.outer(_uniform(rng, 18, 36) * _uniform(rng, 0.8, 1.2, 3), luminance)
+    for _ in range(rng.integers(1, 4)):
+        _paint_object(rng, _appearance(class_seed), canvas, luminance)
+    np.clip(canvas, 0, 255, out=canvas)
+    return Image.fromarray(np.ascontiguousarray(canvas.astype(np.uint8).transpose(1, 2, 0)))
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float, size: int | None = None) -> np.ndarray | np.float32:
+    """Like `rng.uniform`, in the single precision of the pixels."""
+    return np.float32(low) + np.float32(high - low) * rng.random(size, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Appearance:
+    outline: np.ndarray  # (64,), radius by angle, at most 1
+    colours: np.ndarray  # (2, 3), RGB
+    frequencies: np.ndarray  # (2,), radians over an object's radius, along and across its axis
+    sharpness: float  # of the texture: 1 a soft wave, large a hard edge
+
+
+@lru_cache(maxsize=16_384)
+def _appearance(class_seed: int) -> _Appearance:
+    rng = np.random.default_rng(class_seed)
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    orders = np.arange(2, 8)[:, None]
+    waves = rng.normal(0, 0.5, (6, 1)) / orders * np.cos(orders * angles + rng.uniform(0, 2 * np.pi, (6, 1)))
+    outline = np.clip(1 + waves.sum(axis=0), 0.3, None)
+    return _Appearance(
+        outline=outline / outline.max(),
+        colours=rng.uniform(10, 245, (2, 3)).astype(np.float32),
+        frequencies=(rng.uniform(4, 30, 2) * rng.permutation([1, rng.choice([0, 0.3, 1])])).astype(np.float32),
+        sharpness=float(rng.uniform(1, 5)),
+    )
+
+
+def _paint_object(rng: np.random.Generator, look: _Appearance, canvas: np.ndarray, luminance: np.ndarray) -> None:
+    """Adds an object to the canvas (3, H, W), in place."""
+    height, width = luminance.shape
+    radius = _uniform(rng, 0.2, 0.45) * min(height, width)
+    centre_x, centre_y = _uniform(rng, 0.2, 0.8) * width, _uniform(rng, 0.2, 0.8) * height
+    left, top = max(0, int(centre_x - radius)), max(0, int(centre_y - radius))
+    right, bottom = min(width, int(centre_x + radius) + 2), min(height, int(centre_y + radius) + 2)
+
+    turn = _uniform(rng, 0, 2 * np.pi)
+    angles = turn + np.linspace(0, 2 * np.pi, len(look.outline), endpoint=False)
+    corners_x = centre_x - left + radius * look.outline * np.cos(angles)
+    corners_y = centre_y - top + radius * look.outline * np.sin(angles)
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).polygon(list(zip(corners_x.tolist(), corners_y.tolist(), strict=True)), fill=255)
+    opacity = np.asarray(mask.filter(ImageFilter.BoxBlur(1)), dtype=np.float32) / 255  # (h, w), of the object's box
+
+    x = (np.arange(left, right, dtype=np.float32) - centre_x) / radius  # (w,)
+    y = ((np.arange(top, bottom, dtype=np.float32) - centre_y) / radius)[:, None]  # (h, 1)
+    cosine, sine = np.cos(turn), np.sin(turn)
+    along, across = look.frequencies
+    wave = np.sin(x * (along * cosine) + y * (along * sine)) + np.sin(y * (across * cosine) - x * (across * sine))
+    mix = np.clip(np.float32(0.5) + np.float32(0.5 * look.sharpness) * wave, 0, 1)
+    light = _uniform(rng, 0, 2 * np.pi)
+    shade = _uniform(rng, 0.75, 1.15) + x * (np.float32(0.2) * np.cos(light)) + y * (np.float32(0.2) * np.sin(light))
+    shade = shade + np.float32(0.1) * luminance[top:bottom, left:right]
+    for plane, first, second in zip(canvas[:, top:bottom, left:right], *look.colours, strict=True):
+        plane += opacity * ((first + mix * (second - first)) * shade - plane)
+
+
+def _octave_noise(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """Noise (height, width) with equal variance in each octave of frequency, in all about 1."""
+    levels = max(1, int(np.log2(max(1, min(width, height) / 3))))
+    field = rng.standard_normal((3, 4), dtype=np.float32)
+    for level in range(levels - 1, -1, -1):
+        shape = (-(-width >> level), -(-height >> level))
+        field = np.asarray(Image.fromarray(field).resize(shape, Image.Resampling.BILINEAR))
+        field = field + rng.standard_normal(shape[::-1], dtype=np.float32)
+    return field * np.float32((levels + 1) ** -0.5)
+
+
+def _colour_noise(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """A colour that varies over the image (3, height, width), without the fine detail that JPEG drops from colour."""
+    planes = []
+    for _ in range(3):
+        coarse = _uniform(rng, 60, 190) + _uniform(rng, 0, 40) * _octave_noise(rng, -(-width // 8), -(-height // 8))
+        planes.append(np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR)))
+    return np.stack(planes)
+
+
+def _draw_to_files(output_dir: Path, style: Style, image_scale: float, pictures: list[_Picture]) -> int:
+    """Draws what is not there yet, and returns len(pictures). A file that is there is whole: it got its name last."""
+    sizes, shares = zip(*style.sizes, strict=True)
+    for picture in pictures:
+        path = output_dir / picture.path
+        if path.exists():
+            continue
+        rng = np.random.default_rng(picture.seed)
+        width, height = sizes[rng.choice(len(sizes), p=shares)]
+        size = (max(8, round(width * image_scale)), max(8, round(height * image_scale)))
+        quality = int(rng.integers(*style.quality, endpoint=True))
+        grey = rng.random() < style.grey_share
+        image = make_image(rng, picture.class_seed, size)
+        being_written = path.with_name(f".{path.name}.{os.getpid()}")
+        (image.convert("L") if grey else image).save(being_written, format="JPEG", quality=quality)
+        os.replace(being_written, path)
+    return len(pictures)
+
+
+def _in_processes(draw: Callable[[list[_Picture]], int], pictures: list[_Picture], num_workers: int) -> Iterator[int]:
+    chunks = [pictures[start : start + _CHUNK] for start in range(0, len(pictures), _CHUNK)]
+    if num_workers == 1:
+        yield from map(draw, chunks)
+        return
+    with ProcessPoolExecutor(num_workers) as pool:
+        yield from pool.map(draw, chunks)
+
+
+@lru_cache
+def _real_class_counts() -> dict[str, list[int]]:
+    return json.loads(Path(__file__).with_name("class_counts.json").read_text())
+
+
+def _read_json(path: Path) -> object:
+    """What the file holds, or None if it is not there or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--like", required=True, choices=STYLES, help="the benchmark to imitate")
+    parser.add_argument("--scale", type=float, default=0.01, help="share of its classes to keep (0.01)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="the folder for lists and images")
+    parser.add_argument("--seed", type=int, default=0, help="of the pictures (0)")
+    parser.add_argument("--num_workers", type=int, help="processes that draw; by default as many as there are cores")
+    options = parser.parse_args(arguments)
+    try:
+        written = synthesize(options.like, options.scale, options.output_dir, options.seed, options.num_workers)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    images = ", ".join(f"{number:,} {split}" for split, number in written["images"].items())
+    counts = written["class_counts"]
+    print(
+        f"{options.output_dir}: {written['num_classes']} classes of {max(counts):,} to {min(counts)} images; {images}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""What check_data finds, says and returns, each on data that has it."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.annotation_lists import BENCHMARKS
+from data.synthesize import STYLES, synthesize
+from ride_bf.check_data import draw, duplicates, inspect_images, main, summary
+
+COUNTS = [2, 101, 4, 20]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory):
+    """A stand-in for Places-LT: 4 classes, 127 images to train on, 1 a class for validation and 2 for the test."""
+    folder = tmp_path_factory.mktemp("master") / "Places_LT"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.synthesize._real_class_counts", lambda: {"places_lt": COUNTS})
+        style = replace(STYLES["places_lt"], held_out_per_class={"validation": 1, "test": 2})
+        patch.setitem(STYLES, "places_lt", style)
+        synthesize("places_lt", 1, folder, num_workers=1, image_scale=0.125)
+    return folder
+
+
+@pytest.fixture
+def places(master, tmp_path, monkeypatch):
+    monkeypatch.setitem(BENCHMARKS, "places_lt", replace(BENCHMARKS["places_lt"], num_classes=len(COUNTS)))
+    return shutil.copytree(master, tmp_path / "Places_LT")
+
+
+def listed(places, split, label):
+    """Files of a class in a split, in the list's order, and their line numbers."""
+    lines = (places / BENCHMARKS["places_lt"].lists[split]).read_text().splitlines()
+    return [
+        (places / line.rsplit(" ", maxsplit=1)[0], number)
+        for number, line in enumerate(lines, start=1)
+        if line.endswith(f" {label}")
+    ]
+
+
+def run(folder, *options):
+    """Runs the command on a folder: its report."""
+    out = folder.parent / "report"
+    main(["--data_dir", str(folder), "--output_dir", str(out), "--num_workers", "1", *options])
+    return json.loads((out / "check_data.json").read_text(encoding="utf-8"))
+
+
+def run_refused(folder, capsys):
+    """The same, of data with which training may not start: the report, what is printed, and the error."""
+    with pytest.raises(SystemExit) as info:
+        run(folder)
+    assert isinstance(info.value.code, str), "a message, which makes the exit code 1"
+    report = folder.parent / "report" / "check_data.json"
+    return json.loads(report.read_text()) if report.exists() else None, capsys.readouterr().out, info.value.code
+
+
+class TestSoundData:
+    def test_report(self, places, capsys):
+        report = run(places)
+        assert report["dataset"] == "places_lt"
+        assert report["data_dir"] == str(places)
+        assert report["may_start"] is True
+        assert report["imbalance_factor"] == 50.5
+        assert report["shot_groups"] == {
+            "many": {"classes": 1, "training_images": 101},
+            "medium": {"classes": 1, "training_images": 20},
+            "few": {"classes": 2, "training_images": 6},
+        }
+        assert report["splits"] == {
+            split: {
+                "images": images,
+                "classes": 4,
+                "broken": 0,
+                "shorter_side": {"smallest": 32, "median": 32, "largest": 32},
+            }
+            for split, images in {"train": 127, "validation": 4, "test": 8}.items()
+        }
+        assert [of_class["train"] for of_class in report["classes"]] == COUNTS
+        assert report["classes"][1]["group"] == "many"
+        assert report["classes"][1]["name"].endswith("scene_001")
+        assert (report["classes"][1]["validation"], report["classes"][1]["test"]) == (1, 2)
+        assert report["classes_without_readable_training_images"] == []
+        assert {finding: found["count"] for finding, found in report["findings"].items()} == dict.fromkeys(
+            ("broken", "other_format", "turned", "very_small", "in_two_splits", "two_labels"), 0
+        )
+        output = capsys.readouterr().out
+        assert "imbalance factor (largest over smallest class): 50.5" in output
+        table = output[output.index("training images  class") :]
+        assert table.index(" 101  ") < table.index(" 20  ") < table.index(" 4  ") < table.index(" 2  ")
+        assert output.endswith("Training may start.\n")
+
+    def test_it_only_reads(self, places):
+        before = {path: path.stat().st_mtime_ns for path in places.rglob("*")}
+        run(places)
+        assert {path: path.stat().st_mtime_ns for path in places.rglob("*")} == before
+
+    def test_any_number_of_processes(self, places):
+        assert run(places) == run(places, "--num_workers", "2")
+
+    def test_images_without_files(self, tmp_path, capsys):
+        main(["--dataset", "digits_lt", "--output_dir", str(tmp_path / "report"), "--num_workers", "1"])
+        report = json.loads((tmp_path / "report" / "check_data.json").read_text())
+        assert report["imbalance_factor"] == 60
+        assert [report["splits"][split]["images"] for split in ("train", "validation", "test")] == [337, 80, 500]
+        assert report["may_start"] is True
+        assert "Training may start." in capsys.readouterr().out
+
+    def test_picture(self, tmp_path):
+        classes = [
+            {"train": count, "group": group} for count, group in ((5, "few"), (500, "many"), (50, "medium"), (4, "few"))
+        ]
+        draw(classes, "a tail", tmp_path / "tail.png")
+        pixels = np.asarray(Image.open(tmp_path / "tail.png").convert("RGB")).reshape(-1, 3)
+        areas = [
+            (pixels == colour).all(axis=1).sum()  # of matplotlib's blue, orange and red
+            for colour in ((31, 119, 180), (255, 127, 14), (214, 39, 40))
+        ]
+        many, medium, few = areas
+        assert many > medium > few / 2 > 1000  # one, one and two bars, each lower than the one before
+
+
+class TestBrokenImages:
+    def test_truncated_and_no_image(self, places, capsys):
+        (first, first_line), (_, _), (third, third_line) = listed(places, "train", 1)[:3]
+        first.write_bytes(first.read_bytes()[:400])
+        third.write_text("<html>404 Not Found</html>")
+        in_test, test_line = listed(places, "test", 0)[0]
+        in_test.write_bytes(b"")
+        report, output, error = run_refused(places, capsys)
+        assert error.startswith("error: images that cannot be read: 3.")
+        assert "--on_broken_image skip" in error
+        assert "Training may start" not in output
+        assert report["may_start"] is False
+        assert {split: facts["broken"] for split, facts in report["splits"].items()} == {
+            "train": 2,
+            "validation": 0,
+            "test": 1,
+        }
+        broken = report["findings"]["broken"]
+        assert broken["count"] == 3
+        lists = {split: places / file for split, file in BENCHMARKS["places_lt"].lists.items()}
+        expected = [
+            (first, f"{lists['train']}, line {first_line}"),
+            (third, f"{lists['train']}, line {third_line}"),
+            (in_test, f"{lists['test']}, line {test_line}"),
+        ]
+        assert [(image["path"], image["listed"]) for image in broken["images"]] == [
+            (str(path), place) for path, place in expected
+        ]
+        assert (broken["images"][1]["split"], broken["images"][1]["row"]) == ("train", third_line - 1)
+        assert (broken["images"][2]["split"], broken["images"][2]["row"]) == ("test", test_line - 1)
+        for path, place in expected:
+            assert f"{path} ({place}): " in output
+
+    def test_one_that_vanishes_after_loading_is_broken(self, tmp_path):
+        facts = inspect_images([{"bytes": None, "path": str(tmp_path / "gone.jpg")}], start=7)
+        ((finding, index, detail),) = facts.findings
+        assert (finding, index) == ("broken", 7)
+        assert "No such file" in detail
+        assert facts.digests[0] == 0
+
+    def test_a_class_that_would_be_lost_is_named(self, places, capsys):
+        for path, _ in listed(places, "train", 0):
+            path.write_bytes(b"nothing")
+        report, _, error = run_refused(places, capsys)
+        (lost,) = report["classes_without_readable_training_images"]
+        assert lost.endswith("scene_000")
+        assert f"but then classes without a training image: 1 ({lost})" in error
+
+    def test_many_are_counted_and_some_shown(self, places, capsys):
+        for path, _ in listed(places, "train", 3)[:8]:
+            path.write_bytes(b"nothing")
+        report, output, _ = run_refused(places, capsys)
+        assert "images that cannot be read: 8" in output
+        assert "  and 3 more" in output
+        assert output.count("Places_LT_train.txt, line") == 5
+        assert len(report["findings"]["broken"]["images"]) == 8
+        assert sum("listed" in image for image in report["findings"]["broken"]["images"]) == 5
+
+
+class TestOtherFindings:
+    def only(self, report, finding):
+        counts = {name: found["count"] for name, found in report["findings"].items() if found["count"]}
+        assert counts == {finding: 1}
+        assert report["may_start"] is True
+        return report["findings"][finding]
+
+    def test_other_format(self, places, capsys):
+        path, line = listed(places, "train", 1)[4]
+        Image.open(path).save(path, format="PNG")
+        (image,) = self.only(run(places), "other_format")["images"]
+        assert image["path"] == str(path)
+        assert image["detail"] == "PNG, not JPEG"
+        assert f"{path} ({places / 'Places_LT_train.txt'}, line {line}): PNG, not JPEG" in capsys.readouterr().out
+
+    def test_turned(self, places, capsys):
+        path, _ = listed(places, "validation", 2)[0]
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(path).save(path, exif=exif)
+        (image,) = self.only(run(places), "turned")["images"]
+        assert (image["path"], image["split"], image["detail"]) == (str(path), "validation", "EXIF orientation 6")
+        assert "they are turned when read" in capsys.readouterr().out
+
+    def test_upright_by_exif_is_upright(self):
+        exif = Image.Exif()
+        exif[0x0112] = 1
+        file = io.BytesIO()
+        Image.new("RGB", (9, 7)).save(file, format="JPEG", exif=exif)
+        facts = inspect_images([{"bytes": file.getvalue(), "path": None}])
+        assert facts.findings == []
+        assert facts.sizes.tolist() == [[9, 7]]
+
+    def test_very_small(self, places, capsys):
+        path, _ = listed(places, "train", 3)[1]
+        Image.new("RGB", (40, 3), "red").save(path)
+        report = run(places)
+        (image,) = self.only(report, "very_small")["images"]
+        assert (image["path"], image["detail"]) == (str(path), "40 x 3 pixels")
+        assert report["splits"]["train"]["shorter_side"] == {"smallest": 3, "median": 32, "largest": 32}
+        assert "images that are very small beside the others: 1" in capsys.readouterr().out
+
+    def test_the_same_in_two_splits(self, places, capsys):
+        trained_on, _ = listed(places, "train", 1)[7]
+        tested_on, line = listed(places, "test", 1)[1]
+        shutil.copy(trained_on, tested_on)
+        (group,) = self.only(run(places), "in_two_splits")["groups"]
+        assert group["count"] == 2
+        assert [(image["path"], image["split"]) for image in group["images"]] == [
+            (str(trained_on), "train"),
+            (str(tested_on), "test"),
+        ]
+        assert f"    = {tested_on} ({places / 'Places_LT_test.txt'}, line {line}): test, " in capsys.readouterr().out
+
+    def test_the_same_under_two_labels(self, places):
+        one, _ = listed(places, "train", 1)[7]
+        other, _ = listed(places, "train", 2)[0]
+        shutil.copy(one, other)
+        (group,) = self.only(run(places), "two_labels")["groups"]
+        assert [(image["path"], image["class"][-3:]) for image in group["images"]] == [
+            (str(one), "001"),
+            (str(other), "002"),
+        ]
+
+    def test_the_same_under_one_label_of_one_split_is_no_finding(self, places):
+        first, second, *_ = [path for path, _ in listed(places, "train", 1)]
+        shutil.copy(first, second)
+        assert not any(found["count"] for found in run(places)["findings"].values())
+
+    def test_a_placeholder_in_many_places_is_one_group(self, places, capsys):
+        """As sites serve it in place of images that are gone. Each kind of place is shown before more of the same."""
+        placeholder, *others = [path for path, _ in listed(places, "train", 1)[:60]]
+        for path in (*others, listed(places, "train", 3)[0][0], listed(places, "test", 0)[0][0]):
+            shutil.copy(placeholder, path)
+        report = run(places)
+        (across,) = report["findings"]["in_two_splits"]["groups"]
+        (mixed,) = report["findings"]["two_labels"]["groups"]
+        assert (across["count"], mixed["count"]) == (62, 61)
+        assert len(across["images"]) == len(mixed["images"]) == 20
+        assert [image["split"] for image in across["images"][:2]] == ["train", "test"]
+        assert [image["class"][-3:] for image in mixed["images"][:2]] == ["001", "003"]
+        output = capsys.readouterr().out
+        assert "    and 57 more" in output
+        assert "    and 56 more" in output
+
+    def test_broken_images_are_not_each_others_duplicates(self, places, capsys):
+        for split in ("train", "test"):
+            listed(places, split, 1)[0][0].write_bytes(b"")
+        report, _, _ = run_refused(places, capsys)
+        assert report["findings"]["broken"]["count"] == 2
+        assert report["findings"]["in_two_splits"]["count"] == 0
+
+
+def test_duplicates_against_a_comparison_of_all():
+    digests = np.random.default_rng(0).integers(0, 30, 60).astype(np.uint64)
+    expected = {
+        tuple(np.flatnonzero(digests == value).tolist())
+        for value in digests.tolist()
+        if value != 0 and (digests == value).sum() > 1
+    }
+    found = [tuple(group.tolist()) for group in duplicates(digests)]
+    assert len(expected) > 5
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    assert list(duplicates(np.zeros(4, dtype=np.uint64))) == []
+
+
+class TestRefusals:
+    def test_wrong_lists(self, places, capsys):
+        with (places / "Places_LT_train.txt").open("a") as file:
+            file.write("train/scene_000/1.jpg\n")
+        report, _, error = run_refused(places, capsys)
+        assert report is None
+        assert "Places_LT_train.txt, line 128" in error
+
+    def test_missing_images(self, places, capsys):
+        path, _ = listed(places, "test", 3)[1]
+        path.unlink()
+        report, _, error = run_refused(places, capsys)
+        assert report is None
+        assert path.name in error
+
+    def test_missing_folder(self, tmp_path, capsys):
+        _, _, error = run_refused(tmp_path / "nowhere", capsys)
+        assert error.startswith("error: ")
+
+    def test_arguments(self, capsys):
+        for arguments, message in (
+            ([], "name the data: --data_dir, --dataset or both"),
+            (["--dataset", "digits_lt", "--num_workers", "0"], "1 or more, not 0"),
+        ):
+            with pytest.raises(SystemExit) as info:
+                main(arguments)
+            assert info.value.code == 2
+            assert message in capsys.readouterr().err
+
+
+def test_the_classes_of_a_long_table_are_cut_short():
+    classes = [{"name": f"class{label}", "group": "many", "train": 200 + label, "test": 1} for label in range(30)]
+    nothing = {finding: {"count": 0} for finding in ("broken", "other_format", "turned", "very_small")}
+    nothing |= {finding: {"count": 0} for finding in ("in_two_splits", "two_labels")}
+    shown = summary(
+        {"splits": {}, "shot_groups": {}, "imbalance_factor": 229 / 200, "classes": classes, "findings": nothing}
+    )
+    names = [line.split()[-1] for line in shown.splitlines() if "class" in line and line.split()[0].isdigit()]
+    assert names == [f"class{label}" for label in (29, 28, 27, 26, 25, 4, 3, 2, 1, 0)]
