@@ -73,6 +73,7 @@ def measure(rows, rounds: int) -> dict[str, float]:
     recipe = RECIPES["imagenet_lt_resnet50"]
     last = [classic.ToTensor(), classic.Normalize(recipe.image_mean, recipe.image_std)]
     first = [classic.RandomResizedCrop(224), classic.RandomHorizontalFlip(), classic.ColorJitter(0.4, 0.4, 0.4, 0)]
+    crop = classic.CenterCrop(224)
     processor = evaluation_processor(256, 224, recipe.image_mean, recipe.image_std)
     ours = {
         "train": rows.with_transform(train_transform(recipe.augmentation, recipe.image_size)),
@@ -89,9 +90,7 @@ def measure(rows, rounds: int) -> dict[str, float]:
         "train, ours": (lambda: DataLoader(ours["train"], BATCH), len(rows)),
         "train, left to the device": (lambda: (finish["train"](batches["train"]) for _ in range(2)), 2 * BATCH),
         "evaluation, classic": (
-            lambda: DataLoader(
-                _Classic(rows, classic.Compose([classic.Resize(256), classic.CenterCrop(224), *last])), BATCH
-            ),
+            lambda: DataLoader(_Classic(rows, classic.Compose([classic.Resize(256), crop, *last])), BATCH),
             len(rows),
         ),
         "evaluation, ours": (lambda: DataLoader(ours["evaluation"], BATCH), len(rows)),
