@@ -19,9 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from data.annotation_lists import BENCHMARKS
+from data.annotation_lists import BENCHMARKS, MARKER
 
-MARKER = "synthetic.json"
 _CHUNK = 32  # images a worker draws between two reports
 _SUPERCATEGORIES = (
     *("Actinopterygii", "Amphibia", "Animalia", "Arachnida", "Aves", "Bacteria", "Chromista"),

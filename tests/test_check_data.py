@@ -34,8 +34,7 @@ def master(tmp_path_factory):
 
 
 @pytest.fixture
-def places(master, tmp_path, monkeypatch):
-    monkeypatch.setitem(BENCHMARKS, "places_lt", replace(BENCHMARKS["places_lt"], num_classes=len(COUNTS)))
+def places(master, tmp_path):
     return shutil.copytree(master, tmp_path / "Places_LT")
 
 
@@ -213,12 +212,24 @@ class TestOtherFindings:
         assert (image["path"], image["split"], image["detail"]) == (str(path), "validation", "EXIF orientation 6")
         assert "they are turned when read" in capsys.readouterr().out
 
-    def test_upright_by_exif_is_upright(self):
+    @pytest.mark.parametrize("orientation", [1, 0, 9])
+    def test_other_values_of_exif_turn_nothing(self, orientation):
         exif = Image.Exif()
-        exif[0x0112] = 1
+        exif[0x0112] = orientation
         file = io.BytesIO()
         Image.new("RGB", (9, 7)).save(file, format="JPEG", exif=exif)
         facts = inspect_images([{"bytes": file.getvalue(), "path": None}])
+        assert facts.findings == []
+        assert facts.sizes.tolist() == [[9, 7]]
+
+    def test_a_jpeg_too_large_for_pil(self, monkeypatch):
+        """Training reads it, so it is no finding."""
+        file = io.BytesIO()
+        Image.new("RGB", (9, 7)).save(file, format="JPEG")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(file)
+        facts = inspect_images([{"bytes": file.getvalue(), "path": "large.jpg"}])
         assert facts.findings == []
         assert facts.sizes.tolist() == [[9, 7]]
 
