@@ -261,7 +261,8 @@ class DataReport:
         return found
 
     def _image(self, index: int, printed: bool) -> dict[str, Any]:
-        path = self.images[index]["image"]["path"]
+        image = self.images[index]["image"]
+        path = image["path"] if image["bytes"] is None else None  # of an image in a table it is a name, not a place
         number = int(self.split_of[index])
         place = self.find(path) if printed and path else None
         return {
