@@ -70,21 +70,26 @@ def read_annotation_list(path: Path) -> Rows:
             f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); convert it, "
             f"for example by: iconv -f latin1 -t utf-8 {path.name}"
         ) from error
-    lines = pc.utf8_rtrim_whitespace(pc.split_pattern(pa.array([text]), "\n")[0].values)
+    lines = pc.ascii_trim_whitespace(pa.array(text.split("\n"), pa.string()))
     numbers = np.flatnonzero(pc.not_equal(lines, "").to_numpy(zero_copy_only=False)) + 1  # of lines in the file
     if not numbers.size:
         raise ValueError(f"{path} is empty; {expected}")
     lines = lines.take(pa.array(numbers - 1))
-    # 9 digits are more classes than there are, and fit an int32
-    well_formed = pc.match_substring_regex(lines, r"^\S(.*\S)?[ \t]+[0-9]{1,9}$").to_numpy(zero_copy_only=False)
+    parts = pc.ascii_split_whitespace(lines, max_splits=1, reverse=True)  # [path, label], or [what is but one word]
+    well_formed = pc.equal(pc.list_value_length(parts), 2).to_numpy(zero_copy_only=False).copy()
+    words = pc.list_element(parts.filter(pa.array(well_formed)), 1)
+    # nine digits are more classes than there are, and fit the type
+    well_formed[well_formed] = pc.and_(pc.ascii_is_decimal(words), pc.less(pc.utf8_length(words), 10)).to_numpy(
+        zero_copy_only=False
+    )
     if not well_formed.all():
-        wrong = int(np.flatnonzero(~well_formed)[0])
+        wrong = np.flatnonzero(~well_formed)
         raise ValueError(
-            f"{path}, line {numbers[wrong]}: {expected}, got {lines[wrong].as_py()!r}"
-            + (f"; so are {(~well_formed).sum() - 1} more lines" if (~well_formed).sum() > 1 else "")
+            f"{path}, line {numbers[wrong[0]]}: {expected}, got {lines[wrong[0]].as_py()!r}"
+            + (f"; so are {len(wrong) - 1} more lines" if len(wrong) > 1 else "")
         )
-    labels = pc.cast(pc.replace_substring_regex(lines, r"^.*[ \t]", ""), pa.int64()).to_numpy()
-    paths = pc.replace_substring_regex(lines, r"[ \t]+[0-9]+$", "")
+    labels = pc.cast(words, pa.int64()).to_numpy()
+    paths = pc.ascii_rtrim_whitespace(pc.list_element(parts, 0))
     rows = Rows(paths, labels, path, numbers)
     rows.check_paths()
     return rows

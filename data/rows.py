@@ -40,18 +40,17 @@ class Rows:
                 f"{self.where(outside)}: {self.paths[outside].as_py()!r} leads out of the data set's folder; "
                 "paths are relative to it"
             )
-        codes = pc.dictionary_encode(self.paths)
-        if len(codes.dictionary) < len(self.paths):
-            first = np.full(len(codes.dictionary), -1)
-            for index, code in enumerate(codes.indices.to_numpy()):
-                if first[code] >= 0:
-                    twice = len(self.paths) - len(codes.dictionary)
-                    raise ValueError(
-                        f"{self.where(index)}: {self.paths[index].as_py()!r} is listed already "
-                        f"({self.where(first[code])}, label {self.labels[first[code]]}; here {self.labels[index]}); "
-                        f"{twice} such line(s) in all: an image may be listed once"
-                    )
-                first[code] = index
+        paths = self.paths.to_pylist()
+        different = len(set(paths))
+        if different < len(paths):
+            seen: dict[str, int] = {}
+            index = next(index for index, path in enumerate(paths) if seen.setdefault(path, index) != index)
+            first = seen[paths[index]]
+            raise ValueError(
+                f"{self.where(index)}: {paths[index]!r} is listed already ({self.where(first)}, label "
+                f"{self.labels[first]}; here {self.labels[index]}); {len(paths) - different} such line(s) in all: an "
+                "image may be listed once"
+            )
 
 
 @dataclass

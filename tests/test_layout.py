@@ -53,7 +53,15 @@ ALLOWED = {
         "ride_bf.profile",
     },
     "ride_bf.benchmark": set(),
-    "ride_bf.benchmark.__main__": {"ride_bf.benchmark", "ride_bf.benchmark.digits"},
+    "ride_bf.benchmark.__main__": {
+        "ride_bf.benchmark",
+        "ride_bf.benchmark.digits",
+        "ride_bf.benchmark.input",
+        "ride_bf.benchmark.lists",
+    },
+    "ride_bf.benchmark.input": {"data", "ride_bf.benchmark.machine", "ride_bf.recipes"},
+    "ride_bf.benchmark.lists": {"data", "ride_bf.benchmark.machine"},
+    "ride_bf.benchmark.machine": set(),
     "ride_bf.benchmark.digits": {"data", "ride_bf.command_line", "ride_bf.metrics"},
     "train_accelerate": {
         "data",

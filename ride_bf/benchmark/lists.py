@@ -1,0 +1,118 @@
+"""Reading and caching annotation lists as long as those of ImageNet-LT and iNaturalist 2018.
+
+Each list names empty files that are made for it, so that every check is made that real lists get. Seconds, memory and
+the reload from the cache are of a process of its own; the memory of a loader's worker is what it does not share.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ride_bf.benchmark.machine import describe_machine
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "docs" / "benchmark_lists.json"
+LENGTHS = (115_846, 437_513)  # the training lists of ImageNet-LT and iNaturalist 2018
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lines", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file for the measurements")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the process that is measured: its folder
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.measure is not None:
+        print(json.dumps(measure(options.measure)))
+        return
+    rows = []
+    for lines in options.lines:
+        with tempfile.TemporaryDirectory() as folder:
+            make_list(Path(folder), lines)
+            rows.append({"lines": lines, **_in_a_process(Path(folder))})
+    results = {"command": "python -m ride_bf.benchmark lists", "machine": describe_machine(), "rows": rows}
+    options.results.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(rows))
+
+
+def make_list(folder: Path, lines: int) -> None:
+    """`train.txt` of `lines` lines in random order and the (empty) files that they name, a thousand classes."""
+    entries = []
+    for label in range(1000):
+        (folder / f"train/n{label:08d}").mkdir(parents=True)
+    for index in range(lines):
+        path = f"train/n{index % 1000:08d}/n{index % 1000:08d}_{index}.JPEG"
+        (folder / path).touch()
+        entries.append(f"{path} {index % 1000}\n")
+    random.Random(0).shuffle(entries)
+    (folder / "train.txt").write_text("".join(entries[1000:]))
+    (folder / "test.txt").write_text("".join(entries[:1000]))
+
+
+def _in_a_process(folder: Path) -> dict:
+    command = [sys.executable, "-m", "ride_bf.benchmark", "lists", "--measure", str(folder)]
+    completed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if completed.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {completed.returncode}:\n{completed.stderr[-3000:]}")
+    return json.loads(completed.stdout.splitlines()[-1])
+
+
+def measure(folder: Path) -> dict:
+    """Seconds and MiB of reading the lists in `folder`, with an empty cache and again."""
+    import datasets
+    from torch.utils.data import DataLoader
+
+    from data import class_counts, load_long_tailed, undecoded
+
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    datasets.disable_progress_bars()
+    before, started = _memory("VmRSS"), time.perf_counter()
+    load_long_tailed("custom", folder)
+    built, peak = time.perf_counter() - started, _memory("VmHWM")
+    started = time.perf_counter()
+    splits = load_long_tailed("custom", folder)
+    counts = class_counts(splits["train"])
+    reloaded = time.perf_counter() - started
+    rows = undecoded(splits["train"]).with_transform(_WorkerMemory())
+    loader = DataLoader(rows, batch_size=1000, shuffle=True, num_workers=1, collate_fn=lambda batch: batch[0])
+    own = [reading["mib"] for reading in loader]
+    return {
+        "images": sum(counts),
+        "build_seconds": built,
+        "build_peak_mib": peak - before,
+        "process_peak_mib": peak,
+        "reload_seconds": reloaded,
+        "worker_first_batch_mib": own[0],
+        "worker_last_batch_mib": own[-1],
+    }
+
+
+class _WorkerMemory:
+    """In place of a transform: MiB that the worker shares neither with its parent nor with the disk's cache."""
+
+    def __call__(self, rows: dict) -> dict:
+        return {"mib": [_memory("Private_Dirty", "smaps_rollup")] * len(rows["label"])}
+
+
+def _memory(kind: str, source: str = "status") -> float:
+    """MiB of this process, as Linux counts it in /proc/self."""
+    lines = Path("/proc/self", source).read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
+
+
+def table(rows: list[dict]) -> str:
+    """The measurements as Markdown."""
+    lines = ["| lines | build, cache and check | memory for it | reload | worker's own memory, first and last batch |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    lines += [
+        f"| {row['lines']:,} | {row['build_seconds']:.2f} s | {row['build_peak_mib']:.0f} MiB "
+        f"| {1000 * row['reload_seconds']:.0f} ms "
+        f"| {row['worker_first_batch_mib']:.0f} and {row['worker_last_batch_mib']:.0f} MiB |"
+        for row in rows
+    ]
+    return "\n".join(lines)
