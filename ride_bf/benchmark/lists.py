@@ -68,6 +68,7 @@ def measure(folder: Path) -> dict:
     from torch.utils.data import DataLoader
 
     from data import class_counts, load_long_tailed, undecoded
+    from data.loaders import share_memory
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     datasets.disable_progress_bars()
@@ -79,7 +80,14 @@ def measure(folder: Path) -> dict:
     counts = class_counts(splits["train"])
     reloaded = time.perf_counter() - started
     rows = undecoded(splits["train"]).with_transform(_WorkerMemory())
-    loader = DataLoader(rows, batch_size=1000, shuffle=True, num_workers=1, collate_fn=lambda batch: batch[0])
+    loader = DataLoader(
+        rows,
+        batch_size=1000,
+        shuffle=True,
+        num_workers=1,
+        collate_fn=lambda batch: batch[0],
+        worker_init_fn=share_memory,
+    )
     own = [reading["mib"] for reading in loader]
     return {
         "images": sum(counts),
