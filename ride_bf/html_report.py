@@ -2,7 +2,7 @@
 
 import io
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
         gap = f"{100 * abs(many - few):.1f} points {'behind' if many >= few else 'ahead of'}"
     return {
         "results": results,
-        "title": Path(results["model"]).as_posix(),
+        "title": "/".join(PurePath(results["model"]).parts[-2:]),
         "colours": {name: (colour, _DARK[name]) for name, colour in COLOURS.items()},
         "figures": {name: _to_svg(name, draw(results)) for name, draw in FIGURES.items()},
         "tiles": _tiles(results),
