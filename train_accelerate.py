@@ -48,6 +48,7 @@ from ride_bf.recipes import TrainingRecipe
 from ride_bf.report import accuracy_table, shot_summary
 from ride_bf.run_folder import BROKEN_IMAGES, log_epoch, open_run_folder, read_broken_images
 from ride_bf.samplers import LongTailedSampler
+from ride_bf.windows import set_batchformer_window
 
 STEPS_BETWEEN_READINGS = 10  # reading the loss waits for the device
 
@@ -221,6 +222,7 @@ def make_model(names: list[str], run: RunArguments, recipe: TrainingRecipe) -> R
     if run.init_from is not None:
         initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
     train_only(model, recipe.train_only)
+    set_batchformer_window(model, recipe.batchformer_window)
     return model
 
 
