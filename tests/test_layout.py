@@ -16,6 +16,7 @@ ALLOWED = {
     "ride_bf.metrics": set(),
     "ride_bf.checkpoints": set(),
     "ride_bf.samplers": set(),
+    "ride_bf.speed": {"ride_bf.recipes"},
     "ride_bf.windows": set(),
     "ride_bf.reference_config": {"configuration_ride_bf", "ride_bf.recipes"},
     "ride_bf.convert_reference": {
@@ -67,6 +68,7 @@ ALLOWED = {
         "ride_bf.report",
         "ride_bf.run_folder",
         "ride_bf.samplers",
+        "ride_bf.speed",
         "ride_bf.windows",
     },
 }
