@@ -2,10 +2,10 @@
 
 import argparse
 
-from ride_bf.benchmark import digits
+from ride_bf.benchmark import digits, scale, train
 
 # name -> module with add_arguments(parser) and run(options); its docstring says what it measures
-BENCHMARKS = {"digits": digits}
+BENCHMARKS = {"digits": digits, "train": train, "scale": scale}
 
 
 def main(arguments: list[str] | None = None) -> None:
