@@ -1,9 +1,11 @@
 """What is done to a batch of images at once, on the device: flips, colours, mixing and normalisation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
+import numpy as np
 import torch
+from accelerate import skip_first_batches
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -128,18 +130,50 @@ class FinishedBatches:
         loader: yields batches; its `set_epoch`, if it has one, is passed on.
         finish: `TrainBatch` or `EvaluationBatch`.
         num_batches: after which an epoch ends, for a loader that has no end of its own.
+        seed: numbers from which torch's generators are seeded before each batch is finished, with the epoch and the
+            batch's place in it. So what is drawn for a batch, in the step on it too, depends on nothing that went
+            before, and a run can go on in the middle of an epoch as if it had not been interrupted. None: never seeded.
     """
 
-    def __init__(self, loader: DataLoader, finish: Callable[[dict], dict], num_batches: int | None = None):
-        self.loader, self.finish, self.num_batches = loader, finish, num_batches
+    def __init__(
+        self,
+        loader: DataLoader,
+        finish: Callable[[dict], dict],
+        num_batches: int | None = None,
+        seed: Sequence[int] | None = None,
+    ):
+        self.loader, self.finish, self.num_batches, self.seed = loader, finish, num_batches, seed
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self.loader) if self.num_batches is None else self.num_batches
 
     def __iter__(self) -> Iterator[dict]:
-        for batch in islice(self.loader, self.num_batches):
+        return self.batches_from(0)
+
+    def batches_from(self, start: int) -> Iterator[dict]:
+        """The epoch's batches but for the first `start`, which are not read."""
+        loader = skip_first_batches(self.loader, start) if start else self.loader
+        stop = None if self.num_batches is None else self.num_batches - start
+        for index, batch in enumerate(islice(loader, stop), start):
+            if self.seed is not None:
+                torch.manual_seed(derived_seed(*self.seed, self.epoch, index))
             yield self.finish(batch)
 
+    def describe(self, batch: Mapping[str, Tensor]) -> list[str]:
+        """Path and class of each image of a batch that this loader gave; of a stream only the class is known."""
+        dataset, labels = self.loader.dataset, batch["labels"].tolist()
+        if "index" not in batch:
+            return [f"an image of class {label}" for label in labels]
+        paths = dataset.paths(batch["index"].tolist())
+        return [f"{path}, class {label}" for path, label in zip(paths, labels, strict=True)]
+
     def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
         if hasattr(self.loader, "set_epoch"):
             self.loader.set_epoch(epoch)
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed of 64 bits for what these numbers, from 0 up, tell apart."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

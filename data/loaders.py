@@ -1,27 +1,36 @@
 """Loaders of batches that are ready for the network."""
 
 import gc
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
 from transformers import BitImageProcessor
 
-from data.batches import EvaluationBatch, FinishedBatches, TrainBatch
+from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_seed
 from data.splits import undecoded
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
 from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken
 
 
-def share_memory(_worker: int) -> None:
-    """For `DataLoader(worker_init_fn)`: what a forked worker inherits stays shared.
+def settle_worker(_worker: int) -> None:
+    """For `DataLoader(worker_init_fn)`: what a forked worker inherits stays shared, and signals are not its business.
 
-    A collection of garbage would touch, and so copy, every object of the process that it comes from: over 100 MB.
+    A collection of garbage would touch, and so copy, every object of the process that it comes from: over 100 MB. And
+    signals that ask a run to stop are the main process's to answer, which still needs its workers then.
     """
     gc.freeze()
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def training_batches(
@@ -47,7 +56,7 @@ def training_batches(
         sampler: what draws an epoch's images; by default each comes once, in random order.
         passes: how often an epoch goes through the images.
         num_workers: processes that prepare images, for each process of the accelerator.
-        seed: of the order of a stream.
+        seed: of the order, of the augmentation, and of what is drawn in a training step.
     """
     if batch_size % accelerator.num_processes:
         raise ValueError(
@@ -57,11 +66,12 @@ def training_batches(
     options = {
         "batch_size": batch_size // accelerator.num_processes,
         "num_workers": num_workers,
-        "worker_init_fn": share_memory,
+        "worker_init_fn": settle_worker,
         "pin_memory": accelerator.device.type == "cuda",
         "persistent_workers": num_workers > 0,
     }
     finish = finish.to(accelerator.device)
+    step_seed = (seed, accelerator.process_index)
     if isinstance(split, ImageStream):
         if sampler is not None:
             raise ValueError("a stream gives each image in its turn; with --streaming set --sampler instance")
@@ -72,10 +82,86 @@ def training_batches(
         loader = prepare_data_loader(
             loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
         )
-        return FinishedBatches(loader, finish, num_batches=max(1, len(split) * passes // batch_size))
-    rows = undecoded(split).repeat(passes).with_transform(transform)
-    loader = DataLoader(rows, sampler=sampler, shuffle=sampler is None, collate_fn=leave_out_broken, **options)
-    return FinishedBatches(accelerator.prepare(loader), finish)
+        num_batches = max(1, len(split) * passes // batch_size)
+        return FinishedBatches(loader, finish, num_batches, seed=step_seed)
+    rows = TrainRows(undecoded(split), transform, seed)
+    order = NumberedDraws(sampler if sampler is not None else Shuffle(len(split), passes, seed), len(split))
+    loader = DataLoader(rows, sampler=order, collate_fn=leave_out_broken, **options)
+    return FinishedBatches(accelerator.prepare(loader), finish, seed=step_seed)
+
+
+class Shuffle(Sampler[int]):
+    """Each row `passes` times in an order that depends on seed and epoch alone."""
+
+    def __init__(self, num_rows: int, passes: int, seed: int):
+        self.num_rows, self.passes, self.seed = num_rows, passes, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_rows * self.passes
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
+        return iter((order % self.num_rows).tolist())
+
+
+class NumberedDraws(Sampler[int]):
+    """What a sampler draws, each draw with a number of its own, in one: number * num_rows + row.
+
+    The number counts on over the epochs, so that a row drawn twice is augmented in two ways.
+    """
+
+    def __init__(self, sampler: Sampler[int], num_rows: int):
+        self.sampler, self.num_rows = sampler, num_rows
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        first = self.epoch * len(self.sampler)
+        return (number * self.num_rows + row for number, row in enumerate(self.sampler, first))
+
+
+@dataclass(frozen=True)
+class TrainRows(TorchDataset):
+    """Prepared images, each augmented by the number of its draw alone: whichever worker or process has it, and when.
+
+    Besides what `transform` makes of a row it has its `index` in the data set.
+    """
+
+    rows: Dataset
+    transform: Callable[[dict], dict]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def paths(self, indices: list[int]) -> list[str]:
+        """Where images are; of one that is stored in the data set its number."""
+        images = self.rows[indices]["image"]
+        return [image["path"] or f"image {index}" for index, image in zip(indices, images, strict=True)]
+
+    def __getitems__(self, draws: list[int]) -> list[dict]:
+        numbers, indices = zip(*(divmod(draw, len(self.rows)) for draw in draws), strict=True)
+        prepared = []
+        images = self.rows[list(indices)]
+        with torch.random.fork_rng(devices=[]):  # without workers, the generator is also that of the training step
+            for place, (number, index) in enumerate(zip(numbers, indices, strict=True)):
+                torch.default_generator.manual_seed(derived_seed(self.seed, number))
+                row = self.transform({name: [values[place]] for name, values in images.items()})
+                prepared.append({name: values[0] for name, values in row.items()} | {"index": index})
+        return prepared
+
+    def __getitem__(self, draw: int) -> dict:
+        return self.__getitems__([draw])[0]
 
 
 def evaluation_batches(
@@ -97,7 +183,7 @@ def evaluation_batches(
         split.rows if streamed else undecoded(split).with_transform(transform),
         batch_size=batch_size,
         num_workers=num_workers,
-        worker_init_fn=share_memory,
+        worker_init_fn=settle_worker,
         collate_fn=StreamCollate(transform, split.codes, leave_out=False) if streamed else None,
         pin_memory=accelerator is not None and accelerator.device.type == "cuda",
     )

@@ -1,8 +1,12 @@
-"""Folders that are never half written, and what is in a checkpoint."""
+"""Checkpoints: folders that are never half written, what is in them, and which of them is whole."""
 
+import contextlib
+import ctypes
+import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,44 +14,120 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
-# Beside the model in a checkpoint from which training can go on; written by Accelerator.save_state.
-_STATE_FILE = "optimizer.bin"
+LAST, BEST, OLDER = "last", "best", "checkpoints"
+TRAINING_STATE = "training_state"  # beside the model in a checkpoint from which training can go on
+_STATE_FILE = f"{TRAINING_STATE}/optimizer.bin"  # written by Accelerator.save_state
+_MANIFEST = "files.json"  # every file's length and checksum, written last
+_FACTS = "checkpoint.json"
 
 
-def _previous(folder: Path) -> Path:
-    """Where a folder's last version is while the new one takes its place."""
-    return folder.with_name(f".{folder.name}.previous")
+class CheckpointError(OSError):
+    """A checkpoint could not be written; the one before is as it was."""
 
 
-def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> None:
-    """Has every process call `write(path)` on an empty folder, which then replaces `folder`.
+def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path | None:
+    """Has every process call `write(path)` on an empty folder, which then takes the place of `folder`.
 
-    A process that dies on the way leaves the last version, as `folder` or, within the moment of the exchange, where
-    `recover` finds it.
+    Everything is on the disk before it has its name, and where the file system can exchange two names `folder` exists
+    at every instant; elsewhere a process that dies in the moment between two renames leaves it to `recover`. Returns,
+    to the main process, where the former content of `folder` is now, for it to keep or to remove; None if there was
+    none. Raises CheckpointError if the disk is full or fails; `folder` is untouched then.
     """
-    new, previous = folder.with_name(f".{folder.name}.writing"), _previous(folder)
-    if accelerator.is_main_process:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+    new = _beside(folder, "writing")
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        write(new)
+        accelerator.wait_for_everyone()
+        former = None
+        if accelerator.is_main_process:
+            _write_manifest(new)
+            _sync(new)
+            former = _put_in_place(new, folder)
+            _sync_folder(folder.parent)
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # torch and safetensors have errors of their own for a full disk
+        if accelerator.is_main_process:
+            shutil.rmtree(new, ignore_errors=True)  # it takes room, and is of no use
+        before = f"; the checkpoint that is there is untouched: {folder}" if folder.exists() else ""
+        raise CheckpointError(
+            f"{folder} could not be written ({error}){before}. Make room on the disk and go on with --resume"
+        ) from error
     accelerator.wait_for_everyone()
-    write(new)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        for path in new.iterdir():  # on disk before it has the name
+    return former
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def _write_manifest(folder: Path) -> None:
+    entries = {
+        path.relative_to(folder).as_posix(): [path.stat().st_size, _checksum(path)]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / _MANIFEST).write_text(json.dumps(entries, indent=1) + "\n")
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            folder.rename(previous)
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(new: Path, folder: Path) -> Path | None:
+    if not folder.exists():
         new.rename(folder)
-        shutil.rmtree(previous, ignore_errors=True)
-    accelerator.wait_for_everyone()
+        return None
+    former = _beside(folder, "previous")
+    shutil.rmtree(former, ignore_errors=True)
+    if _exchange(new, folder):
+        new.rename(former)
+    else:
+        folder.rename(former)
+        new.rename(folder)
+    return former
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names at one instant, by Linux's renameat2; false where system or file system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def recover(folder: Path) -> None:
-    """Puts a folder's last version back if a process died between taking it away and putting the new one there."""
-    if not folder.exists() and _previous(folder).exists():
-        _previous(folder).rename(folder)
+    """Puts a folder's former content back if a process died between taking it away and putting the new one there."""
+    if not folder.exists() and _beside(folder, "previous").exists():
+        _beside(folder, "previous").rename(folder)
 
 
 def save_model(
@@ -61,42 +141,107 @@ def save_model(
 
     `facts` about the checkpoint go into its `checkpoint.json`, so that they cannot be of another one.
     """
-
-    def write(path: Path) -> None:
-        _write_model(path, accelerator, model, processor, facts)
-
-    write_folder(folder, accelerator, write)
+    former = write_folder(folder, accelerator, lambda path: _write_model(path, accelerator, model, processor, facts))
+    if former is not None:
+        shutil.rmtree(former)
 
 
 def save_training_state(
-    folder: Path,
+    output_dir: Path,
     accelerator: Accelerator,
     model: PreTrainedModel,
     processor: BaseImageProcessor,
     facts: dict[str, Any],
+    keep: int = 1,
 ) -> None:
-    """Like `save_model`, and beside the model what `Accelerator.load_state` needs to go on training."""
+    """Writes `output_dir/last`: as `save_model` does, and beside it what training needs to go on from there.
+
+    Of the checkpoints before it, `keep - 1` stay in `output_dir/checkpoints`.
+    """
+    folder = output_dir / LAST
 
     def write(path: Path) -> None:
-        accelerator.save_state(str(path))  # names the weights as save_pretrained does, which writes them once more
+        accelerator.save_state(str(path / TRAINING_STATE))
+        accelerator.wait_for_everyone()
         _write_model(path, accelerator, model, processor, facts)
+        if accelerator.is_main_process:
+            _share_equal_file(path / TRAINING_STATE / "model.safetensors", path / "model.safetensors")
 
-    write_folder(folder, accelerator, write)
+    former = write_folder(folder, accelerator, write)
+    if former is not None:
+        _keep_older(former, output_dir / OLDER, keep - 1)
 
 
 def _write_model(path, accelerator, model, processor, facts) -> None:
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(path)
         processor.save_pretrained(path)
-        (path / "checkpoint.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (path / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def _share_equal_file(one: Path, other: Path) -> None:
+    """Lets two files of the same content take the room of one, where the file system can."""
+    if one.is_file() and _checksum(one) == _checksum(other):
+        with contextlib.suppress(OSError):
+            linked = other.with_name(f"{other.name}.linked")
+            os.link(one, linked)
+            linked.replace(other)
+
+
+def _keep_older(former: Path, older: Path, keep: int) -> None:
+    if keep > 0 and is_training_state(former):
+        older.mkdir(exist_ok=True)
+        name = older / f"step-{read_facts(former).get('step', 0):08d}"
+        shutil.rmtree(name, ignore_errors=True)
+        former.rename(name)
+    else:
+        shutil.rmtree(former)
+    for path in _older_checkpoints(older)[max(0, keep) :]:
+        shutil.rmtree(path)
+    if older.is_dir() and not any(older.iterdir()):
+        older.rmdir()
+
+
+def _older_checkpoints(folder: Path) -> list[Path]:
+    """From the newest to the oldest."""
+    return sorted(folder.glob("step-*"), reverse=True)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What `save_model` was told about the checkpoint in `folder`; empty if there is none."""
-    path = folder / "checkpoint.json"
+    path = folder / _FACTS
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def is_training_state(folder: Path) -> bool:
-    """Whether training can go on from `folder`."""
+    """Whether training can go on from `folder`, if it is whole."""
     return (folder / _STATE_FILE).is_file()
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if all are as they were written."""
+    try:
+        entries = json.loads((folder / _MANIFEST).read_text())
+        for name, (size, checksum) in entries.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes of {size}"
+            if _checksum(path) != checksum:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, TypeError) as error:
+        return f"its list of files cannot be read: {error}"
+    return None
+
+
+def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what is wrong with each newer one; None if there is none."""
+    problems = []
+    for folder in (output_dir / LAST, *_older_checkpoints(output_dir / OLDER)):
+        if folder.exists():
+            problem = damage(folder) if is_training_state(folder) else "it has no training state"
+            if problem is None:
+                return folder, problems
+            problems.append(f"{folder}: {problem}")
+    return None, problems

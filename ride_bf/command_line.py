@@ -22,6 +22,10 @@ from ride_bf.reference_config import read_recipe_file
 RECIPE_OPTIONS = "Also: --recipe, --recipe_file, --data_dir and every other option of train_accelerate.py --help."
 
 
+# What a run can go on with in another way and still be one run: --allow_changes.
+SOUND_CHANGES = ("num_processes", "mixed_precision", "data_dir", "epochs")
+
+
 @dataclass
 class RunArguments:
     """How and where to run a recipe."""
@@ -62,6 +66,28 @@ class RunArguments:
     output_dir: str | None = field(default=None, metadata={"help": "where results go; outputs/RECIPE by default"})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "delete a run that output_dir holds"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
+    allow_changes: list[str] | None = field(
+        default=None,
+        metadata={"help": f"with --resume, what may differ from the run so far: {', '.join(SOUND_CHANGES)}"},
+    )
+    save_steps: int | None = field(default=None, metadata={"help": "steps between checkpoints, beside those of epochs"})
+    keep_last: int = field(default=2, metadata={"help": "checkpoints to go on from that are kept, the newest included"})
+    eval_steps: int | None = field(
+        default=None, metadata={"help": "steps between evaluations on validation, beside those of epochs"}
+    )
+    max_steps: int | None = field(default=None, metadata={"help": "after which the run ends, whatever its epochs"})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "evaluations without a better one after which the run ends"}
+    )
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
+        default="tensorboard", metadata={"help": "tracker of losses and accuracies, through Accelerate"}
+    )
+    deterministic: bool = field(
+        default=False, metadata={"help": "only operations that give the same bits every time; slower on a GPU"}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "print what would be trained, on what, at what cost and memory, and stop"}
+    )
     seed: int = field(default=0, metadata={"help": "of initialisation, order, augmentation and dropout"})
     num_workers: int = field(default=0, metadata={"help": "processes that prepare images, for each training process"})
     eval_batch_size: int = field(default=256, metadata={"help": "images in an evaluation batch of one process"})
@@ -71,6 +97,13 @@ class RunArguments:
         if self.output_dir is None:
             name = self.recipe if self.recipe_file is None else Path(self.recipe_file).stem
             self.output_dir = str(Path("outputs") / name)
+        unsound = sorted(set(self.allow_changes or ()) - set(SOUND_CHANGES))
+        if unsound:
+            raise ValueError(f"a run cannot go on with other {unsound}; it can with other {', '.join(SOUND_CHANGES)}")
+        for name in ("save_steps", "eval_steps", "max_steps", "early_stopping_patience", "keep_last"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}")
         if self.num_workers < 0 or self.eval_batch_size < 1:
             raise ValueError(
                 f"num_workers must be 0 or more and eval_batch_size 1 or more, not {self.num_workers} and "

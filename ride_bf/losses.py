@@ -97,14 +97,19 @@ class Criterion(nn.Module):
 
 
 class CrossEntropyLoss(Criterion):
-    """Cross-entropy of the mean logits; with `class_weights` (C,), weighted from the first epoch on."""
+    """Cross-entropy of the mean logits; with `class_weights` (C,), weighted from the first epoch on.
 
-    def __init__(self, class_weights: Tensor | None = None):
+    `label_smoothing` spreads that share of the target over all classes; an image's weight is its class's all the same.
+    """
+
+    def __init__(self, class_weights: Tensor | None = None, label_smoothing: float = 0.0):
         super().__init__()
+        self.label_smoothing = label_smoothing
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def compute(self, expert_logits, labels, reweight):
-        losses = F.cross_entropy(expert_logits.mean(dim=1), labels, reduction="none")  # (B,)
+        logits = expert_logits.mean(dim=1)
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)  # (B,)
         return losses.mean() if self.class_weights is None else _weighted_mean(losses, self.class_weights[labels])
 
 
@@ -126,8 +131,9 @@ class FocalLoss(Criterion):
 class _MarginLoss(Criterion):
     """What LDAM and RIDE share: margins and the weights of deferred re-weighting."""
 
-    def __init__(self, class_counts: Sequence[int], max_margin: float, scale: float):
+    def __init__(self, class_counts: Sequence[int], max_margin: float, scale: float, label_smoothing: float):
         super().__init__()
+        self.label_smoothing = label_smoothing
         self.register_buffer("margins", scale * ldam_margins(class_counts, max_margin), persistent=False)
         self.register_buffer("class_weights", effective_number_weights(class_counts), persistent=False)
 
@@ -135,7 +141,12 @@ class _MarginLoss(Criterion):
         """Cross-entropy with the true class's logit lowered by its margin, summed over the experts (B, E, C)."""
         batch, experts, classes = expert_logits.shape
         lowered = expert_logits - (F.one_hot(labels, classes) * self.margins)[:, None]
-        each = F.cross_entropy(lowered.flatten(0, 1), labels.repeat_interleave(experts), reduction="none")  # (B * E,)
+        each = F.cross_entropy(  # (B * E,)
+            lowered.flatten(0, 1),
+            labels.repeat_interleave(experts),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
         losses = each.unflatten(0, (batch, experts)).sum(dim=1)
         return _weighted_mean(losses, self.class_weights[labels]) if reweight else losses.mean()
 
@@ -146,8 +157,14 @@ class LDAMLoss(_MarginLoss):
     `scale` is what the classifier multiplies its cosine with, and the margins with it.
     """
 
-    def __init__(self, class_counts: Sequence[int], max_margin: float = 0.5, scale: float = 30.0):
-        super().__init__(class_counts, max_margin, scale)
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        max_margin: float = 0.5,
+        scale: float = 30.0,
+        label_smoothing: float = 0.0,
+    ):
+        super().__init__(class_counts, max_margin, scale, label_smoothing)
 
     def compute(self, expert_logits, labels, reweight):
         return self._margin_cross_entropy(expert_logits.mean(dim=1, keepdim=True), labels, reweight)
@@ -190,6 +207,7 @@ class RideLoss(_MarginLoss):
         max_margin: margin of the rarest class, in cosine units.
         scale: what the classifier multiplies its cosine with.
         reweight_factor: f of `diversity_temperatures`, used once re-weighting has begun.
+        label_smoothing: share of each target spread over all classes.
 
     Raises ValueError on a class without images.
     """
@@ -202,8 +220,9 @@ class RideLoss(_MarginLoss):
         max_margin: float = 0.5,
         scale: float = 30.0,
         reweight_factor: float = 0.05,
+        label_smoothing: float = 0.0,
     ):
-        super().__init__(class_counts, max_margin, scale)
+        super().__init__(class_counts, max_margin, scale, label_smoothing)
         if diversity_temperature <= 0:
             raise ValueError(f"diversity_temperature must be positive, got {diversity_temperature}")
         self.diversity_factor = diversity_factor

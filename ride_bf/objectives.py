@@ -173,16 +173,23 @@ def make_criterion(recipe: TrainingRecipe, class_counts: Sequence[int]) -> Crite
             max_margin=recipe.max_margin,
             scale=recipe.margin_scale,
             reweight_factor=recipe.reweight_factor,
+            label_smoothing=recipe.label_smoothing,
         )
     if recipe.loss in ("ldam", "collaborative"):
         kind = LDAMLoss if recipe.loss == "ldam" else CollaborativeLoss
-        return kind(class_counts, max_margin=recipe.max_margin, scale=recipe.margin_scale)
+        return kind(
+            class_counts,
+            max_margin=recipe.max_margin,
+            scale=recipe.margin_scale,
+            label_smoothing=recipe.label_smoothing,
+        )
     if recipe.loss == "focal":
         return FocalLoss(gamma=recipe.focal_gamma)
     if recipe.loss == "reweighted_cross_entropy":
-        return CrossEntropyLoss(effective_number_weights(class_counts, beta=recipe.class_weight_beta))
+        weights = effective_number_weights(class_counts, beta=recipe.class_weight_beta)
+        return CrossEntropyLoss(weights, recipe.label_smoothing)
     if recipe.loss == "cross_entropy":
-        return CrossEntropyLoss()
+        return CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     if recipe.loss in ("balanced_softmax", "logit_adjusted"):
         tau = 1.0 if recipe.loss == "balanced_softmax" else recipe.logit_adjustment_tau
         return LogitAdjustedLoss(class_counts, tau=tau)

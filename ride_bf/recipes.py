@@ -62,7 +62,10 @@ class TrainingRecipe:
 
     epochs: int = _option("how many")
     passes_per_epoch: int = _option("how often an epoch goes through the training images", 1)
-    batch_size: int = _option("images in a step, all processes together")
+    batch_size: int = _option("images in a step, all processes and accumulated batches together")
+    gradient_accumulation_steps: int = _option("batches whose gradients make a step; a window is within one batch", 1)
+    max_grad_norm: float = _option("to which the gradient's norm is clipped; 0: not", 0.0)
+    ema_decay: float = _option("of an average of the weights, evaluated and saved in their place; 0: without", 0.0)
     learning_rate: float = _option("after warm-up, before decay", 0.1)
     momentum: float = _option("of SGD", 0.9)
     nesterov: bool = _option("Nesterov's momentum", True)
@@ -86,6 +89,7 @@ class TrainingRecipe:
     diversity_temperature: float = _option("temperature of RIDE's diversity term", 1.0)
     reweight_factor: float = _option("how far that temperature follows the class counts once re-weighted", 0.05)
     reweight_epoch: int | None = _option("re-weighting is on after this 1-based epoch; None: never", None)
+    label_smoothing: float = _option("share of the target spread over all classes", 0.0)
     max_margin: float = _option("margin of the rarest class, in cosine units", 0.5)
     margin_scale: float = _option("what the margins are multiplied with, as the classifier's cosine", 30.0)
     focal_gamma: float = _option("exponent of the focal loss", 1.0)
@@ -124,7 +128,11 @@ class TrainingRecipe:
             ),
             **dict.fromkeys(("learning_rate", "lr_gamma", "diversity_temperature"), "positive"),
             **dict.fromkeys(("distillation_temperature", "router_positive_weight"), "positive"),
-            **dict.fromkeys(("momentum", "class_weight_beta"), "0 or more and less than 1"),
+            **dict.fromkeys(
+                ("momentum", "class_weight_beta", "ema_decay", "label_smoothing"), "0 or more and less than 1"
+            ),
+            "gradient_accumulation_steps": "1 or more",
+            "max_grad_norm": "0 or more",
         }
         holds = {
             "1 or more": lambda value: value >= 1,
@@ -135,6 +143,13 @@ class TrainingRecipe:
         for name, rule in allowed.items():
             if not holds[rule](getattr(self, name)):
                 raise ValueError(f"{name} must be {rule}, not {getattr(self, name)}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"batch_size {self.batch_size} is that of a whole step and cannot be accumulated from "
+                f"{self.gradient_accumulation_steps} equal batches; set --batch_size to a multiple"
+            )
+        if self.label_smoothing and self.loss in ("focal", "balanced_softmax", "logit_adjusted"):
+            raise ValueError(f"label_smoothing is for losses of cross-entropy, not for {self.loss}")
         if isinstance(self.batchformer_window, int) and self.batchformer_window < 1:
             raise ValueError(f"batchformer_window must be local, global or 1 or more, not {self.batchformer_window}")
         if self.nesterov and self.momentum == 0:

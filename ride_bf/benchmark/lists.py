@@ -68,7 +68,7 @@ def measure(folder: Path) -> dict:
     from torch.utils.data import DataLoader
 
     from data import class_counts, load_long_tailed, undecoded
-    from data.loaders import share_memory
+    from data.loaders import settle_worker
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     datasets.disable_progress_bars()
@@ -86,7 +86,7 @@ def measure(folder: Path) -> dict:
         shuffle=True,
         num_workers=1,
         collate_fn=lambda batch: batch[0],
-        worker_init_fn=share_memory,
+        worker_init_fn=settle_worker,
     )
     own = [reading["mib"] for reading in loader]
     return {

@@ -1,0 +1,34 @@
+"""An exponential moving average of the weights, which is evaluated and saved in their place."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class WeightAverage:
+    """The average of the weights and running statistics of `model` over the steps; without decay the model itself.
+
+    average = decay * average + (1 - decay) * weights, after every step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = model
+        average = get_ema_multi_avg_fn(decay)
+        self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if decay > 0 else None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is evaluated and saved."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def update(self) -> None:
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.averaged is None else self.averaged.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state)
