@@ -43,7 +43,13 @@ from data import (
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.averaging import WeightAverage
 from ride_bf.checkpoints import BEST, LAST, TRAINING_STATE, CheckpointError, read_facts, save_model, save_training_state
-from ride_bf.command_line import RunArguments, check_starting_models, errors_as_messages, parse_arguments
+from ride_bf.command_line import (
+    RunArguments,
+    check_starting_models,
+    dead_workers_as_messages,
+    errors_as_messages,
+    parse_arguments,
+)
 from ride_bf.cost import run_cost
 from ride_bf.evaluate import evaluate
 from ride_bf.interruption import EXIT_CODE, Interruption
@@ -116,7 +122,8 @@ def main() -> None:
     if run.print_recipe:
         print(recipe.as_json())
         return
-    with Interruption() as interruption, errors_as_messages((BrokenImageError, CheckpointError, FloatingPointError)):
+    expected = (BrokenImageError, CheckpointError, FloatingPointError)
+    with Interruption() as interruption, errors_as_messages(expected), dead_workers_as_messages():
         train(run, recipe, interruption)
 
 

@@ -240,7 +240,9 @@ def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     problems = []
     for folder in (output_dir / LAST, *_older_checkpoints(output_dir / OLDER)):
         if folder.exists():
-            problem = damage(folder) if is_training_state(folder) else "it has no training state"
+            problem = damage(folder)
+            if problem is None and not is_training_state(folder):
+                problem = "it has no training state"
             if problem is None:
                 return folder, problems
             problems.append(f"{folder}: {problem}")

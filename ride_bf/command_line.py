@@ -151,6 +151,20 @@ def _words_or_number(annotation: Any) -> tuple[str, ...]:
     return get_args(literals[0]) if literals and int in members else ()
 
 
+@contextmanager
+def dead_workers_as_messages():
+    """Ends the program with a message where a process that prepares images has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SystemExit(
+            f"error: a process that prepares images has died ({str(error).splitlines()[0]}), most often for want of "
+            "memory. The last checkpoint is intact: go on with --resume, and fewer --num_workers or more of /dev/shm"
+        ) from error
+
+
 def _argument_type(annotation: Any) -> Any:
     """An annotation as HfArgumentParser can take it: tuples as lists, `float | int` as float, others as str."""
     if _words_or_number(annotation):

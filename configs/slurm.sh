@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# sbatch configs/slurm.sh --recipe imagenet_lt_resnet50 [--OPTION VALUE ...]
+#
+# Two machines of four GPUs; change the lines below to yours. Two minutes before its time is up, or when it is
+# pre-empted, the job saves a checkpoint and puts itself into the queue again, and then goes on from there.
+#SBATCH --job-name=ride_bf
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=4
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=slurm-%j.out
+set -u
+
+recipe_output="outputs/${SLURM_JOB_NAME}-${SLURM_JOB_ID}"  # a job that is queued again keeps its number
+resume=()
+[ -d "$recipe_output/last" ] && resume=(--resume)
+first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+
+# Accelerate's launcher does not pass signals on: each machine's training processes are signalled here.
+srun --kill-on-bad-exit=1 bash -c "exec .venv/bin/accelerate launch --config_file configs/several_machines.yaml \
+    --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * 4)) --machine_rank \$SLURM_NODEID \
+    --main_process_ip $first_node --main_process_port 29500 \
+    train_accelerate.py --output_dir $recipe_output --num_workers 8 ${resume[*]:-} $*" &
+step=$!
+
+again=false
+requeue() {
+    again=true
+    srun --overlap --ntasks-per-node=1 pkill -USR1 -f "train_accelerate.py --output_dir $recipe_output" || true
+}
+trap requeue USR1 TERM
+wait "$step"
+code=$?
+if [ "$again" = true ]; then
+    wait "$step"  # the trap ended the first wait; now the checkpoint is written
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$code"
