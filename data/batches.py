@@ -138,7 +138,8 @@ class FinishedBatches:
 
     def __iter__(self) -> Iterator[dict]:
         for batch in islice(self.loader, self.num_batches):
-            yield self.finish(batch)
+            if batch:  # of an epoch's last images none may be left (`leave_out_broken`)
+                yield self.finish(batch)
 
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.loader, "set_epoch"):

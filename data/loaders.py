@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from functools import partial
 
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
@@ -74,7 +75,9 @@ def training_batches(
         )
         return FinishedBatches(loader, finish, num_batches=max(1, len(split) * passes // batch_size))
     rows = undecoded(split).repeat(passes).with_transform(transform)
-    loader = DataLoader(rows, sampler=sampler, shuffle=sampler is None, collate_fn=leave_out_broken, **options)
+    # Of several processes each gets full batches, so that only one that trains alone can meet a smaller one.
+    collate = partial(leave_out_broken, full=options["batch_size"])
+    loader = DataLoader(rows, sampler=sampler, shuffle=sampler is None, collate_fn=collate, **options)
     return FinishedBatches(accelerator.prepare(loader), finish)
 
 
