@@ -230,6 +230,8 @@ def train_epoch(training: Training) -> None:
             between_steps(training, monitor, bar)
             if training.finished():
                 break
+    else:
+        progress.batches_done = len(batches)  # a last batch of broken images alone was passed over
     bar.close()
     seconds = time.perf_counter() - started
     images = (progress.batches_done - first) * recipe.batch_size / recipe.gradient_accumulation_steps

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import DatasetDict
 
-from data.rows import NamedRows, Rows, check_labels, load_rows
+from data.rows import NamedRows, Rows, check_labels, load_rows, read_text
 
 MARKER = "synthetic.json"  # data.synthesize leaves it in a folder whose counts are not the published ones
 
@@ -63,14 +63,7 @@ def read_annotation_list(path: Path) -> Rows:
     leaves the folder, and for one that is listed twice; OSError if it cannot be read.
     """
     expected = "expected lines 'relative/path.jpg label', the label a whole number from 0"
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); convert it, "
-            f"for example by: iconv -f latin1 -t utf-8 {path.name}"
-        ) from error
-    lines = pc.ascii_trim_whitespace(pa.array(text.split("\n"), pa.string()))
+    lines = pc.ascii_trim_whitespace(pa.array(read_text(path).split("\n"), pa.string()))
     numbers = np.flatnonzero(pc.not_equal(lines, "").to_numpy(zero_copy_only=False)) + 1  # of lines in the file
     if not numbers.size:
         raise ValueError(f"{path} is empty; {expected}")

@@ -158,7 +158,8 @@ class FinishedBatches:
         for index, batch in enumerate(islice(loader, stop), start):
             if self.seed is not None:
                 torch.manual_seed(derived_seed(*self.seed, self.epoch, index))
-            yield self.finish(batch)
+            if batch:  # of an epoch's last images none may be left (`leave_out_broken`)
+                yield self.finish(batch)
 
     def describe(self, batch: Mapping[str, Tensor]) -> list[str]:
         """Path and class of each image of a batch that this loader gave; of a stream only the class is known."""

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from datasets.exceptions import DatasetNotFoundError
-from PIL import Image as PilImage
 
 
 @dataclass(frozen=True)
@@ -171,6 +170,11 @@ def _read(files: CifarFiles, data_dir: Path, member: str) -> dict:
 def _to_dataset(images: np.ndarray, labels: np.ndarray, names: list[str]) -> Dataset:
     pixels = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, 3072) -> (N, 32, 32, 3)
     return Dataset.from_dict(
-        {"image": [PilImage.fromarray(image) for image in pixels], "label": labels.tolist()},
+        {"image": [_uncompressed(image) for image in pixels], "label": labels.tolist()},
         features=Features({"image": Image(), "label": ClassLabel(names=list(names))}),
     )
+
+
+def _uncompressed(pixels: np.ndarray) -> dict:
+    """A PPM file of pixels (32, 32, 3): written many times faster than the usual PNG, and read faster."""
+    return {"bytes": b"P6 32 32 255\n" + pixels.tobytes(), "path": None}

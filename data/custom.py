@@ -13,7 +13,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, DatasetDict, Image
 
 from data.annotation_lists import load_own_lists
-from data.rows import NamedRows, Rows, check_labels, load_rows
+from data.rows import NamedRows, Rows, check_labels, load_rows, read_text
 
 # split -> what its file, folder or split on the Hub may be called
 SPLIT_NAMES = {
@@ -128,7 +128,7 @@ def _load_tables(folder: Path, files: dict[str, Path], image_column: str, label_
     if files["train"].suffix == ".parquet":
         schema = _parquet_schema(files["train"])
         kind = schema.field(image_column).type if image_column in schema.names else pa.string()
-        if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+        if not _is_text(kind):
             data_files = {split: str(path.resolve()) for split, path in files.items()}
             return standardise(
                 datasets.load_dataset("parquet", data_files=data_files), folder, image_column, label_column
@@ -156,15 +156,29 @@ def _parquet_schema(path: Path) -> pa.Schema:
         raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
 
 
+def _read_csv(path: Path) -> pa.Table:
+    """A table whose cells are parted by what the first line has most of: commas, or semicolons or tabs."""
+    text = read_text(path)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    return pyarrow.csv.read_csv(
+        pa.BufferReader(text.encode()), parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter)
+    )
+
+
 def _read_table(path: Path, image_column: str, label_column: str) -> tuple[pa.Array, pa.Array]:
     try:
-        table = pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else pyarrow.csv.read_csv(path)
+        table = pyarrow.parquet.read_table(path) if path.suffix == ".parquet" else _read_csv(path)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     for column, option in ((image_column, "--image_column"), (label_column, "--label_column")):
         if column not in table.column_names:
             raise ValueError(f"{path} has no column {column!r}, only {table.column_names}; name it with {option}")
+        if pa.types.is_dictionary(table.column(column).type):  # pandas' categories
+            values = table.column(column).cast(table.column(column).type.value_type)
+            table = table.set_column(table.column_names.index(column), column, values)
         empty = table.column(column).null_count
+        if _is_text(table.column(column).type):
+            empty += pc.sum(pc.equal(pc.utf8_trim_whitespace(table.column(column)), "")).as_py() or 0
         if empty:
             raise ValueError(
                 f"{path}: column {column!r} has {empty} empty cell(s); every row needs an image and a label"
@@ -177,20 +191,25 @@ def _read_table(path: Path, image_column: str, label_column: str) -> tuple[pa.Ar
     )
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _names(labels: pa.Array, source: Path, label_column: str) -> list[str]:
     """The classes of a training table: its strings in order, or the numbers up to its largest."""
     if pa.types.is_integer(labels.type):
         return [str(label) for label in range(pc.max(labels).as_py() + 1)]
-    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
+    if _is_text(labels.type):
         return sorted(pc.unique(labels).to_pylist())
     raise ValueError(f"{source}: column {label_column!r} holds {labels.type}; labels are names or whole numbers from 0")
 
 
 def _codes(labels: pa.Array, names: list[str], source: Path) -> np.ndarray:
     """Labels (N,) as numbers. Raises ValueError for a name that no training image has."""
-    if pa.types.is_integer(labels.type):
+    if pa.types.is_integer(labels.type) and names == [str(label) for label in range(len(names))]:
         return pc.cast(labels, pa.int64()).to_numpy()
-    codes = pc.index_in(labels, value_set=pa.array(names, labels.type))
+    labels = pc.cast(labels, pa.string())  # names of figures alone, in a split without the others, are read as numbers
+    codes = pc.index_in(labels, value_set=pa.array(names, pa.string()))
     if codes.null_count:
         unknown = pc.unique(labels.filter(pc.is_null(codes))).to_pylist()
         raise ValueError(

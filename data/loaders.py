@@ -4,6 +4,7 @@ import gc
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -86,7 +87,9 @@ def training_batches(
         return FinishedBatches(loader, finish, num_batches, seed=step_seed)
     rows = TrainRows(undecoded(split), transform, seed)
     order = NumberedDraws(sampler if sampler is not None else Shuffle(len(split), passes, seed), len(split))
-    loader = DataLoader(rows, sampler=order, collate_fn=leave_out_broken, **options)
+    # Of several processes each gets full batches, so that only one that trains alone can meet a smaller one.
+    collate = partial(leave_out_broken, full=options["batch_size"])
+    loader = DataLoader(rows, sampler=order, collate_fn=collate, **options)
     return FinishedBatches(accelerator.prepare(loader), finish, seed=step_seed)
 
 

@@ -2,12 +2,13 @@
 
 import io
 import re
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -15,6 +16,20 @@ try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # torchvision means to give its decoders up
     decode_jpeg = None
+
+
+# what the decoders, PIL's for EXIF among them, raise on a damaged file
+DECODER_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    SyntaxError,
+    struct.error,
+    Image.DecompressionBombError,
+    Warning,
+)
 
 
 class BrokenImageError(ValueError):
@@ -39,9 +54,12 @@ def read_image(image: dict) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as opened:
                 return pil_to_tensor(convert_to_rgb(ImageOps.exif_transpose(opened)))
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
+    except DECODER_ERRORS as error:
         name = image["path"] or "an image stored in the data set"
-        reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error))  # without the place in torchvision's source
+        if isinstance(error, UnidentifiedImageError):  # whose message, an address in memory, is never the same
+            reason = "it is no image of a known format" if content else "it is empty"
+        else:
+            reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error))  # without the place in torchvision's source
         raise BrokenImageError(f"{name} cannot be read: {reason}") from error
 
 

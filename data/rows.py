@@ -61,6 +61,19 @@ class NamedRows:
     names: list[str]
 
 
+def read_text(path: Path) -> str:
+    """A file in UTF-8, with or without a byte order mark. Raises ValueError for another encoding."""
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        likely = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+        raise ValueError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); convert it, "
+            f"for example by: iconv -f {likely} -t utf-8 {path.name}"
+        ) from error
+
+
 def _first(mask: pa.Array) -> int | None:
     found = np.flatnonzero(mask.to_numpy(zero_copy_only=False))
     return int(found[0]) if found.size else None
@@ -167,7 +180,7 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
     only then.
     """
 
-    VERSION = datasets.Version("2.0.0")  # of what is checked and how it is stored: raise it with either
+    VERSION = datasets.Version("2.0.1")  # of what is checked and how it is stored: raise it with either
 
     def __init__(self, *, folder: Path, read: Callable[[], NamedRows], **kwargs):
         self.folder, self.read = folder, read

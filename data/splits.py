@@ -95,7 +95,7 @@ def recognise(data_dir: str | Path) -> str:
     """The name of the data set whose files are in a folder; "custom" if it is none of the benchmarks."""
     folder = Path(data_dir)
     for name, benchmark in BENCHMARKS.items():
-        if all((folder / file).is_file() for file in benchmark.lists.values()):
+        if (folder / benchmark.lists["train"]).is_file():  # another list that is missing is then asked for
             return name
     for name, files in CIFAR.items():
         if (folder / files.folder).is_dir() or (folder / files.archive).is_file():
@@ -141,7 +141,7 @@ def undecoded(split: Dataset) -> Dataset:
 def hold_out(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """What is left and what is held out: `fraction` of each class, at least one image and never the last.
 
-    The same every time. Raises ValueError for a fraction that is not between 0 and 1.
+    The same every time. Raises ValueError for a fraction that is not between 0 and 1, and if no class has two images.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction must be between 0 and 1, not {fraction}")
@@ -151,6 +151,8 @@ def hold_out(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     counts = np.bincount(labels)
     rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each among its class
     share = np.minimum(np.maximum(1, np.round(fraction * counts)), counts - 1)
+    if not share.any():
+        raise ValueError("no class has a second image that could be held out; give the data a split of their own")
     held_out = np.zeros(len(labels), dtype=bool)
     held_out[grouped[rank < np.repeat(share, counts)]] = True
     return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))

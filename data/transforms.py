@@ -172,9 +172,14 @@ def evaluation_transform(
     return _Rows(_ProcessorSteps(processor), size, on_broken or OnBrokenImage())
 
 
-def leave_out_broken(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch of the rows that could be read, for `DataLoader(collate_fn)`. Raises BrokenImageError if none could."""
+def leave_out_broken(rows: list[dict], full: int = 1) -> dict[str, torch.Tensor]:
+    """A batch of the rows that could be read, for `DataLoader(collate_fn)`.
+
+    Raises BrokenImageError if none could of `full` rows or more; fewer, as the last of an epoch may be, give {}.
+    """
     whole = [row for row in rows if row["labels"] != BROKEN]
+    if not whole and len(rows) < full:
+        return {}
     if not whole:
         raise BrokenImageError(f"none of a batch's {len(rows)} images can be read; is the folder still there?")
     return default_collate(whole)

@@ -34,6 +34,7 @@ from data import (
     recognise,
     undecoded,
 )
+from data.reading import DECODER_ERRORS
 from ride_bf.command_line import errors_as_messages
 from ride_bf.metrics import shot_groups
 
@@ -99,7 +100,7 @@ def _format_and_orientation(content: bytes) -> tuple[str, Any]:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as opened:
             stored = "JPEG" if opened.format == "MPO" else opened.format  # a JPEG with further pictures behind it
             return stored, opened.getexif().get(_ORIENTATION)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except DECODER_ERRORS:
         # Such as PIL refuses and training does not: a very large JPEG, or one with damaged EXIF.
         return "JPEG", None
 

@@ -230,6 +230,8 @@ def test_where_an_image_is_listed(places):
 
 def test_a_folder_is_recognised(places, tmp_path):
     assert recognise(places) == "places_lt"
+    (places / "Places_LT_val.txt").unlink()
+    assert recognise(places) == "places_lt"  # loading then says which list is missing
     assert recognise(tmp_path) == "custom"
 
 

@@ -117,6 +117,36 @@ def test_a_table_of_paths_and_names(tmp_path):
     assert loaded["test"][0]["image"].size == (12, 10)
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_as_spreadsheets_save_it(tmp_path, delimiter):
+    write_classes(tmp_path / "im", {"bee; wasp": 2, "käfer, groß": 2})
+    for split, index in (("train", 0), ("test", 1)):
+        with (tmp_path / f"{split}.csv").open("w", newline="", encoding="utf-8-sig") as file:
+            rows = [(f"im/{name}/{index}.jpg", name) for name in ("bee; wasp", "käfer, groß")]
+            csv.writer(file, delimiter=delimiter).writerows([("image", "label"), *rows])
+    loaded = custom(tmp_path)
+    assert loaded["train"].features["label"].names == ["bee; wasp", "käfer, groß"]
+    assert class_counts(loaded["test"]) == [1, 1]
+
+
+def test_names_of_figures_alone(tmp_path):
+    write_classes(tmp_path / "im", {"1": 2, "2": 2, "x": 1})
+    write_csv(tmp_path / "train.csv", [("im/1/0.jpg", "1"), ("im/2/0.jpg", "2"), ("im/x/0.jpg", "x")])
+    write_csv(tmp_path / "test.csv", [("im/1/1.jpg", "1"), ("im/2/1.jpg", "2")])
+    loaded = custom(tmp_path)
+    assert loaded["train"].features["label"].names == ["1", "2", "x"]
+    assert class_counts(loaded["test"]) == [1, 1, 0]
+
+
+def test_a_table_of_categories(tmp_path):
+    write_classes(tmp_path / "im", {"ant": 2, "bee": 2})
+    for split, index in (("train", 0), ("test", 1)):
+        labels = pa.array(["bee", "ant"]).dictionary_encode()
+        table = pa.table({"image": [f"im/bee/{index}.jpg", f"im/ant/{index}.jpg"], "label": labels})
+        pyarrow.parquet.write_table(table, tmp_path / f"{split}.parquet")
+    assert custom(tmp_path)["test"]["label"] == [1, 0]
+
+
 def test_a_table_with_the_images_in_it(tmp_path):
     features = Features({"picture": ImageFeature(), "kind": ClassLabel(names=["a", "b"])})
     images = [Image.new("RGB", (3, 4), (shade, 0, 0)) for shade in range(5)]
@@ -184,8 +214,8 @@ def folder_with(tmp_path, *files):
     return tmp_path
 
 
-def table_with(tmp_path, text, name="train.csv"):
-    (tmp_path / name).write_text(text)
+def table_with(tmp_path, text, name="train.csv", encoding="utf-8"):
+    (tmp_path / name).write_text(text, encoding=encoding)
     return tmp_path
 
 
@@ -207,6 +237,19 @@ WRONG = {
         ["train.csv has no column 'image', only ['file', 'label']; name it with --image_column"],
     ),
     "an empty cell": (lambda tmp: table_with(tmp, "image,label\n1.jpg,1\n2.jpg,\n"), ["'label' has 1 empty cell"]),
+    "an empty name": (lambda tmp: table_with(tmp, "image,label\n1.jpg,a\n2.jpg, \n"), ["'label' has 1 empty cell"]),
+    "another encoding": (
+        lambda tmp: table_with(tmp, "image,label\n1.jpg,kä\n", encoding="latin1"),
+        ["train.csv is not in UTF-8", "iconv -f latin1"],
+    ),
+    "another encoding, as spreadsheets have it": (
+        lambda tmp: table_with(tmp, "image,label\n1.jpg,a\n", encoding="utf-16"),
+        ["train.csv is not in UTF-8", "iconv -f utf-16"],
+    ),
+    "one image a class": (
+        lambda tmp: folder_with(tmp, "train/a/1.jpg", "train/b/1.jpg"),
+        ["no class has a second image"],
+    ),
     "no rows": (lambda tmp: table_with(tmp, "image,label\n"), ["train.csv has no rows"]),
     "an empty table": (lambda tmp: table_with(tmp, ""), ["train.csv cannot be read as csv"]),
     "rows of different length": (lambda tmp: table_with(tmp, "image,label\na,b,c\n"), ["cannot be read as csv"]),

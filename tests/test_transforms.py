@@ -6,10 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
+from torch.utils.data import SequentialSampler
 from torchvision import transforms as classic
 from torchvision.transforms import v2
 
@@ -28,6 +30,7 @@ from data import (
     leave_out_broken,
     read_image,
     train_transform,
+    training_batches,
 )
 from data.batches import color_jitter, draw_jitter
 from ride_bf.recipes import RECIPES
@@ -109,6 +112,9 @@ def test_sixteen_bits_of_grey_are_scaled_to_eight():
 
 
 JPEG = encoded(noise(400, 300))["bytes"]
+EXIF = Image.Exif()
+EXIF.update({0x0112: 6, 0x010E: "text"})
+TURNED = encoded(noise(40, 30).convert("CMYK"), exif=EXIF)["bytes"]
 BROKEN_FILES = {
     "empty": b"",
     "text": b"<html>404 Not Found</html>",
@@ -116,6 +122,7 @@ BROKEN_FILES = {
     "header of a jpeg": JPEG[:30],
     "cut off png": encoded(noise(400, 300), "PNG")["bytes"][:3000],
     "jpeg of zeros": b"\xff\xd8" + bytes(3000),
+    "text in a number of its EXIF": TURNED.replace(b"\x01\x0e\x00\x02", b"\x01\x3d\x00\x02"),
     "bomb": encoded(Image.new("1", (20_000, 10_000)), "PNG")["bytes"],
 }
 
@@ -125,6 +132,13 @@ def test_a_broken_file_is_named(tmp_path, case):
     (tmp_path / "broken.jpg").write_bytes(BROKEN_FILES[case])
     with pytest.raises(BrokenImageError, match=r"broken.jpg cannot be read: \S"):
         read_image({"bytes": None, "path": str(tmp_path / "broken.jpg")})
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "it is empty"), (b"<html>", "it is no image of a known format")])
+def test_what_is_no_image_is_described_alike_each_time(content, reason):
+    with pytest.raises(BrokenImageError) as info:
+        read_image({"bytes": content, "path": "x.jpg"})
+    assert str(info.value) == f"x.jpg cannot be read: {reason}"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -373,6 +387,18 @@ class TestBroken:
     def test_a_batch_of_nothing_else(self):
         with pytest.raises(BrokenImageError, match="none of a batch's 2 images can be read"):
             leave_out_broken([{"pixel_values": torch.zeros(1), "labels": BROKEN}] * 2)
+
+    def test_the_last_few_images_of_an_epoch_may_all_be_broken(self):
+        rows = Dataset.from_dict({"image": [encoded(noise())] * 4 + self.rows["image"][:1], "label": [0, 1, 0, 1, 0]})
+        batches = training_batches(
+            rows.cast_column("image", ImageFeature(decode=False)),
+            train_transform("imagenet", 16, on_broken=OnBrokenImage("skip")),
+            TrainBatch("imagenet", (0.5,) * 3, (0.5,) * 3),
+            batch_size=2,
+            accelerator=Accelerator(cpu=True),
+            sampler=SequentialSampler(range(5)),
+        )
+        assert [batch["labels"].tolist() for batch in batches] == [[0, 1], [0, 1]]
 
 
 def test_finished_batches_pass_epochs_on_and_may_end_early():
