@@ -188,7 +188,10 @@ class RideBfCosineClassifier(nn.Module):
         self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.scale * F.linear(_unit_length(features), _unit_length(self.weight))
+        products = F.linear(_unit_length(features), self.weight)  # (B, C)
+        # Divided by the weights' lengths only here: with many classes the weights are by far more numbers.
+        lengths = torch.linalg.vector_norm(self.weight.float(), dim=1).clamp_min(1e-12)
+        return (products * (self.scale / lengths)).to(products.dtype)
 
 
 class RideBfGatedEncoderLayer(nn.Module):

@@ -266,6 +266,20 @@ def test_autocast_step_is_finite(mode, images, labels):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_cosine_classifier_is_the_angle_whatever_the_lengths(dtype):
+    classifier = tiny_model().classifiers[0]
+    features = torch.randn(6, 8) * torch.tensor([0.01, 0.1, 1, 10, 100, 1000])[:, None]
+    with torch.no_grad():
+        classifier.weight.mul_(torch.tensor([0.01, 0.1, 1, 10, 0])[:, None])
+        logits = classifier.to(dtype)(features.to(dtype))
+    expected = 30 * torch.cosine_similarity(features[:, None], classifier.weight.float()[None], dim=2)
+    assert logits.dtype == dtype
+    assert torch.equal(logits[:, 4], torch.zeros(6, dtype=dtype))  # a class without a direction
+    rounding = {torch.float16: 0.03, torch.bfloat16: 0.3, torch.float32: 1e-4, torch.float64: 1e-4}[dtype]
+    torch.testing.assert_close(logits.float(), expected, atol=rounding, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_feature_of_zeros_has_logits_of_zero_in_every_precision(dtype):
     model = tiny_model(router=True, router_top_k=3).to(dtype)
