@@ -44,6 +44,7 @@ from ride_bf.command_line import RunArguments, check_starting_models, errors_as_
 from ride_bf.evaluate import evaluate
 from ride_bf.objectives import make_objective
 from ride_bf.parts import initialise_from, load_teacher, set_train_mode, train_only
+from ride_bf.publish import RunPublisher
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.report import accuracy_table, shot_summary
 from ride_bf.run_folder import BROKEN_IMAGES, log_epoch, open_run_folder, read_broken_images
@@ -99,6 +100,7 @@ def train(run: RunArguments, recipe: TrainingRecipe) -> None:
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         )
+        hub = RunPublisher(output_dir, run.push_to_hub, run.push_every, run.push_private, accelerator.is_main_process)
         open_run_folder(output_dir, recipe, run.settings(), accelerator, run.resume, run.overwrite_output_dir)
 
     schedule = LambdaLR(optimizer, recipe.learning_rate_factor)
@@ -119,7 +121,7 @@ def train(run: RunArguments, recipe: TrainingRecipe) -> None:
         metrics = train_epoch(model, objective, loaders["train"], optimizer, accelerator, epoch, recipe)
         schedule.step()
         progress.epochs_done += 1
-        facts: dict[str, Any] = {"epoch": progress.epochs_done}
+        facts: dict[str, Any] = {"epoch": progress.epochs_done, "train_class_counts": counts}
         summary = f"epoch {epoch + 1:>{len(str(recipe.epochs))}}/{recipe.epochs}  loss {metrics['train_loss']:.3f}"
         if "validation" in loaders:
             validation = evaluate(model, loaders["validation"], accelerator, counts)
@@ -133,6 +135,7 @@ def train(run: RunArguments, recipe: TrainingRecipe) -> None:
         log_epoch(output_dir, epoch + 1, metrics, accelerator)
         save_training_state(output_dir / "last", accelerator, model, processor, facts)
         accelerator.print(summary)
+        hub.after_epoch(progress.epochs_done)
 
     chosen = "best" if "validation" in loaders else "last"
     model = RideBfForImageClassification.from_pretrained(output_dir / chosen)
@@ -156,6 +159,7 @@ def train(run: RunArguments, recipe: TrainingRecipe) -> None:
     accelerator.print(accuracy_table(results["test"], counts, names))
     accelerator.print(f"\nThe trained model: {output_dir / chosen}")
     accelerator.end_training()
+    hub.after_training()
 
 
 def train_epoch(
@@ -199,6 +203,7 @@ def train_epoch(
         "train_loss": mean_loss,
         "learning_rate": learning_rate,
         "images_per_second": images / (time.perf_counter() - started),
+        "seconds": time.perf_counter() - started,
     }
 
 
