@@ -20,7 +20,7 @@ MAX_BYTES = 20 * 2**20  # of one image file
 MAX_PIXELS = 50_000_000  # of one image; decoded in every mode it takes up to a gigabyte
 MAX_ASPECT_RATIO = 50  # resizing an image's shorter side makes the longer one as many times as long
 MAX_IMAGES = 64  # in one request
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # none that Pillow reads by another program
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none that Pillow reads by another program
 IMAGES_AT_ONCE = 16
 TOP_K = 5
 

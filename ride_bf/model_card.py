@@ -288,8 +288,8 @@ def _draw_classes(saved: SavedRun) -> Figure | None:
             axes.scatter(x, y, s=26, color=_GROUP_COLOURS[group], label=f"{group}-shot", alpha=0.8)
     axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="training images of the class", ylabel="accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=3, frameon=False)
     return figure
 
 

@@ -16,10 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import (  # the latter of httpx in some of its versions, of httpx2 in others
-    HfHubHTTPError,
-    HTTPError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is httpx's, or httpx2's
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging
 
