@@ -19,7 +19,6 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -33,10 +32,9 @@ from data import (
     evaluation_batches,
     evaluation_processor,
     find_entry,
-    leave_out_broken,
     load_long_tailed,
     train_transform,
-    undecoded,
+    training_batches,
 )
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.checkpoints import read_facts, save_model, save_training_state
@@ -233,38 +231,26 @@ def make_loaders(
     splits, processor, run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
 ) -> dict[str, FinishedBatches]:
     """A prepared loader for each split; the training one shuffles and augments."""
-    if recipe.batch_size % accelerator.num_processes:
-        raise ValueError(
-            f"batch_size {recipe.batch_size} is that of all processes together and cannot be "
-            f"shared out among {accelerator.num_processes}; set --batch_size to a multiple"
-        )
     on_broken = OnBrokenImage(
-        run.on_broken_image,
-        partial(find_entry, recipe.dataset, run.data_dir),
-        Path(run.output_dir) / BROKEN_IMAGES,
+        run.on_broken_image, partial(find_entry, recipe.dataset, run.data_dir), Path(run.output_dir) / BROKEN_IMAGES
     )
     loaders = {
         name: evaluation_batches(split, processor, run.eval_batch_size, run.num_workers, accelerator, on_broken)
         for name, split in splits.items()
         if name != "train"
     }
-    augment = train_transform(recipe.augmentation, recipe.image_size, recipe.auto_augment, on_broken)
-    rows = undecoded(splits["train"]).repeat(recipe.passes_per_epoch).with_transform(augment)
-    sampler = make_sampler(splits["train"], recipe, run.seed)
-    loader = DataLoader(
-        rows,
-        batch_size=recipe.batch_size // accelerator.num_processes,
-        sampler=sampler,
-        shuffle=sampler is None,
+    loaders["train"] = training_batches(
+        splits["train"],
+        train_transform(recipe.augmentation, recipe.image_size, recipe.auto_augment, on_broken),
+        TrainBatch(recipe.augmentation, recipe.image_mean, recipe.image_std, recipe.mixup_alpha, recipe.cutmix_alpha),
+        recipe.batch_size,
+        accelerator,
+        sampler=make_sampler(splits["train"], recipe, run.seed),
+        passes=recipe.passes_per_epoch,
         num_workers=run.num_workers,
-        collate_fn=leave_out_broken,
-        pin_memory=accelerator.device.type == "cuda",
-        persistent_workers=run.num_workers > 0,
+        seed=run.seed,
     )
-    finish = TrainBatch(
-        recipe.augmentation, recipe.image_mean, recipe.image_std, recipe.mixup_alpha, recipe.cutmix_alpha
-    ).to(accelerator.device)
-    return {"train": FinishedBatches(accelerator.prepare(loader), finish), **loaders}
+    return loaders
 
 
 def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler | None:

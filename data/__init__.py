@@ -5,7 +5,7 @@ This folder is also where users put the benchmarks: `data/ImageNet_LT/`, `data/i
 """
 
 from data.batches import EvaluationBatch, FinishedBatches, TrainBatch
-from data.loaders import evaluation_batches
+from data.loaders import evaluation_batches, training_batches
 from data.reading import BrokenImageError, read_image
 from data.splits import (
     CUSTOM,
@@ -18,6 +18,7 @@ from data.splits import (
     recognise,
     undecoded,
 )
+from data.streams import ImageStream
 from data.transforms import (
     AUGMENTATIONS,
     AUTO_AUGMENT,
@@ -39,6 +40,7 @@ __all__ = [
     "BrokenImageError",
     "EvaluationBatch",
     "FinishedBatches",
+    "ImageStream",
     "OnBrokenImage",
     "TrainBatch",
     "class_counts",
@@ -52,5 +54,6 @@ __all__ = [
     "read_image",
     "recognise",
     "train_transform",
+    "training_batches",
     "undecoded",
 ]

@@ -16,7 +16,7 @@ from data.annotation_lists import load_own_lists
 from data.rows import NamedRows, Rows, check_labels, load_rows
 
 # split -> what its file, folder or split on the Hub may be called
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "dev"),
     "test": ("test", "testing", "eval"),
@@ -57,7 +57,7 @@ def looks_like_hub_id(place: str | Path) -> bool:
 def split_files(folder: Path, suffix: str) -> dict[str, Path]:
     """The file of each split: `train.txt`, or any whose name ends so ("Places_LT_train.txt")."""
     found: dict[str, Path] = {}
-    for split, names in _SPLIT_NAMES.items():
+    for split, names in SPLIT_NAMES.items():
         files = sorted(
             path for path in folder.glob(f"*{suffix}") if path.stem.lower().replace("-", "_").split("_")[-1] in names
         )
@@ -74,7 +74,7 @@ def _load_folders(place: Path) -> DatasetDict:
     """A folder a class, below a folder a split or, where there are no splits, at the top."""
     with os.scandir(place) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    splits = {split: name for split, names in _SPLIT_NAMES.items() for name in folders if name.lower() in names}
+    splits = {split: name for split, names in SPLIT_NAMES.items() for name in folders if name.lower() in names}
     if splits and "train" not in splits:
         raise ValueError(f"{place} has {', '.join(sorted(splits.values()))} but no folder train; {EXPECTED}")
     tops = {split: f"{name}/" for split, name in splits.items()} or {"train": ""}
@@ -220,7 +220,7 @@ def standardise(
     training images.
     """
     splits = {
-        split: rows for split, names in _SPLIT_NAMES.items() for name, rows in loaded.items() if name.lower() in names
+        split: rows for split, names in SPLIT_NAMES.items() for name, rows in loaded.items() if name.lower() in names
     }
     if "train" not in splits:
         raise ValueError(f"{source} has no training split, only {', '.join(loaded)}")

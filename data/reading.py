@@ -1,6 +1,7 @@
 """Image files to pixels."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -40,7 +41,8 @@ def read_image(image: dict) -> Tensor:
                 return pil_to_tensor(convert_to_rgb(ImageOps.exif_transpose(opened)))
     except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
         name = image["path"] or "an image stored in the data set"
-        raise BrokenImageError(f"{name} cannot be read: {error}") from error
+        reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error))  # without the place in torchvision's source
+        raise BrokenImageError(f"{name} cannot be read: {reason}") from error
 
 
 def convert_to_rgb(image: Image.Image) -> Image.Image:

@@ -10,12 +10,13 @@ from data.annotation_lists import BENCHMARKS, find_line, load_benchmark
 from data.cifar import CIFAR, load_cifar_lt
 from data.custom import load_custom, split_files
 from data.digits import load_digits_lt
+from data.streams import ImageStream, load_streams
 
 CUSTOM = "custom"
 _OPTIONS = {
     "cifar10_lt": {"imbalance_factor", "imbalance_type"},
     "cifar100_lt": {"imbalance_factor", "imbalance_type"},
-    CUSTOM: {"image_column", "label_column"},
+    CUSTOM: {"image_column", "label_column", "streaming"},
 }
 NUM_CLASSES = {
     "digits_lt": 10,
@@ -29,7 +30,7 @@ _TEST_FRACTION = 0.2  # of one's own images, where they have no test split
 
 def load_long_tailed(
     name: str, data_dir: str | Path | None = None, *, validation_fraction: float | None = None, **options
-) -> DatasetDict:
+) -> DatasetDict | dict[str, ImageStream]:
     """A long-tailed data set.
 
     Args:
@@ -42,8 +43,9 @@ def load_long_tailed(
         validation_fraction: takes this share of each class's training images, at least one and never the last, as
             the validation split of a data set that has none of its own (CIFAR, iNaturalist). The training counts, and
             with them a class's shot group, are those of what is left.
-        **options: of the data set itself: `imbalance_factor` and `imbalance_type` for CIFAR, `image_column` and
-            `label_column` for tables and the Hub.
+        **options: of the data set itself: `imbalance_factor` and `imbalance_type` for CIFAR; for "custom"
+            `image_column` and `label_column` of tables and the Hub, and `streaming`, which returns a dict of
+            `ImageStream`s of tar archives or of a data set on the Hub that are never stored.
 
     Returns a `DatasetDict` of `train`, `validation` (where there is one) and `test`, with the columns `image` and
     `label` (`ClassLabel`). Raises ValueError for an unknown name or option and for lists, tables and labels that are
@@ -59,6 +61,10 @@ def load_long_tailed(
     elif name == CUSTOM:
         if data_dir is None:
             raise ValueError("a data set of one's own needs its place: --data_dir FOLDER, TABLE or ID on the Hub")
+        if options.pop("streaming", False):
+            if validation_fraction is not None:
+                raise ValueError("nothing can be held out of a stream: leave validation_fraction out")
+            return load_streams(data_dir, **options)
         loaded = load_custom(data_dir, **options)
     elif name in BENCHMARKS:
         loaded = load_benchmark(name, Path(data_dir or usual_place(name)))
@@ -107,16 +113,23 @@ def find_entry(name: str, data_dir: str | Path | None, image: str) -> str | None
     return None
 
 
-def class_counts(split: Dataset) -> list[int]:
+def class_counts(split: Dataset | ImageStream) -> list[int]:
     """Images of each class in a split, in the order of the labels. Raises TypeError if `label` is no ClassLabel."""
+    if isinstance(split, ImageStream):
+        return list(split.counts)
     feature = split.features.get("label")
     if not isinstance(feature, ClassLabel):
         raise TypeError(f"column 'label' must be a datasets.ClassLabel, got {feature!r}")
     return np.bincount(class_labels(split), minlength=feature.num_classes).tolist()
 
 
-def class_labels(split: Dataset) -> np.ndarray:
-    """Class of each image (N,); from Arrow, which is many times faster than `split["label"]`."""
+def class_labels(split: Dataset | ImageStream) -> np.ndarray:
+    """Class of each image (N,); from Arrow, which is many times faster than `split["label"]`.
+
+    Raises ValueError for a stream, whose labels are not known before it is read.
+    """
+    if isinstance(split, ImageStream):
+        raise ValueError("images of a stream cannot be drawn by class: with --streaming set --sampler instance")
     return split.with_format("arrow")["label"].to_numpy()
 
 

@@ -6,6 +6,7 @@ network learns, and no more.
 """
 
 import argparse
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -19,9 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from data.annotation_lists import BENCHMARKS
+from data.annotation_lists import BENCHMARKS, MARKER
 
-MARKER = "synthetic.json"
 _CHUNK = 32  # images a worker draws between two reports
 _SUPERCATEGORIES = (
     *("Actinopterygii", "Amphibia", "Animalia", "Arachnida", "Aves", "Bacteria", "Chromista"),
@@ -160,7 +160,8 @@ def synthesize(
             f"{image_scale}; name another folder or empty this one"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
-    unfinished.write_text(json.dumps(description, indent=1) + "\n")
+    text = json.dumps(description, indent=1) + "\n"
+    _write(unfinished, text.encode())
 
     pictures = []
     for split_number, (split, list_name) in enumerate(BENCHMARKS[like].lists.items()):
@@ -171,7 +172,7 @@ def synthesize(
                 path = STYLES[like].path(split, label, index, len(counts))
                 pictures.append(_Picture(path, class_seed, (seed, split_number, label, index)))
                 lines.append(f"{path} {label}\n")
-        (output_dir / list_name).write_text("".join(lines))
+        _write(output_dir / list_name, "".join(lines).encode())
     for folder in {os.path.dirname(picture.path) for picture in pictures}:
         (output_dir / folder).mkdir(parents=True, exist_ok=True)
 
@@ -179,7 +180,8 @@ def synthesize(
     with tqdm(total=len(pictures), desc=f"drawing {like}", unit="image") as bar:
         for drawn in _in_processes(draw, pictures, num_workers or os.cpu_count() or 1):
             bar.update(drawn)
-    os.replace(unfinished, marker)
+    _write(marker, text.encode())
+    unfinished.unlink(missing_ok=True)
     return description
 
 
@@ -278,7 +280,7 @@ def _colour_noise(rng: np.random.Generator, width: int, height: int) -> np.ndarr
 
 
 def _draw_to_files(output_dir: Path, style: Style, image_scale: float, pictures: list[_Picture]) -> int:
-    """Draws what is not there yet, and returns len(pictures). A file that is there is whole: it got its name last."""
+    """Draws what is not there yet; returns len(pictures)."""
     sizes, shares = zip(*style.sizes, strict=True)
     for picture in pictures:
         path = output_dir / picture.path
@@ -289,11 +291,22 @@ def _draw_to_files(output_dir: Path, style: Style, image_scale: float, pictures:
         size = (max(8, round(width * image_scale)), max(8, round(height * image_scale)))
         quality = int(rng.integers(*style.quality, endpoint=True))
         grey = rng.random() < style.grey_share
-        image = make_image(rng, picture.class_seed, size)
-        being_written = path.with_name(f".{path.name}.{os.getpid()}")
-        (image.convert("L") if grey else image).save(being_written, format="JPEG", quality=quality)
-        os.replace(being_written, path)
+        image = make_image(rng, picture.class_seed, size).convert("L" if grey else "RGB")
+        jpeg = io.BytesIO()
+        image.save(jpeg, format="JPEG", quality=quality)
+        _write(path, jpeg.getvalue())
     return len(pictures)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Under another name first, so that a file that is there is whole, whatever happens."""
+    being_written = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        being_written.write_bytes(content)
+        os.replace(being_written, path)
+    except BaseException:
+        being_written.unlink(missing_ok=True)
+        raise
 
 
 def _in_processes(draw: Callable[[list[_Picture]], int], pictures: list[_Picture], num_workers: int) -> Iterator[int]:

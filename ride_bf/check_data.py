@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,10 +23,19 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from PIL import Image
 from tqdm import tqdm
 
-from data import DATASETS, class_counts, class_labels, load_long_tailed
+from data import (
+    DATASETS,
+    BrokenImageError,
+    class_counts,
+    class_labels,
+    find_entry,
+    load_long_tailed,
+    read_image,
+    recognise,
+    undecoded,
+)
 from ride_bf.command_line import errors_as_messages
 from ride_bf.metrics import shot_groups
-from ride_bf.stand_in import BrokenImageError, find_entry, read_image, recognise, undecoded
 
 IMAGE_FINDINGS = {  # about single images -> what they are
     "broken": "images that cannot be read",
@@ -41,7 +51,7 @@ _CHUNK = 64  # images a process reads between two reports
 _SHOWN = 5  # images or groups of a finding that are printed
 _LISTED, _LISTED_MEMBERS = 1_000, 20  # images or groups of a finding, and images of a group, that are written
 _VERY_SMALL = 1 / 8  # of the median shorter side
-_ORIENTATION, _UPRIGHT = 0x0112, 1  # an EXIF tag and its usual value
+_ORIENTATION = 0x0112  # an EXIF tag; 1 is upright, 2 to 8 are turned or mirrored, others are damaged
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class ImageFacts:
 
     Attributes:
         digests (N,): uint64, of their contents; 0 where they cannot be read.
-        sizes (N, 2): width and height as stored; 0, 0 where they cannot be read.
+        sizes (N, 2): width and height, upright; 0, 0 where they cannot be read.
         findings: (one of `IMAGE_FINDINGS`, index of the image, detail).
     """
 
@@ -68,21 +78,30 @@ def inspect_images(images: Sequence[dict], start: int = 0) -> ImageFacts:
         path = image["path"]
         try:
             content = image["bytes"] if image["bytes"] is not None else Path(path).read_bytes()
-            read_image({"bytes": content, "path": path})
+            pixels = read_image({"bytes": content, "path": path})
         except (BrokenImageError, OSError) as error:
             findings.append(("broken", start + index, str(error).rpartition(" cannot be read: ")[2]))
             continue
         digests[index] = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
-        with Image.open(io.BytesIO(content)) as opened:
-            sizes[index] = opened.size
-            orientation = opened.getexif().get(_ORIENTATION, _UPRIGHT)
-            stored = "JPEG" if opened.format == "MPO" else opened.format  # a JPEG with further pictures behind it
-        if orientation != _UPRIGHT:
+        sizes[index] = pixels.shape[:0:-1]  # of (3, height, width)
+        stored, orientation = _format_and_orientation(content)
+        if orientation in range(2, 9):
             findings.append(("turned", start + index, f"EXIF orientation {orientation}"))
         named = Image.registered_extensions().get(Path(path or "").suffix.lower(), stored)
         if named != stored:
             findings.append(("other_format", start + index, f"{stored}, not {named}"))
     return ImageFacts(digests, sizes, findings)
+
+
+def _format_and_orientation(content: bytes) -> tuple[str, Any]:
+    """PIL's name of the format, and what EXIF says of the orientation, of an image that can be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as opened:
+            stored = "JPEG" if opened.format == "MPO" else opened.format  # a JPEG with further pictures behind it
+            return stored, opened.getexif().get(_ORIENTATION)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        # Such as PIL refuses and training does not: a very large JPEG, or one with damaged EXIF.
+        return "JPEG", None
 
 
 def read_all(images: Dataset, num_workers: int) -> ImageFacts:
@@ -242,7 +261,8 @@ class DataReport:
         return found
 
     def _image(self, index: int, printed: bool) -> dict[str, Any]:
-        path = self.images[index]["image"]["path"]
+        image = self.images[index]["image"]
+        path = image["path"] if image["bytes"] is None else None  # of an image in a table it is a name, not a place
         number = int(self.split_of[index])
         place = self.find(path) if printed and path else None
         return {

@@ -40,6 +40,10 @@ class RunArguments:
     imbalance_type: str | None = field(default=None, metadata={"help": "of CIFAR: exp or step"})
     image_column: str | None = field(default=None, metadata={"help": "of one's own table; image by default"})
     label_column: str | None = field(default=None, metadata={"help": "of one's own table; label by default"})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "read tar archives or a data set on the Hub while training, never storing it"},
+    )
     on_broken_image: Literal["stop", "skip"] = field(
         default="stop",
         metadata={"help": "what to do where an image cannot be read; skip leaves it out and lists it in the results"},
@@ -81,6 +85,7 @@ class RunArguments:
         """What `data.load_long_tailed` is to be told beside the data set's name: the options that were given."""
         names = ("imbalance_factor", "imbalance_type", "image_column", "label_column")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given |= {"streaming": True} if self.streaming else {}
         return {"data_dir": self.data_dir, "validation_fraction": self.validation_fraction, **given}
 
     def settings(self) -> dict[str, Any]:

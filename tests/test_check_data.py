@@ -5,8 +5,10 @@ import json
 import shutil
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
+from datasets import Dataset, Features, Value
 from PIL import Image
 
 from data.annotation_lists import BENCHMARKS
@@ -34,8 +36,7 @@ def master(tmp_path_factory):
 
 
 @pytest.fixture
-def places(master, tmp_path, monkeypatch):
-    monkeypatch.setitem(BENCHMARKS, "places_lt", replace(BENCHMARKS["places_lt"], num_classes=len(COUNTS)))
+def places(master, tmp_path):
     return shutil.copytree(master, tmp_path / "Places_LT")
 
 
@@ -189,6 +190,41 @@ class TestBrokenImages:
         assert sum("listed" in image for image in report["findings"]["broken"]["images"]) == 5
 
 
+class TestOnesOwnImages:
+    def test_folders(self, places, capsys):
+        """Without lists there is a path and no line."""
+        folder = shutil.copytree(places / "train", places.parent / "own" / "train")
+        shutil.copytree(places / "val", places.parent / "own" / "test")
+        broken = next(iter((folder / "scene_002").iterdir()))
+        broken.write_bytes(b"nothing")
+        report, output, _ = run_refused(folder.parent, capsys)
+        assert report["dataset"] == "custom"
+        ((image,),) = [report["findings"]["broken"]["images"]]
+        assert (image["path"], image["class"]) == (str(broken), "scene_002")
+        assert "listed" not in image
+        assert f"  {broken}: " in output
+
+    def test_images_in_a_table(self, places, capsys):
+        """They have no path of their own, whatever name is stored beside them."""
+        files = [path for label in range(4) for path, _ in listed(places, "train", label)[:2]]
+        rows = {
+            "image": [{"bytes": path.read_bytes(), "path": path.name} for path in files],
+            "label": [label for label in range(4) for _ in range(2)],
+        }
+        rows["image"][5]["bytes"] = rows["image"][5]["bytes"][:300]
+        features = Features({"image": datasets.Image(), "label": Value("int64")})
+        folder = places.parent / "table"
+        folder.mkdir()
+        Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+        Dataset.from_dict(rows, features=features).select([0]).to_parquet(folder / "test.parquet")
+        report, output, _ = run_refused(folder, capsys)
+        (image,) = report["findings"]["broken"]["images"]
+        assert (image["path"], image["split"], image["row"]) == (None, "train", 5)
+        assert "  row 5 of train: " in output
+        (group,) = report["findings"]["in_two_splits"]["groups"]
+        assert [(image["split"], image["row"]) for image in group["images"]] == [("train", 0), ("test", 0)]
+
+
 class TestOtherFindings:
     def only(self, report, finding):
         counts = {name: found["count"] for name, found in report["findings"].items() if found["count"]}
@@ -213,12 +249,24 @@ class TestOtherFindings:
         assert (image["path"], image["split"], image["detail"]) == (str(path), "validation", "EXIF orientation 6")
         assert "they are turned when read" in capsys.readouterr().out
 
-    def test_upright_by_exif_is_upright(self):
+    @pytest.mark.parametrize("orientation", [1, 0, 9])
+    def test_other_values_of_exif_turn_nothing(self, orientation):
         exif = Image.Exif()
-        exif[0x0112] = 1
+        exif[0x0112] = orientation
         file = io.BytesIO()
         Image.new("RGB", (9, 7)).save(file, format="JPEG", exif=exif)
         facts = inspect_images([{"bytes": file.getvalue(), "path": None}])
+        assert facts.findings == []
+        assert facts.sizes.tolist() == [[9, 7]]
+
+    def test_a_jpeg_too_large_for_pil(self, monkeypatch):
+        """Training reads it, so it is no finding."""
+        file = io.BytesIO()
+        Image.new("RGB", (9, 7)).save(file, format="JPEG")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(file)
+        facts = inspect_images([{"bytes": file.getvalue(), "path": "large.jpg"}])
         assert facts.findings == []
         assert facts.sizes.tolist() == [[9, 7]]
 

@@ -12,6 +12,7 @@ from ride_bf.losses import CrossEntropyLoss, RideLoss
 from ride_bf.objectives import (
     ClassificationObjective,
     DistillationObjective,
+    MixedObjective,
     RouterObjective,
     SharedClassifierObjective,
     next_expert_needed,
@@ -25,6 +26,19 @@ BATCH = {"labels": LABELS, "pixel_values": torch.zeros(2, 3, 4, 4)}
 def softmax(logits):
     total = sum(math.exp(value) for value in logits)
     return [math.exp(value) / total for value in logits]
+
+
+def test_mixed_images_count_for_both_classes_by_their_share():
+    criterion = RideLoss([10, 5, 2])
+    outputs = RideBfOutput(expert_logits=LOGITS, batchformer_expert_logits=LOGITS.flip(0))
+    batch = {**BATCH, "mixed_labels": torch.tensor([2, 1]), "label_weight": torch.tensor(0.7)}
+    for objective in (ClassificationObjective(criterion), SharedClassifierObjective(criterion, 0.5)):
+        own = objective(outputs, {"labels": LABELS}, reweight=True)
+        other = objective(outputs, {"labels": batch["mixed_labels"]}, reweight=True)
+        mixed = MixedObjective(objective)
+        torch.testing.assert_close(mixed(outputs, batch, reweight=True), 0.7 * own + 0.3 * other)
+        taught = DistillationObjective(mixed, Teacher(), distillation_factor=0.0)
+        torch.testing.assert_close(taught(outputs, batch, reweight=True), 0.7 * own + 0.3 * other)
 
 
 class Teacher(nn.Module):

@@ -35,6 +35,12 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def half_a_file(path, content):
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
+    raise OSError("No space left on device")
+
+
 class TestClassCounts:
     @pytest.mark.parametrize(
         ("like", "num_classes", "images", "largest", "smallest"),
@@ -196,10 +202,31 @@ class TestWriting:
         cut = contents(tmp_path / "cut")
         assert MARKER not in cut
         assert sum(path.endswith(".JPEG") for path in cut) == 40
+        with monkeypatch.context() as patch:  # the disk is full, in the middle of a file
+            patch.setattr("pathlib.Path.write_bytes", half_a_file)
+            with pytest.raises(OSError, match="No space left"):
+                write(tmp_path / "cut")
+        assert contents(tmp_path / "cut") == cut
         with pytest.raises(FileExistsError):
             write(tmp_path / "cut", seed=1)
         write(tmp_path / "cut")
         assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+    def test_two_at_once(self, tmp_path, monkeypatch):
+        """The second begins, and ends, while the first is at its first image."""
+        write(tmp_path / "alone")
+        begun = []
+
+        def first_image(*arguments):
+            if not begun:
+                begun.append(True)
+                write(tmp_path / "shared")
+            return make_image(*arguments)
+
+        monkeypatch.setattr("data.synthesize.make_image", first_image)
+        write(tmp_path / "shared")
+        assert begun
+        assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
     def test_other_things_are_not_written_over(self, tmp_path):
         write(tmp_path / "data")

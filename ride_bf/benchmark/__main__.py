@@ -2,10 +2,10 @@
 
 import argparse
 
-from ride_bf.benchmark import digits, lists
+from ride_bf.benchmark import digits, input, lists
 
 # name -> module with add_arguments(parser) and run(options); its docstring says what it measures
-BENCHMARKS = {"digits": digits, "lists": lists}
+BENCHMARKS = {"digits": digits, "input": input, "lists": lists}
 
 
 def main(arguments: list[str] | None = None) -> None:
