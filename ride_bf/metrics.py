@@ -1,10 +1,16 @@
-"""Accuracy on the many-, medium- and few-shot classes."""
+"""Measures of a long-tailed classifier, from arrays: accuracy by group of classes, calibration, confusion, agreement.
 
-from collections.abc import Sequence
+Where a mean is over classes, those without test images do not count.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 MANY_SHOT_ABOVE, FEW_SHOT_BELOW = 100, 20
+TEST_IMBALANCES = (50, 25)  # of the long-tailed test distributions
+CALIBRATION_BINS = 15
 
 
 def shot_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
@@ -43,19 +49,205 @@ def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_count
                 f"{name} range from {values.min()} to {values.max()}, "
                 f"but class_counts names classes 0 to {num_classes - 1}"
             )
-    totals = np.bincount(labels, minlength=num_classes)
-    hits = np.bincount(labels[predictions == labels], minlength=num_classes)
-    present = totals > 0
-    per_class = np.divide(hits, totals, out=np.full(num_classes, np.nan), where=present)
-    result = {
-        "accuracy": float((predictions == labels).mean()),
-        "balanced_accuracy": float(per_class[present].mean()),
+    accuracy, images = class_means(predictions == labels, labels, num_classes)
+    result: dict[str, Any] = {
+        name: weighted_mean(accuracy, weights) for name, weights in accuracy_weights(class_counts, images).items()
     }
+    result["per_class_accuracy"] = none_for_nan(accuracy)
+    return result
+
+
+def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of `values` (N,) over the images of each class (C,), NaN for one without, and how many these are (C,)."""
+    images = np.bincount(labels, minlength=num_classes)
+    sums = np.bincount(labels, weights=values, minlength=num_classes)
+    return np.divide(sums, images, out=np.full(num_classes, np.nan), where=images > 0), images
+
+
+def weighted_mean(per_class: np.ndarray, weights: np.ndarray) -> float:
+    """Mean of `per_class` (C,), in which NaN is allowed where the weight is 0."""
+    return float(np.average(np.where(weights > 0, per_class, 0.0), weights=weights))
+
+
+def none_for_nan(values: np.ndarray) -> list:
+    """An array as lists, for JSON, which has no NaN."""
+    return np.where(np.isnan(values), None, values).tolist()
+
+
+def accuracy_weights(class_counts: Sequence[int], images: np.ndarray) -> dict[str, np.ndarray]:
+    """The weights (C,) with which each accuracy that `shot_accuracy` names is a mean of the per-class accuracies.
+
+    `images` (C,) are the test images of each class. A group of which no class has any is left out.
+    """
+    present = images > 0
+    weights = {"accuracy": images, "balanced_accuracy": present}
     for group, members in shot_groups(class_counts).items():
         if (members & present).any():
-            result[f"{group}_shot_accuracy"] = float(per_class[members & present].mean())
-    result["per_class_accuracy"] = [None if np.isnan(value) else float(value) for value in per_class]
-    return result
+            weights[f"{group}_shot_accuracy"] = members & present
+    return {name: values.astype(float) for name, values in weights.items()}
+
+
+def distribution_weights(class_counts: Sequence[int], images: np.ndarray) -> dict[str, np.ndarray]:
+    """Class proportions (C,) of test sets with a tail of their own, by the name of the accuracy on them.
+
+    With K classes that have test images, the one of rank r = 0, 1, ... by training images, ties by label, has a share
+    proportional to f^(-r / (K - 1)): `forward_50_accuracy` for f = 50, `backward_50_accuracy` with the ranks reversed,
+    `uniform_accuracy` with equal shares. As means of per-class accuracies these are what subsampling the test images
+    would give on average, without its chance. Zhang et al.: Self-Supervised Aggregation of Diverse Experts for
+    Test-Agnostic Long-Tailed Recognition, 2022, section 5.1.
+    """
+    order = np.argsort(-np.asarray(class_counts), kind="stable")
+    order = order[images[order] > 0]
+    place = np.arange(len(order)) / max(len(order) - 1, 1)  # 0 for the commonest class, 1 for the rarest
+    shares = {f"forward_{factor}": factor**-place for factor in TEST_IMBALANCES}
+    shares["uniform"] = np.ones(len(order))
+    shares |= {f"backward_{factor}": factor ** (place - 1) for factor in reversed(TEST_IMBALANCES)}
+    weights = {}
+    for name, share in shares.items():
+        weights[f"{name}_accuracy"] = np.zeros(len(images))
+        weights[f"{name}_accuracy"][order] = share / share.sum()
+    return weights
+
+
+def bootstrap(
+    values: np.ndarray,
+    labels: np.ndarray,
+    weights: Mapping[str, np.ndarray],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Resampled values (resamples,) of each weighted mean over classes, of the class means of `values`.
+
+    Args:
+        values (N,): of each image, few different ones: 1 where a prediction is right and 0 where it is wrong, or the
+            difference of two models' outcomes, for a paired bootstrap.
+        labels (N,): true classes.
+        weights: name -> (C,).
+
+    Stratified: a class keeps its weight, and of its n images n - 1 are drawn with replacement, which makes the variance
+    unbiased however few they are (Rao and Wu: Resampling Inference with Complex Survey Data, 1988); a class of one
+    image adds no variance, its own being unknown. What is drawn from a class are numbers of each outcome, so that one
+    multinomial draw stands for all its images.
+    """
+    num_classes = len(next(iter(weights.values())))
+    outcomes, codes = np.unique(values, return_inverse=True)
+    counts = np.bincount(labels * len(outcomes) + codes, minlength=num_classes * len(outcomes))
+    counts = counts.reshape(num_classes, len(outcomes))
+    images = counts.sum(axis=1)
+    draws = np.maximum(images - 1, 1)
+    shares = counts / np.maximum(images, 1)[:, None]
+    columns = np.stack([weight / weight.sum() for weight in weights.values()], axis=1)  # (C, names)
+    generator = np.random.default_rng(seed)
+    rows = []
+    for start in range(0, resamples, 100):  # a hundred at a time, for memory
+        drawn = generator.multinomial(draws, shares, size=(min(100, resamples - start), num_classes))
+        rows.append((drawn @ outcomes / draws) @ columns)  # (., C, outcomes) -> (., C) -> (., names)
+    return dict(zip(weights, np.concatenate(rows).T, strict=True))
+
+
+def confidence_interval(resampled: np.ndarray, level: float = 0.95) -> list[float]:
+    """Lower and upper bound: the percentiles of a bootstrap's values (resamples,)."""
+    return np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = CALIBRATION_BINS) -> dict[str, list]:
+    """How often predictions of a confidence are right.
+
+    Args:
+        confidences (N,): probability of the predicted class.
+        correct (N,): whether the prediction is right.
+
+    Returns, for bins of equal width up to 1/num_bins, 2/num_bins, ..., 1, each with its upper end, `count`, mean
+    `confidence` and `accuracy`; the latter two are None in an empty bin.
+    """
+    upper_ends = np.arange(1, num_bins) / num_bins
+    bins = np.searchsorted(upper_ends, confidences, side="left")
+    confidence, count = class_means(confidences, bins, num_bins)
+    accuracy, _ = class_means(correct, bins, num_bins)
+    return {"count": count.tolist(), "confidence": none_for_nan(confidence), "accuracy": none_for_nan(accuracy)}
+
+
+def expected_calibration_error(bins: Mapping[str, list]) -> float:
+    """Mean over the images of |accuracy - confidence| of their bin, from what `calibration` gives.
+
+    Guo et al.: On Calibration of Modern Neural Networks, 2017, eq. 3.
+    """
+    count, confidence, accuracy = (np.asarray(bins[name], dtype=float) for name in ("count", "confidence", "accuracy"))
+    filled = count > 0
+    return float(np.average(np.abs(accuracy - confidence)[filled], weights=count[filled]))
+
+
+def confused_pairs(
+    predictions: np.ndarray, labels: np.ndarray, num_classes: int, most: int = 20
+) -> list[dict[str, int | float]]:
+    """The up to `most` frequent mistakes: `true` and `predicted` class, `images`, and their `share` of the true class.
+
+    In descending order of images, then share.
+    """
+    wrong = predictions != labels
+    codes, images = np.unique(labels[wrong] * num_classes + predictions[wrong], return_counts=True)
+    true, predicted = codes // num_classes, codes % num_classes
+    shares = images / np.bincount(labels, minlength=num_classes)[true]
+    order = np.lexsort((codes, -shares, -images))[:most]
+    return [
+        {
+            "true": int(true[index]),
+            "predicted": int(predicted[index]),
+            "images": int(images[index]),
+            "share": float(shares[index]),
+        }
+        for index in order
+    ]
+
+
+def worst_classes(predictions: np.ndarray, labels: np.ndarray, num_classes: int, most: int = 10) -> dict[str, list]:
+    """The part of the confusion matrix around the up to `most` classes of lowest accuracy.
+
+    Returns `true` (R,), these classes from the worst; `predicted` (K,), the same and then those that one of them is
+    most often taken for; `shares` (R, K) of each true class's images, and `other` (R,), predicted as anything else.
+    """
+    accuracy, images = class_means(predictions == labels, labels, num_classes)
+    order = np.lexsort((-images, accuracy))  # NaN, a class without images, comes last
+    rows = order[images[order] > 0][:most].tolist()
+    columns = list(rows)
+    matrix = np.zeros((len(rows), num_classes))
+    for row, label in enumerate(rows):
+        matrix[row] = np.bincount(predictions[labels == label], minlength=num_classes) / images[label]
+        mistakes = np.where(np.arange(num_classes) == label, 0, matrix[row])
+        taken_for = int(mistakes.argmax())
+        if mistakes[taken_for] > 0 and taken_for not in columns:
+            columns.append(taken_for)
+    shares = matrix[:, columns]
+    return {
+        "true": rows,
+        "predicted": columns,
+        "shares": shares.tolist(),
+        "other": np.maximum(1 - shares.sum(axis=1), 0).round(12).tolist(),
+    }
+
+
+def expert_agreement(expert_predictions: np.ndarray) -> np.ndarray:
+    """Share (E, E) of the images for which two experts predict the same class, of those that both saw.
+
+    `expert_predictions` (N, E) are classes, -1 where an expert did not see the image. NaN where two saw none together.
+    """
+    num_experts = expert_predictions.shape[1]
+    agreement = np.full((num_experts, num_experts), np.nan)
+    for one in range(num_experts):
+        for other in range(num_experts):
+            pair = expert_predictions[:, [one, other]]
+            pair = pair[(pair >= 0).all(axis=1)]
+            if len(pair):
+                agreement[one, other] = (pair[:, 0] == pair[:, 1]).mean()
+    return agreement
+
+
+def mean_agreement(expert_predictions: np.ndarray) -> float:
+    """Mean of `expert_agreement` over the pairs of different experts; NaN if no two saw an image together."""
+    agreement = expert_agreement(expert_predictions)
+    pairs = agreement[np.triu_indices_from(agreement, k=1)]
+    pairs = pairs[~np.isnan(pairs)]
+    return float(pairs.mean()) if pairs.size else float("nan")
 
 
 def expert_use(

@@ -111,12 +111,20 @@ def load_teacher(folder: str | Path, class_names: Sequence[str]) -> PreTrainedMo
     """
     check_exists(folder)
     teacher = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
-    names = [teacher.config.id2label[label] for label in range(teacher.config.num_labels)]
+    check_classes(teacher, class_names, f"the teacher {folder}")
+    return teacher
+
+
+def check_classes(model: PreTrainedModel, class_names: Sequence[str], who: str) -> None:
+    """Raises ValueError if a model's classes are not `class_names`, in that order; unnamed ones are taken on trust.
+
+    `who` is what the error calls the model.
+    """
+    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
     unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
     if len(names) != len(class_names) or not (unnamed or names == list(class_names)):
         differing = [pair for pair in zip(names, class_names, strict=False) if pair[0] != pair[1]][:3]
         raise ValueError(
-            f"the teacher {folder} has {len(names)} classes, the data {len(class_names)}; the first that differ, "
-            f"teacher's and data's: {differing}. A teacher must know the same classes in the same order"
+            f"{who} has {len(names)} classes, the data {len(class_names)}; the first that differ, the model's and the "
+            f"data's: {differing}. It must know the same classes in the same order"
         )
-    return teacher

@@ -1,6 +1,24 @@
+import numpy as np
 import pytest
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, recall_score
 
-from ride_bf.metrics import expert_use, shot_accuracy, shot_groups
+from ride_bf.metrics import (
+    accuracy_weights,
+    bootstrap,
+    calibration,
+    class_means,
+    confidence_interval,
+    confused_pairs,
+    distribution_weights,
+    expected_calibration_error,
+    expert_agreement,
+    expert_use,
+    mean_agreement,
+    shot_accuracy,
+    shot_groups,
+    weighted_mean,
+    worst_classes,
+)
 from ride_bf.report import accuracy_table, shot_summary
 
 
@@ -72,3 +90,135 @@ def test_expert_use_by_hand():
         "many_shot_experts_used": pytest.approx([2 / 3, 0, 1 / 3]),
         "few_shot_experts_used": [0.0, 1.0, 0.0],
     }
+
+
+@pytest.fixture
+def random_case():
+    """Labels and predictions of 12 classes with few and many images each."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(12), generator.integers(2, 30, 12))
+    predictions = np.where(generator.random(len(labels)) < 0.6, labels, generator.integers(0, 12, len(labels)))
+    return predictions, labels
+
+
+def test_as_scikit_learn_has_it(random_case):
+    predictions, labels = random_case
+    result = shot_accuracy(predictions, labels, [50] * 12)
+    assert result["accuracy"] == pytest.approx((predictions == labels).mean())
+    assert result["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predictions))
+    assert result["per_class_accuracy"] == pytest.approx(recall_score(labels, predictions, average=None))
+    matrix = confusion_matrix(labels, predictions)
+    np.fill_diagonal(matrix, 0)
+    pairs = confused_pairs(predictions, labels, 12, most=1000)
+    assert len(pairs) == (matrix > 0).sum()
+    assert all(pair["images"] == matrix[pair["true"], pair["predicted"]] for pair in pairs)
+    assert [pair["images"] for pair in pairs] == sorted(matrix[matrix > 0], reverse=True)
+
+
+def test_calibration_by_hand():
+    confidences = np.array([0.1, 0.2, 0.25, 0.4, 0.9, 1.0])  # bins up to 0.2 0.4 0.6 0.8 1, ends included
+    correct = np.array([False, True, False, False, True, True])
+    bins = calibration(confidences, correct, num_bins=5)
+    assert bins["count"] == [2, 2, 0, 0, 2]
+    assert bins["confidence"] == [pytest.approx(0.15), pytest.approx(0.325), None, None, pytest.approx(0.95)]
+    assert bins["accuracy"] == [0.5, 0.0, None, None, 1.0]
+    assert expected_calibration_error(bins) == pytest.approx((2 * 0.35 + 2 * 0.325 + 2 * 0.05) / 6)
+
+
+def test_a_calibrated_classifier_has_no_calibration_error():
+    generator = np.random.default_rng(0)
+    confidences = generator.uniform(0.2, 1, 100_000)
+    bins = calibration(confidences, generator.random(100_000) < confidences)
+    assert expected_calibration_error(bins) < 0.01
+
+
+def test_test_distributions_by_hand():
+    weights = distribution_weights([5, 100, 20, 7], np.array([1, 3, 3, 0]))  # the last class has no test image
+    assert list(weights) == [
+        f"{name}_accuracy" for name in ("forward_50", "forward_25", "uniform", "backward_25", "backward_50")
+    ]
+    assert weights["forward_25_accuracy"].tolist() == pytest.approx([1 / 31, 25 / 31, 5 / 31, 0])
+    assert weights["backward_25_accuracy"].tolist() == pytest.approx([25 / 31, 1 / 31, 5 / 31, 0])
+    assert weights["forward_50_accuracy"][1] / weights["forward_50_accuracy"][0] == pytest.approx(50)
+    assert weights["uniform_accuracy"].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_reweighting_equals_a_test_set_of_that_distribution():
+    """25 : 5 : 1 images, of which the same shares are right as in the balanced test set."""
+    counts = [300, 60, 12]
+    weights = distribution_weights(counts, np.array([10, 10, 10]))["forward_25_accuracy"]
+    right = {0: 0.8, 1: 0.4, 2: 0.0}
+    labels = np.repeat([0, 1, 2], [25, 5, 1])
+    correct = np.concatenate([np.arange(n) < right[label] * n for label, n in ((0, 25), (1, 5), (2, 1))])
+    predictions = np.where(correct, labels, (labels + 1) % 3)
+    expected = shot_accuracy(predictions, labels, counts)["accuracy"]
+    assert weighted_mean(np.array(list(right.values())), weights) == pytest.approx(expected)
+
+
+def test_the_bootstraps_variance_is_unbiased():
+    """That of a stratified mean: the sum of w^2 s^2 / n, s^2 with n - 1, even for classes of three images."""
+    values = np.array([1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0])
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2])
+    weights = np.array([0.5, 0.3, 0.2])
+    resampled = bootstrap(values, labels, {"mean": weights}, resamples=200_000)["mean"]
+    own = [values[labels == label] for label in range(3)]
+    means = np.array([of.mean() for of in own])
+    variances = np.array([of.var(ddof=1) / len(of) for of in own])
+    assert resampled.mean() == pytest.approx(means @ weights, abs=2e-3)
+    assert resampled.var() == pytest.approx(variances @ weights**2, rel=0.02)
+
+
+def test_the_bootstrap_draws_outcomes_as_drawing_images_would(random_case):
+    predictions, labels = random_case
+    values = (predictions == labels).astype(int) - (predictions == (labels + 1) % 12)  # -1, 0 or 1
+    weights = accuracy_weights([200] * 6 + [5] * 6, np.bincount(labels))
+    resampled = bootstrap(values, labels, weights, resamples=4000)
+    generator = np.random.default_rng(1)
+    by_image = {name: [] for name in weights}
+    for _ in range(4000):
+        means = np.array(
+            [generator.choice(own, len(own) - 1).mean() for own in (values[labels == label] for label in range(12))]
+        )
+        for name, own in weights.items():
+            by_image[name].append(means @ own / own.sum())
+    for name, values_by_image in by_image.items():
+        assert confidence_interval(resampled[name]) == pytest.approx(
+            confidence_interval(np.array(values_by_image)), abs=0.01
+        )
+
+
+def test_the_bootstrap_of_a_class_of_one_image_or_of_none():
+    resampled = bootstrap(np.array([1]), np.array([1]), {"mean": np.array([0.0, 1.0])}, resamples=10)["mean"]
+    assert resampled.tolist() == [1.0] * 10
+
+
+def test_confusion_by_hand():
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 3])
+    predictions = np.array([1, 1, 2, 0, 1, 0, 2, 2, 2, 3])
+    assert confused_pairs(predictions, labels, 5) == [
+        {"true": 0, "predicted": 1, "images": 2, "share": 0.5},
+        {"true": 1, "predicted": 0, "images": 1, "share": 0.5},
+        {"true": 0, "predicted": 2, "images": 1, "share": 0.25},
+    ]
+    assert worst_classes(predictions, labels, 5, most=1) == {
+        "true": [0],
+        "predicted": [0, 1],
+        "shares": [[0.25, 0.5]],
+        "other": [0.25],
+    }
+    everything = worst_classes(predictions, labels, 5)
+    assert everything["true"] == everything["predicted"] == [0, 1, 2, 3]  # the last class has no images
+    assert everything["other"] == [0, 0, 0, 0]
+
+
+def test_agreement_by_hand():
+    experts = np.array([[0, 0, 1], [1, 1, 1], [2, 0, -1], [3, -1, -1]])
+    assert expert_agreement(experts).tolist() == [[1, 2 / 3, 0.5], [2 / 3, 1, 0.5], [0.5, 0.5, 1]]
+    assert mean_agreement(experts) == pytest.approx((2 / 3 + 0.5 + 0.5) / 3)
+    assert np.isnan(mean_agreement(experts[3:]))
+
+
+def test_class_means_of_a_class_without_images():
+    means, images = class_means(np.array([1.0, 0.0]), np.array([2, 2]), 3)
+    assert np.isnan(means[:2]).all()
+    assert (means[2], images.tolist()) == (0.5, [0, 0, 2])

@@ -1,0 +1,180 @@
+"""`report.html`: what a `results.json` says, as one page that needs nothing but itself."""
+
+import io
+import re
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ride_bf.metrics import shot_groups
+from ride_bf.plots import COLOURS, FIGURES, save
+
+REPORT = "report.html"
+_DARK = {  # for each of COLOURS, what takes its place on a dark page
+    "ink": "#e6eaf0",
+    "muted": "#98a3b3",
+    "line": "#333d4b",
+    "all": "#8e9bae",
+    "many": "#6aa9f0",
+    "medium": "#3fc2ae",
+    "few": "#f59357",
+    "accent": "#9296f5",
+}
+_SHOT_NAMES = {"many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
+_MISSING = "–"
+
+
+def write_report(results: dict[str, Any], folder: Path) -> Path:
+    """Writes `report.html` into `folder` from the contents of a `results.json`, and returns its path."""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    path = folder / REPORT
+    path.write_text(templates.get_template("html_report.jinja").render(**_contents(results)), encoding="utf-8")
+    return path
+
+
+def _contents(results: dict[str, Any]) -> dict[str, Any]:
+    metrics = results["metrics"]
+    many, few = (metrics.get(f"{group}_shot_accuracy") for group in ("many", "few"))
+    gap = None
+    if many is not None and few is not None:
+        gap = f"{100 * abs(many - few):.1f} points {'behind' if many >= few else 'ahead of'}"
+    return {
+        "results": results,
+        "title": "/".join(PurePath(results["model"]).parts[-2:]),
+        "colours": {name: (colour, _DARK[name]) for name, colour in COLOURS.items()},
+        "figures": {name: _to_svg(name, draw(results)) for name, draw in FIGURES.items()},
+        "tiles": _tiles(results),
+        "groups": _group_rows(results),
+        "pairs": _pairs(results),
+        "classes": _class_rows(results),
+        "class_headings": _class_headings(results),
+        "facts": _facts(results),
+        "gap": gap,
+        "level": f"{100 * results['bootstrap']['level']:.0f} %",
+        "has_top_5": _has_top_5(results),
+        "routed": "experts_used" in metrics,
+    }
+
+
+def _to_svg(name: str, figure: Any) -> str | None:
+    """A figure as an SVG element whose colours are the page's variables."""
+    if figure is None:
+        return None
+    buffer = io.StringIO()
+    save(figure, buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the XML declaration and the reference to its document type
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    for colour, value in COLOURS.items():
+        svg = svg.replace(value, f"var(--{colour})")
+    # Several figures share the page, so that the names in one must not be those of another.
+    svg = re.sub(r'((?:id="|href="#|url\(#))', rf"\1{name}-", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
+
+
+def _percent(value: float | None) -> str:
+    return _MISSING if value is None else f"{100 * value:.1f}"
+
+
+def _interval(results: dict[str, Any], name: str) -> str:
+    low, high = results["confidence_intervals"][name]
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _has_top_5(results: dict[str, Any]) -> bool:
+    return "top_5_accuracy" in results["metrics"]
+
+
+def _tiles(results: dict[str, Any]) -> list[dict[str, str]]:
+    names = {"accuracy": ("Accuracy", "all"), "balanced_accuracy": ("Balanced", "all")}
+    names |= {f"{group}_shot_accuracy": (name, group) for group, name in _SHOT_NAMES.items()}
+    names |= {"top_5_accuracy": ("Top-5", "accent")}
+    metrics = results["metrics"]
+    tiles = [
+        {"name": title, "tone": tone, "value": _percent(metrics[name]), "note": _interval(results, name)}
+        for name, (title, tone) in names.items()
+        if name in metrics
+    ]
+    error = _percent(metrics["expected_calibration_error"])
+    return [*tiles, {"name": "ECE", "tone": "accent", "value": error, "note": "calibration error"}]
+
+
+def _group_rows(results: dict[str, Any]) -> list[dict[str, str]]:
+    metrics = results["metrics"]
+    groups = {"all": np.ones(len(results["class_names"]), dtype=bool), **shot_groups(results["train_class_counts"])}
+    rows = []
+    for group, members in groups.items():
+        prefix = "" if group == "all" else f"{group}_shot_"
+        if f"{prefix}accuracy" in metrics:
+            rows.append(
+                {
+                    "name": group,
+                    "tone": group,
+                    "classes": f"{members.sum():,}",
+                    "accuracy": _percent(metrics[f"{prefix}accuracy"]),
+                    "interval": _interval(results, f"{prefix}accuracy"),
+                    "top_5": _percent(metrics.get(f"{prefix}top_5_accuracy")),
+                    "ece": _percent(metrics[f"{prefix}expected_calibration_error"]),
+                }
+            )
+    return rows
+
+
+def _pairs(results: dict[str, Any]) -> list[dict[str, str]]:
+    names = results["class_names"]
+    return [
+        {
+            "true": names[pair["true"]],
+            "predicted": names[pair["predicted"]],
+            "images": f"{pair['images']:,}",
+            "share": f"{100 * pair['share']:.0f}",
+        }
+        for pair in results["confusion"]["pairs"]
+    ]
+
+
+def _class_headings(results: dict[str, Any]) -> list[str]:
+    top_5 = ["Top-5"] if _has_top_5(results) else []
+    return ["Class", "Training images", "Group", "Test images", "Accuracy", *top_5, "Precision"]
+
+
+def _class_rows(results: dict[str, Any]) -> list[dict[str, str]]:
+    """From the commonest class to the rarest."""
+    metrics, counts = results["metrics"], results["train_class_counts"]
+    group_of = {label: group for group, members in shot_groups(counts).items() for label in np.flatnonzero(members)}
+    top_5 = metrics.get("per_class_top_5_accuracy", [None] * len(counts))
+    return [
+        {
+            "name": results["class_names"][label],
+            "tone": group_of[label],
+            "train_images": f"{counts[label]:,}",
+            "images": f"{metrics['per_class_images'][label]:,}",
+            "accuracy": _percent(metrics["per_class_accuracy"][label]),
+            "top_5": _percent(top_5[label]),
+            "precision": _percent(metrics["per_class_precision"][label]),
+        }
+        for label in np.argsort(-np.asarray(counts), kind="stable")
+    ]
+
+
+def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
+    speed, machine = results["speed"], results["machine"]
+    options = ", ".join(f"{name} {value}" for name, value in results["dataset_options"].items())
+    processes = f"{speed['num_processes']} process{'es' if speed['num_processes'] > 1 else ''}"
+    return [
+        ("Model", results["model"]),
+        ("Data", f"{results['dataset']}, {results['split']} split" + (f", {options}" if options else "")),
+        ("Images' digest", results["images_digest"][:16]),
+        (
+            "Speed",
+            f"{speed['images_per_second']:,.0f} images/s, reading them included; {processes}, batches of "
+            f"{speed['batch_size']}, mixed precision {speed['mixed_precision']}",
+        ),
+        ("Machine", f"{machine['device']}, {machine['processor']}, {machine['cpu_count']} cores"),
+        ("Software", f"torch {machine['torch']}, transformers {machine['transformers']}, Python {machine['python']}"),
+        ("When", results["date"]),
+    ]

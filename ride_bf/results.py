@@ -1,0 +1,260 @@
+"""What an evaluation writes: `results.json`, all its numbers, and `predictions.npz`, what each image got.
+
+`results.json` has these keys. Accuracies and shares are fractions; what has no value (a group without classes, a class
+without images) is absent from a dict and null in a list. Lists over classes are in the order of the labels; classes are
+named by their labels, indices into `class_names`.
+
+    format_version          1
+    model                   folder or Hub id, as it was given
+    dataset, split          names: "imagenet_lt", "test"
+    dataset_options         what else the data set was loaded with, such as {"imbalance_factor": 10.0}; often empty
+    num_images              images evaluated
+    images_digest           SHA-256 of the images' names (or pixels) and labels: equal only for the same test images
+    class_names             (C,)
+    train_class_counts      (C,) training images of each class
+    num_experts             E
+    metrics                 what `ride_bf.evaluate.evaluate` gives, and more
+      loss                                      mean cross-entropy of the mean logits
+      accuracy, balanced_accuracy               over the images; mean over the classes
+      many_shot_accuracy, medium_..., few_...   mean over the classes of the group
+      top_5_accuracy, balanced_top_5_accuracy, many_shot_top_5_accuracy, ...      with more than five classes
+      expected_calibration_error, many_shot_expected_calibration_error, ...       over the images, those of the group
+      forward_50_accuracy, forward_25_..., uniform_..., backward_25_..., backward_50_...    were the test long-tailed
+      experts_used, many_shot_experts_used, ... shares of images that used 1, 2, ... experts; with a router
+      per_class_accuracy, per_class_top_5_accuracy, per_class_precision, per_class_images             (C,)
+    confidence_intervals    for the accuracies in `metrics`, by the same names: [lower, upper]
+    bootstrap               how: {"level": 0.95, "resamples": 2000, "seed": 0, "stratified_by": "class"}
+    calibration             reliability by "all", "many", "medium", "few"; each has for its bins of equal width the
+                            `count`, mean `confidence` and `accuracy`
+    confusion
+      pairs                 the most frequent mistakes: {"true", "predicted", "images", "share"}, of the true class's
+      worst_classes         `true` (R,), the classes of lowest accuracy, and `predicted` (K,), what they are taken for;
+                            `shares` (R, K) of each true class's images, and `other` (R,), predicted as anything else
+    experts                 with more than one expert
+      each                  (E,) dicts: `images` that it saw, and the accuracies of `metrics` on them
+      agreement             (E, E) share of images for which two experts predict the same class, of those both saw
+      mean_agreement, many_shot_mean_agreement, ...     mean over the pairs of different experts
+      oracle_accuracy, many_shot_oracle_accuracy, ...   some expert is right
+    speed                   images_per_second, seconds, batch_size (of one process), num_processes, num_workers,
+                            mixed_precision; reading and preparing the images included
+    machine                 device, processor, cpu_count, python, torch, transformers
+    date                    ISO 8601, UTC
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from data import read_image, undecoded
+from ride_bf.metrics import (
+    accuracy_weights,
+    bootstrap,
+    calibration,
+    class_means,
+    confidence_interval,
+    confused_pairs,
+    distribution_weights,
+    expected_calibration_error,
+    expert_agreement,
+    expert_use,
+    mean_agreement,
+    none_for_nan,
+    shot_accuracy,
+    shot_groups,
+    weighted_mean,
+    worst_classes,
+)
+
+FORMAT_VERSION = 1
+RESULTS, PREDICTIONS = "results.json", "predictions.npz"
+LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about each of N images, without its C logits."""
+
+    labels: np.ndarray  # (N,) true classes
+    predictions: np.ndarray  # (N,) classes of the highest mean logit
+    label_ranks: np.ndarray  # (N,) classes that come before the true one, 0 where the prediction is right
+    confidences: np.ndarray  # (N,) softmax probability of the prediction
+    losses: np.ndarray  # (N,) cross-entropy of the mean logits
+    expert_predictions: np.ndarray  # (N, E), -1 for an expert that the router did not run
+    experts_used: np.ndarray | None = None  # (N,), with a router
+
+    def save(self, path: Path) -> None:
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        np.savez_compressed(path, **{name: values for name, values in columns.items() if values is not None})
+
+    @classmethod
+    def load(cls, path: Path) -> "Predictions":
+        """Raises FileNotFoundError if there is no such file, ValueError if it is not one that `save` wrote."""
+        try:
+            with np.load(path, allow_pickle=False) as columns:
+                return cls(**columns)
+        except (TypeError, ValueError, EOFError, KeyError) as error:
+            raise ValueError(f"{path} is not what ride_bf.evaluate writes, or is damaged: {error}") from error
+
+
+def main_metrics(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
+    """`loss`, what `shot_accuracy` gives and, with a router, what `expert_use` gives."""
+    metrics = {
+        "loss": float(images.losses.astype(np.float64).mean()),
+        **shot_accuracy(images.predictions, images.labels, class_counts),
+    }
+    if images.experts_used is not None:
+        num_experts = images.expert_predictions.shape[1]
+        metrics |= expert_use(images.experts_used, images.labels, class_counts, num_experts)
+    return metrics
+
+
+def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
+    """All that `results.json` says of the predictions: its keys from `metrics` to `experts`."""
+    labels, num_classes = images.labels, len(class_counts)
+    correct = images.predictions == labels
+    _, per_class_images = class_means(correct, labels, num_classes)
+    precision, _ = class_means(correct, images.predictions, num_classes)
+    weights = accuracy_weights(class_counts, per_class_images)
+    shifted = distribution_weights(class_counts, per_class_images)
+
+    metrics = main_metrics(images, class_counts)
+    accuracy = np.asarray(metrics["per_class_accuracy"], dtype=float)
+    metrics |= {name: weighted_mean(accuracy, shares) for name, shares in shifted.items()}
+    resampled = bootstrap(correct, labels, weights | shifted, RESAMPLES, SEED)
+    if num_classes > 5:
+        in_top_5 = images.label_ranks < 5
+        top_5, _ = class_means(in_top_5, labels, num_classes)
+        of_top_5 = {name.replace("accuracy", "top_5_accuracy"): shares for name, shares in weights.items()}
+        metrics |= {name: weighted_mean(top_5, shares) for name, shares in of_top_5.items()}
+        metrics["per_class_top_5_accuracy"] = none_for_nan(top_5)
+        resampled |= bootstrap(in_top_5, labels, of_top_5, RESAMPLES, SEED)
+    metrics |= {"per_class_precision": none_for_nan(precision), "per_class_images": per_class_images.tolist()}
+
+    groups = {"all": np.ones(num_classes, dtype=bool), **shot_groups(class_counts)}
+    reliability = {}
+    for group, members in groups.items():
+        inside = members[labels]
+        if inside.any():
+            reliability[group] = calibration(images.confidences[inside], correct[inside])
+            prefix = "" if group == "all" else f"{group}_shot_"
+            metrics[f"{prefix}expected_calibration_error"] = expected_calibration_error(reliability[group])
+    results = {
+        "metrics": metrics,
+        "confidence_intervals": {name: confidence_interval(values, LEVEL) for name, values in resampled.items()},
+        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "stratified_by": "class"},
+        "calibration": reliability,
+        "confusion": {
+            "pairs": confused_pairs(images.predictions, labels, num_classes),
+            "worst_classes": worst_classes(images.predictions, labels, num_classes),
+        },
+    }
+    if images.expert_predictions.shape[1] > 1:
+        results["experts"] = _measure_experts(images, class_counts)
+    return results
+
+
+def _measure_experts(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
+    each = []
+    for own in images.expert_predictions.T:
+        saw = own >= 0
+        accuracies = shot_accuracy(own[saw], images.labels[saw], class_counts) if saw.any() else {}
+        each.append({"images": int(saw.sum()), **accuracies})
+    some_right = (images.expert_predictions == images.labels[:, None]).any(axis=1)
+    oracle, per_class_images = class_means(some_right, images.labels, len(class_counts))
+    weights = accuracy_weights(class_counts, per_class_images)
+    experts = {
+        "each": each,
+        "agreement": none_for_nan(expert_agreement(images.expert_predictions)),
+        **{name.replace("accuracy", "oracle_accuracy"): weighted_mean(oracle, own) for name, own in weights.items()},
+    }
+    agreement = {"mean_agreement": mean_agreement(images.expert_predictions)}
+    for group, members in shot_groups(class_counts).items():
+        agreement[f"{group}_shot_mean_agreement"] = mean_agreement(images.expert_predictions[members[images.labels]])
+    return experts | {name: value for name, value in agreement.items() if not np.isnan(value)}
+
+
+def images_digest(split: Dataset) -> str:
+    """SHA-256 of a split's images and labels, in order.
+
+    An image is known by its file's name and folder, wherever these lie; one without a file by its pixels.
+    """
+    digest = hashlib.sha256()
+    for row in undecoded(split):
+        path = row["image"]["path"]
+        image = "/".join(PurePosixPath(path).parts[-2:]).encode() if path else _pixels(row["image"])
+        digest.update(hashlib.sha256(image).digest() + int(row["label"]).to_bytes(8, "little", signed=True))
+    return digest.hexdigest()
+
+
+def _pixels(image: dict) -> bytes:
+    pixels = read_image(image)
+    return f"{tuple(pixels.shape)} ".encode() + pixels.numpy().tobytes()
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What the measured speed depends on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
+    processor = models[0] if models else platform.processor() or platform.machine()
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+        "processor": processor,
+        "cpu_count": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "transformers": importlib.metadata.version("transformers"),
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def write_results(folder: Path, facts: dict[str, Any], images: Predictions, class_counts: Sequence[int]) -> dict:
+    """Measures, writes `results.json` and `predictions.npz` into `folder`, and returns what the former holds.
+
+    `facts` are the keys of `results.json` that come before `metrics` or after `experts`; those that follow from the
+    predictions, the format's version and the date are added.
+    """
+    results = {
+        "format_version": FORMAT_VERSION,
+        **facts,
+        "num_images": len(images.labels),
+        "train_class_counts": list(class_counts),
+        "num_experts": images.expert_predictions.shape[1],
+        **measure(images, class_counts),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    images.save(folder / PREDICTIONS)
+    (folder / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    return results
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """A `results.json`, by its own path or its folder's.
+
+    Raises ValueError if it is none, or of another version of the format; FileNotFoundError if it is not there.
+    """
+    path = Path(path)
+    path = path / RESULTS if path.is_dir() else path
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    version = results.get("format_version") if isinstance(results, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format_version {version}, not {FORMAT_VERSION}; evaluate the model anew")
+    return results
