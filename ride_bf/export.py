@@ -10,6 +10,7 @@ import torch
 from transformers import AutoImageProcessor, pipeline
 
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.html_report import write_report
 from ride_bf.model_card import Example, Published, make_card, write_plots
 from ride_bf.saved_run import SavedRun
 
@@ -31,9 +32,10 @@ def export(
 ) -> None:
     """Fills the empty `folder` with a model's page.
 
-    Weights, configuration, code and image processor; the card; results, recipe and plots where there are any; the
-    training images of each class; the endpoint's handler and its requirements; `examples`, image files, with what the
-    model says about them. Unless `keep_batchformer`, the BatchFormer, which takes no part in predictions, is left out.
+    Weights, configuration, code and image processor; the card; results and their report, recipe and plots where there
+    are any; the training images of each class; the endpoint's handler and its requirements; `examples`, image files,
+    with what the model says about them. Unless `keep_batchformer`, the BatchFormer is left out, which takes no part in
+    predictions.
     The same arguments give the same bytes.
 
     Raises ValueError for examples that are no images, RuntimeError if the exported model's logits are not the
@@ -58,11 +60,13 @@ def export(
     contents: dict[str, Any] = {
         "recipe.json": saved.recipe,
         CLASS_COUNTS: {"train": saved.train_class_counts} if saved.train_class_counts else None,
-        saved.results_name: saved.results,
+        saved.results_name: saved.results and {"model": repo_id, **saved.results},
     }
     for name, content in contents.items():
         if content:
             (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if saved.is_evaluated:
+        write_report(contents[saved.results_name], folder)
     shown = _classified_examples(folder, examples)
     parameters = sum(parameter.numel() for parameter in exported.parameters())
     left_out = sum(parameter.numel() for parameter in model.parameters()) - parameters

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ride_bf.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, shot_groups
+from ride_bf.plots import COLOURS, accuracy_by_group, accuracy_by_training_images, experts_by_group, save, styled
 from ride_bf.saved_run import SavedRun
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "model_card.md"
@@ -34,7 +35,6 @@ METRIC_NAMES = {
     "expected_calibration_error": "Expected calibration error",
 }
 _MOST_CLASSES_IN_A_TABLE = 20
-_GROUP_COLOURS = {"many": "#2a6f97", "medium": "#e09f3e", "few": "#c1121f"}
 
 
 @dataclass(frozen=True)
@@ -238,13 +238,13 @@ def _expert_table(saved: SavedRun) -> str | None:
     experts = (saved.results or {}).get("experts")
     if not experts:
         return None
-    metrics = ("accuracy", "balanced_accuracy", "many_shot_accuracy", "medium_shot_accuracy", "few_shot_accuracy")
-    metrics = [metric for metric in metrics if any(metric in own for own in experts["each"])]
+    names = {"accuracy": "Images", "balanced_accuracy": "Classes"}
+    names |= {f"{group}_shot_accuracy": f"{group.capitalize()}-shot" for group in ("many", "medium", "few")}
+    names = {metric: name for metric, name in names.items() if any(metric in own for own in experts["each"])}
     rows = [
-        [f"{number}", *(_percent(own.get(metric)) for metric in metrics)]
-        for number, own in enumerate(experts["each"], 1)
+        [f"{number}", *(_percent(own.get(metric)) for metric in names)] for number, own in enumerate(experts["each"], 1)
     ]
-    return _table(["Expert", *(metric.replace("_", " ") for metric in metrics)], rows)
+    return _table(["Expert", *names.values()], rows)
 
 
 def _rare_classes(saved: SavedRun) -> dict[str, Any] | None:
@@ -263,51 +263,36 @@ def _rare_classes(saved: SavedRun) -> dict[str, Any] | None:
 
 def write_plots(saved: SavedRun, folder: Path) -> list[str]:
     """Draws what there are data for; returns the pictures' paths in `folder`."""
-    drawings = {
-        "plots/accuracy_by_class.png": _draw_classes(saved),
-        "plots/training.png": _draw_training(saved),
-    }
-    paths = [path for path, figure in drawings.items() if figure is not None]
-    for path in paths:
-        (folder / path).parent.mkdir(exist_ok=True)
-        drawings[path].savefig(folder / path, dpi=110, metadata={"Software": None})
+    figures: dict[str, Figure | None] = {"training": _draw_training(saved)}
+    if saved.results is not None:
+        figures["accuracy_by_class"] = accuracy_by_training_images(saved.results)
+    if saved.is_evaluated:
+        figures["accuracy_by_group"] = accuracy_by_group(saved.results)
+        figures["experts_by_group"] = experts_by_group(saved.results)
+    paths = []
+    for name, figure in figures.items():
+        if figure is not None:
+            paths.append(f"plots/{name}.png")
+            (folder / "plots").mkdir(exist_ok=True)
+            save(figure, folder / paths[-1], dpi=130, metadata={"Software": None})
     return paths
 
 
-def _draw_classes(saved: SavedRun) -> Figure | None:
-    """Accuracy of each class against its training images."""
-    if saved.results is None:
-        return None
-    counts, accuracies = saved.results["train_class_counts"], saved.results["metrics"]["per_class_accuracy"]
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for group, members in shot_groups(counts).items():
-        points = [(counts[c], accuracies[c]) for c in members.nonzero()[0] if accuracies[c] is not None]
-        if points:
-            x, y = zip(*points, strict=True)
-            axes.scatter(x, y, s=26, color=_GROUP_COLOURS[group], label=f"{group}-shot", alpha=0.8)
-    axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="training images of the class", ylabel="accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper right", ncols=3, frameon=False)
-    return figure
-
-
+@styled
 def _draw_training(saved: SavedRun) -> Figure | None:
     """Training loss and, where there are validation images, balanced accuracy by epoch."""
     if len(saved.epochs) < 2:
         return None
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(4.8, 2.6))
     epochs = [line["epoch"] for line in saved.epochs]
     axes = figure.subplots()
-    axes.plot(epochs, [line["train_loss"] for line in saved.epochs], color="#6c757d", label="training loss")
+    axes.plot(epochs, [line["train_loss"] for line in saved.epochs], color=COLOURS["muted"])
     axes.set(xlabel="epoch", ylabel="training loss")
-    axes.spines[["top"]].set_visible(False)
     if all("validation_balanced_accuracy" in line for line in saved.epochs):
         right = axes.twinx()
-        right.plot(epochs, [line["validation_balanced_accuracy"] for line in saved.epochs], color="#2a6f97")
+        right.plot(epochs, [line["validation_balanced_accuracy"] for line in saved.epochs], color=COLOURS["many"])
         right.set(ylim=(0, 1))
-        right.set_ylabel("validation balanced accuracy", color="#2a6f97")
+        right.set_ylabel("validation balanced accuracy", color=COLOURS["many"])
         right.yaxis.set_major_formatter(PercentFormatter(1.0))
-        right.spines[["top"]].set_visible(False)
+        right.grid(visible=False)
     return figure

@@ -27,9 +27,9 @@ from ride_bf.saved_run import read_saved_run
 ROOT = Path(__file__).resolve().parent.parent
 # Files that an export may have. One that a later export has not is deleted, such as an ONNX file of other weights.
 _OURS = (
-    *("README.md", "config.json", "*.py", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
-    *("handler.py", "requirements.txt", "recipe.json", "*results.json", "class_counts.json", "model.onnx*"),
-    *("plots/*", "examples/*"),
+    *("README.md", "config.json", "preprocessor_config.json", "*.py", "*.safetensors", "*.safetensors.index.json"),
+    *("requirements.txt", "recipe.json", "class_counts.json", "*results.json", "report.html", "plots/*", "examples/*"),
+    "model.onnx*",
 )
 # Images that come with this repository, for the page of a model that knows them
 _EXAMPLES = {"digits_lt": "examples/*.png"}

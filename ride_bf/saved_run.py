@@ -9,9 +9,9 @@ from typing import Any
 
 from configuration_ride_bf import RideBfConfig
 from ride_bf.checkpoints import read_facts
+from ride_bf.results import RESULTS, read_results
 from ride_bf.run_folder import ENVIRONMENT
 
-RESULTS = "results.json"  # in the checkpoint's folder, where ride_bf.evaluate writes it
 TEST_RESULTS = "test_results.json"  # in the run's folder, from the end of training
 _LOCAL_SETTINGS = ("data_dir", "init_from", "teacher")  # may be paths of this machine
 
@@ -47,6 +47,11 @@ class SavedRun:
         if self.results is not None:
             return self.results["train_class_counts"]
         return self.facts.get("train_class_counts")
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether `results` are all that `ride_bf.evaluate` measures, not the few numbers that end a training."""
+        return self.results is not None and self.results_name == RESULTS
 
     @property
     def dataset(self) -> str | None:
@@ -96,12 +101,8 @@ def _find_checkpoint(folder: Path) -> Path:
 
 def _read_results(checkpoint: Path, run: Path | None, recipe: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
     """Name and content of `results.json` beside the weights, else of the training's own test if it was of them."""
-    measured = _read_json(checkpoint / RESULTS, None)
-    if measured is not None:
-        if measured.get("format_version") != 1:
-            raise ValueError(
-                f"{checkpoint / RESULTS} is of another version; write it anew by python -m ride_bf.evaluate"
-            )
+    if (checkpoint / RESULTS).is_file():  # where ride_bf.evaluate writes it
+        measured = read_results(checkpoint)
         return RESULTS, {name: value for name, value in measured.items() if name != "model"}
     tested = _read_json(run / TEST_RESULTS, None) if run else None
     if tested is None or tested["checkpoint"] != checkpoint.name:

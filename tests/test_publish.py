@@ -23,6 +23,7 @@ from ride_bf.export import check_same_logits, export
 from ride_bf.model_card import Published, make_card, published_results
 from ride_bf.publish import RunPublisher, check_can_publish
 from ride_bf.recipes import RECIPES
+from ride_bf.results import Predictions, describe_machine, write_results
 from ride_bf.saved_run import read_saved_run
 
 
@@ -173,6 +174,45 @@ def test_without_results_the_card_has_no_numbers(run, tmp_path):
     assert "has not been evaluated" in card.text
 
 
+def test_a_whole_evaluation_is_shown_with_its_intervals_and_report(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    truth, rng = np.repeat(np.arange(5), 10), np.random.default_rng(3)
+    images = Predictions(
+        labels=truth,
+        predictions=np.where(rng.random(50) < 0.7, truth, 0),
+        label_ranks=rng.integers(0, 5, 50),
+        confidences=rng.random(50),
+        losses=rng.random(50),
+        expert_predictions=rng.integers(0, 5, (50, 3)),
+    )
+    facts = {"dataset": "places_lt", "split": "test", "class_names": NAMES, "dataset_options": {}}
+    facts |= {
+        "model": str(tmp_path / "run" / "best"),
+        "images_digest": "",
+        "machine": describe_machine(torch.device("cpu")),
+    }
+    speed = {"images_per_second": 1.0, "seconds": 1.0, "batch_size": 1, "num_processes": 1, "num_workers": 0}
+    facts["speed"] = {**speed, "mixed_precision": "no"}
+    results = write_results(tmp_path / "run" / "best", facts, images, COUNTS)
+    export(read_saved_run(tmp_path / "run"), tmp_path / "out", "user/name")
+
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    shown = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert shown["few_shot_accuracy"] == results["metrics"]["few_shot_accuracy"]
+    assert shown["expected_calibration_error"] == results["metrics"]["expected_calibration_error"]
+    low, high = results["confidence_intervals"]["few_shot_accuracy"]
+    accuracy = results["metrics"]["few_shot_accuracy"]
+    assert f"| {100 * accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}) |" in card.text
+    third = results["experts"]["each"][2]
+    assert f"| 3 | {100 * third['accuracy']:.1f} % | {100 * third['balanced_accuracy']:.1f} % |" in card.text
+    pictures = re.findall(r"\]\((plots/.*?)\)", card.text)
+    assert len(pictures) == 4
+    assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
+    assert "user/name" in (tmp_path / "out" / "report.html").read_text()
+    for name in ("report.html", "results.json"):
+        assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+
+
 def test_a_checkpoint_alone_is_enough(run, tmp_path):
     shutil.copytree(run / "best", tmp_path / "elsewhere")
     saved = read_saved_run(tmp_path / "elsewhere")
@@ -190,7 +230,7 @@ def test_a_checkpoint_alone_is_enough(run, tmp_path):
         (lambda run: shutil.rmtree(run / "best"), "holds no model"),
         (lambda run: (run / "metrics.jsonl").write_text('{"epoch": 1'), "metrics.jsonl is damaged"),
         (lambda run: (run / "best" / "checkpoint.json").write_text("{"), "checkpoint.json is damaged"),
-        (lambda run: (run / "best" / "results.json").write_text('{"format_version": 0}'), "of another version"),
+        (lambda run: (run / "best" / "results.json").write_text('{"format_version": 0}'), "has format_version 0"),
     ],
 )
 def test_damaged_runs_are_named(run, tmp_path, break_it, message):
