@@ -77,17 +77,10 @@ def _open(content: bytes | bytearray) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a great number of pixels, which is checked next
             return Image.open(io.BytesIO(content), formats=FORMATS)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        TypeError,
-        OverflowError,
-        Image.DecompressionBombError,
-    ) as error:
-        reason = "the image has too many pixels" if isinstance(error, Image.DecompressionBombError) else "no image"
-        raise BadRequestError(f"{reason}; formats that are read: {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise BadRequestError(f"the image has far more pixels than the {MAX_PIXELS:,} that are read") from error
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError) as error:
+        raise BadRequestError(f"no image; formats that are read: {', '.join(FORMATS)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -108,6 +101,7 @@ class EndpointHandler:
         self.processor = AutoImageProcessor.from_pretrained(path)
         model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
         self.model = model.to(self.device).eval()
+        self.max_bytes = MAX_BYTES
         self.labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
 
     def __call__(self, data: dict[str, Any]) -> list:

@@ -15,7 +15,7 @@ import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, metadata_load, metadata_save
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is httpx's, or httpx2's
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.utils import logging
@@ -26,10 +26,9 @@ from ride_bf.saved_run import read_saved_run
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files that an export may have. One that a later export has not is deleted, such as an ONNX file of other weights.
-_OURS = (
-    *("README.md", "config.json", "preprocessor_config.json", "*.py", "*.safetensors", "*.safetensors.index.json"),
-    *("requirements.txt", "recipe.json", "class_counts.json", "*results.json", "report.html", "plots/*", "examples/*"),
-    "model.onnx*",
+_OPTIONAL = (
+    *("recipe.json", "results.json", "test_results.json", "report.html", "class_counts.json", "plots/*", "examples/*"),
+    *("model*.safetensors*", "model.onnx*"),
 )
 # Images that come with this repository, for the page of a model that knows them
 _EXAMPLES = {"digits_lt": "examples/*.png"}
@@ -51,12 +50,12 @@ def check_can_publish(repo_id: str) -> None:
         raise ValueError("publishing needs a login: run hf auth login, or set HF_TOKEN in the environment")
 
 
-def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None, repo_type: str = "model") -> str:
-    """Makes the files in `folder` those of a repository, which is made if there is none; returns the commit's address.
+def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = None, repo_type: str = "model") -> str:
+    """Makes the files in `folder` those of a model or a "space", which is made if there is none.
 
-    It is one commit: whatever fails, the repository is as it was before, or, if it is new, empty. Files of an earlier
-    export that this one has not are deleted, others are left. Raises PublishError, and ValueError if a repository that
-    is to be private exists and is public.
+    It is one commit: whatever fails, the repository is as it was before, or, if it is new, empty. Optional files of an
+    earlier export that this one has not are deleted, those of others are left. Returns the commit's address. Raises
+    PublishError, and ValueError if a repository that is to be private exists and is public.
     """
     api = HfApi()
     repository = {"repo_id": repo_id, "repo_type": repo_type}
@@ -70,7 +69,7 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None, r
         if revision is not None:
             api.create_branch(**repository, branch=revision, exist_ok=True)
         there = api.list_repo_files(**repository, revision=revision)
-        stale = [name for name in there if name not in names and any(fnmatch(name, pattern) for pattern in _OURS)]
+        stale = [name for name in there if name not in names and any(fnmatch(name, kind) for kind in _OPTIONAL)]
         commit = api.create_commit(
             **repository,
             operations=[
@@ -83,6 +82,13 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None, r
     except (HTTPError, OSError, RuntimeError) as error:
         raise PublishError(f"{repo_id} was not published: {_reason(error)}. The command can be repeated") from error
     return commit.commit_url
+
+
+def write_space(folder: Path, repo_id: str) -> None:
+    """Fills the empty `folder` with the demo page of a published model."""
+    shutil.copytree(HUB_CARDS / "space", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    metadata = metadata_load(folder / "README.md")
+    metadata_save(folder / "README.md", {**metadata, "title": repo_id.rpartition("/")[2], "models": [repo_id]})
 
 
 def _reason(error: BaseException) -> str:
@@ -181,14 +187,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--examples", type=Path, nargs="+", help="image files to show on the page; you publish them")
     parser.add_argument("--keep_batchformer", action="store_true", help="for those who want to train on")
     parser.add_argument("--onnx", action="store_true", help="add model.onnx; needs requirements-extras.txt")
+    parser.add_argument("--space", help="USER/NAME of a Space to publish too: a page to try the model on")
     parser.add_argument("--dry_run", action="store_true", help="upload nothing; list what would be")
     parser.add_argument("--output_dir", type=Path, help="keep the files here; a folder that is new or empty")
     options = parser.parse_args(arguments)
     logging.disable_progress_bar()
     with errors_as_messages(), tempfile.TemporaryDirectory() as temporary:
         if not options.dry_run:
-            check_can_publish(options.repo_id)
-        folder = options.output_dir or Path(temporary)
+            for name in filter(None, (options.repo_id, options.space)):
+                check_can_publish(name)
+        folder = options.output_dir or Path(temporary) / "model"
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; name another --output_dir")
         saved = read_saved_run(options.folder)
@@ -211,6 +219,9 @@ def main(arguments: list[str] | None = None) -> None:
             return
         try:
             address = upload(folder, options.repo_id, private=options.private, revision=options.revision)
+            if options.space is not None:
+                write_space(Path(temporary) / "space", options.repo_id)
+                upload(Path(temporary) / "space", options.space, private=options.private, repo_type="space")
         except PublishError as error:
             raise SystemExit(f"error: {error}") from error
         print(f"Published: {address}")

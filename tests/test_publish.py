@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN, LoopbackHub
@@ -441,6 +442,16 @@ def test_files_that_an_export_no_longer_has_are_deleted_and_others_kept(run, hub
     assert code == 0, output
     assert "model.onnx" not in hub.repositories["user/stale"].files
     assert hub.repositories["user/stale"].files["mine.txt"] == b"kept"
+
+
+def test_a_space_of_the_model(run, hub, publish):
+    code, output = publish(run, "--repo_id", "user/shown", "--space", "user/page")
+    assert code == 0, output
+    space = hub.repositories["spaces/user/page"]
+    assert space.sdk == "gradio"
+    assert {"README.md", "app.py", "predict.py", "page.py", "style.css", "requirements.txt"} == set(space.files)
+    metadata = yaml.safe_load(space.files["README.md"].decode().split("---")[1])
+    assert (metadata["models"], metadata["app_file"]) == (["user/shown"], "app.py")
 
 
 def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):
