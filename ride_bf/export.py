@@ -71,7 +71,10 @@ def export(
     parameters = sum(parameter.numel() for parameter in exported.parameters())
     left_out = sum(parameter.numel() for parameter in model.parameters()) - parameters
     plots = write_plots(saved, folder)
-    card = make_card(saved, Published(repo_id, license, parameters, left_out, shown, plots, has_onnx=onnx))
+    card = make_card(
+        saved,
+        Published(repo_id, license, parameters, left_out, shown, plots, tuple(images.shape[2:]) if onnx else None),
+    )
     card.save(folder / "README.md")
 
 

@@ -55,7 +55,7 @@ class Published:
     parameters_left_out: int = 0
     examples: Sequence[Example] = ()
     plots: Sequence[str] = ()
-    has_onnx: bool = False
+    onnx_size: tuple[int, int] | None = None  # height and width of the images that model.onnx takes
 
 
 def make_card(saved: SavedRun, published: Published) -> ModelCard:
@@ -65,6 +65,7 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         template_path=str(TEMPLATE),
         saved=saved,
         published=published,
+        onnx_size=published.onnx_size,
         title=published.repo_id.rpartition("/")[2],
         dataset=_dataset_title(saved.dataset),
         training=list(_training_facts(saved)),

@@ -192,7 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, help="keep the files here; a folder that is new or empty")
     options = parser.parse_args(arguments)
     logging.disable_progress_bar()
-    with errors_as_messages(), tempfile.TemporaryDirectory() as temporary:
+    expected = (PublishError, ModuleNotFoundError, RuntimeError)
+    with errors_as_messages(), errors_as_messages(expected), tempfile.TemporaryDirectory() as temporary:
         if not options.dry_run:
             for name in filter(None, (options.repo_id, options.space)):
                 check_can_publish(name)
@@ -217,13 +218,10 @@ def main(arguments: list[str] | None = None) -> None:
         if options.dry_run:
             print(f"Nothing was uploaded; this is what {options.repo_id} would have.")
             return
-        try:
-            address = upload(folder, options.repo_id, private=options.private, revision=options.revision)
-            if options.space is not None:
-                write_space(Path(temporary) / "space", options.repo_id)
-                upload(Path(temporary) / "space", options.space, private=options.private, repo_type="space")
-        except PublishError as error:
-            raise SystemExit(f"error: {error}") from error
+        address = upload(folder, options.repo_id, private=options.private, revision=options.revision)
+        if options.space is not None:
+            write_space(Path(temporary) / "space", options.repo_id)
+            upload(Path(temporary) / "space", options.space, private=options.private, repo_type="space")
         print(f"Published: {address}")
 
 
