@@ -7,6 +7,7 @@ CVPR 2022.
 Shapes are written with B images, E experts, C classes and D features.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +67,7 @@ class RideBfConvLayer(nn.Module):
             in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
         )
         self.bn = nn.BatchNorm2d(out_channels)
-        self.activation = nn.ReLU() if activation else nn.Identity()
+        self.activation = nn.ReLU(inplace=True) if activation else nn.Identity()
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         return self.activation(self.bn(self.convolution(hidden_state)))
@@ -112,7 +113,8 @@ class RideBfBlock(GradientCheckpointingLayer):
             self.shortcut = RideBfConvLayer(in_channels, out_channels, 1, stride, activation=False)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        return F.relu(self.layers(hidden_state) + self.shortcut(hidden_state))
+        # In place, as every ReLU of the network: a batch normalisation's output is needed by nothing else.
+        return self.layers(hidden_state).add_(self.shortcut(hidden_state)).relu_()
 
 
 class RideBfStage(nn.Sequential):
@@ -216,16 +218,23 @@ class RideBfGatedEncoderLayer(nn.Module):
         return sequence + self.feedforward_gate * self.dropout(self.linear2(expanded))
 
 
+def _batch_is_window(expert_features: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Lets all images of the batch attend to each other."""
+    return encode(expert_features)  # (B, E, D) read as (sequence, columns, D): the images are the sequence
+
+
 class RideBfBatchFormer(nn.Module):
     """Encoder whose sequence is the batch: every image attends to every other one, expert by expert.
 
     There is no positional encoding, so a permutation of the images permutes the output. One encoder serves all
-    experts.
+    experts. Which images attend to each other is up to `windows(expert_features, encode)`, for which training may set
+    another function; the batch is all that it sees of the images.
     """
 
     def __init__(self, config: RideBfConfig):
         super().__init__()
         self.layers = nn.ModuleList(self._layer(config) for _ in range(config.batchformer_num_layers))
+        self.windows = _batch_is_window
 
     @staticmethod
     def _layer(config: RideBfConfig) -> nn.Module:
@@ -235,10 +244,13 @@ class RideBfBatchFormer(nn.Module):
         return RideBfGatedEncoderLayer(size, heads, dropout, float(config.batchformer_layer_scale_init_value))
 
     def forward(self, expert_features: Tensor) -> Tensor:
-        sequence = expert_features  # (B, E, D) read as (sequence, batch, D): the images are the sequence
+        return self.windows(expert_features, self.encode)  # (B, E, D)
+
+    def encode(self, sequences: Tensor) -> Tensor:
+        """Sequences side by side, (length, number, D) -> the same; attention is within a sequence."""
         for layer in self.layers:
-            sequence = layer(sequence)
-        return sequence  # (B, E, D)
+            sequences = layer(sequences)
+        return sequences
 
 
 class RideBfRouter(nn.Module):

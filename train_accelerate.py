@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers.utils import logging
@@ -47,6 +47,8 @@ from ride_bf.recipes import TrainingRecipe
 from ride_bf.report import accuracy_table, shot_summary
 from ride_bf.run_folder import BROKEN_IMAGES, log_epoch, open_run_folder, read_broken_images
 from ride_bf.samplers import LongTailedSampler
+from ride_bf.speed import make_optimizer, to_fast_layout
+from ride_bf.windows import set_batchformer_window
 
 STEPS_BETWEEN_READINGS = 10  # reading the loss waits for the device
 
@@ -90,14 +92,8 @@ def train(run: RunArguments, recipe: TrainingRecipe) -> None:
         set_seed(run.seed)
         model = make_model(names, run, recipe)
         teacher = None if run.teacher is None else load_teacher(run.teacher, names)
-        objective = make_objective(recipe, counts, teacher).to(accelerator.device)
-        optimizer = SGD(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-        )
+        objective = to_fast_layout(make_objective(recipe, counts, teacher)).to(accelerator.device)
+        optimizer = make_optimizer(model, recipe)
         hub = RunPublisher(output_dir, run.push_to_hub, run.push_every, run.push_private, accelerator.is_main_process)
         open_run_folder(output_dir, recipe, run.settings(), accelerator, run.resume, run.overwrite_output_dir)
 
@@ -210,7 +206,7 @@ def make_accelerator(output_dir: Path, seed: int) -> Accelerator:
     accelerator = Accelerator(
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / "tensorboard")),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed, non_blocking=True),
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")
@@ -224,7 +220,8 @@ def make_model(names: list[str], run: RunArguments, recipe: TrainingRecipe) -> R
     if run.init_from is not None:
         initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
     train_only(model, recipe.train_only)
-    return model
+    set_batchformer_window(model, recipe.batchformer_window)
+    return to_fast_layout(model)
 
 
 def make_loaders(

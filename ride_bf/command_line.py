@@ -4,6 +4,7 @@ import difflib
 import inspect
 import re
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -115,8 +116,17 @@ def errors_as_messages(kinds: tuple[type[Exception], ...] = (ValueError, OSError
         raise SystemExit(f"error: {message}") from error
 
 
+def _words_or_number(annotation: Any) -> tuple[str, ...]:
+    """The words of an annotation such as `int | Literal["local", "global"]`; none of any other."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    literals = [member for member in members if get_origin(member) is Literal]
+    return get_args(literals[0]) if literals and int in members else ()
+
+
 def _argument_type(annotation: Any) -> Any:
-    """An annotation as HfArgumentParser can take it: tuples as lists, `float | int` as float."""
+    """An annotation as HfArgumentParser can take it: tuples as lists, `float | int` as float, others as str."""
+    if _words_or_number(annotation):
+        return str
     if get_origin(annotation) in (Union, UnionType):
         members = [_argument_type(member) for member in get_args(annotation)]
         optional = type(None) in members
@@ -135,6 +145,17 @@ def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
     convert_or_none.__name__ = getattr(convert, "__name__", "value")  # for argparse's message
     return convert_or_none
+
+
+def _word_or_int(words: tuple[str, ...]) -> Callable[[str], str | int]:
+    """Reads one of the words as it is, anything else as a whole number."""
+
+    def convert(text: str) -> str | int:
+        if text in words or text.lstrip("-").isdecimal():
+            return text if text in words else int(text)
+        raise ArgumentTypeError(f"{text!r} is neither a whole number nor one of {', '.join(words)}")
+
+    return convert
 
 
 def _network_value(recipe: TrainingRecipe, option: str) -> Any:
@@ -191,6 +212,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, T
     for action in parser._actions:
         if type(None) in get_args(hints.get(action.dest)):
             action.type = _or_none(action.type)
+        if words := _words_or_number(hints.get(action.dest)):
+            action.type = _word_or_int(words)
     try:
         run, own, network, unknown = parser.parse_args_into_dataclasses(
             arguments, return_remaining_strings=True, look_for_args_file=False

@@ -3,11 +3,16 @@
 Every loss is called as `criterion(expert_logits, labels, reweight=False)` with `expert_logits` (B, E, C), `labels` (B,)
 and `reweight` true once deferred re-weighting has begun, and returns a scalar. Under autocast they compute in float32:
 half precision ends at 65,504, and a sum over the batch of losses of logits around 30 x E gets there.
+
+A loss is a mean over the images of a step. In a distributed run that is those of all processes: the mean over the
+processes of a loss's gradient, which is what DistributedDataParallel takes, is what one process with all the images
+would have, re-weighted or not, if all hold equally many.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -63,6 +68,19 @@ def diversity_temperatures(class_counts: Sequence[int], reweight_factor: float) 
     return (factors / factors.max()).float()
 
 
+def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Mean of `losses` (B,) weighted with `weights` (B,), as PyTorch's weighted cross-entropy has it.
+
+    The weights it divides by are of the images of all processes, over the number of processes: every process must call
+    it in the same step.
+    """
+    total = weights.sum()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return (weights * losses).sum() / total
+
+
 class Criterion(nn.Module):
     """A loss of float32 logits. Subclasses define `compute`, which autocast does not touch."""
 
@@ -86,7 +104,8 @@ class CrossEntropyLoss(Criterion):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def compute(self, expert_logits, labels, reweight):
-        return F.cross_entropy(expert_logits.mean(dim=1), labels, weight=self.class_weights)
+        losses = F.cross_entropy(expert_logits.mean(dim=1), labels, reduction="none")  # (B,)
+        return losses.mean() if self.class_weights is None else _weighted_mean(losses, self.class_weights[labels])
 
 
 class FocalLoss(Criterion):
@@ -112,10 +131,13 @@ class _MarginLoss(Criterion):
         self.register_buffer("margins", scale * ldam_margins(class_counts, max_margin), persistent=False)
         self.register_buffer("class_weights", effective_number_weights(class_counts), persistent=False)
 
-    def _margin_cross_entropy(self, logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
-        """Cross-entropy of `logits` (B, C) with the true class's logit lowered by its margin."""
-        lowered = logits - F.one_hot(labels, logits.shape[1]) * self.margins
-        return F.cross_entropy(lowered, labels, weight=self.class_weights if reweight else None)
+    def _margin_cross_entropy(self, expert_logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
+        """Cross-entropy with the true class's logit lowered by its margin, summed over the experts (B, E, C)."""
+        batch, experts, classes = expert_logits.shape
+        lowered = expert_logits - (F.one_hot(labels, classes) * self.margins)[:, None]
+        each = F.cross_entropy(lowered.flatten(0, 1), labels.repeat_interleave(experts), reduction="none")  # (B * E,)
+        losses = each.unflatten(0, (batch, experts)).sum(dim=1)
+        return _weighted_mean(losses, self.class_weights[labels]) if reweight else losses.mean()
 
 
 class LDAMLoss(_MarginLoss):
@@ -128,7 +150,7 @@ class LDAMLoss(_MarginLoss):
         super().__init__(class_counts, max_margin, scale)
 
     def compute(self, expert_logits, labels, reweight):
-        return self._margin_cross_entropy(expert_logits.mean(dim=1), labels, reweight)
+        return self._margin_cross_entropy(expert_logits.mean(dim=1, keepdim=True), labels, reweight)
 
 
 class CollaborativeLoss(LDAMLoss):
@@ -194,11 +216,9 @@ class RideLoss(_MarginLoss):
 
     def compute(self, expert_logits, labels, reweight):
         temperatures = self.class_temperatures if reweight else self.plain_temperatures  # (C,) or (1,)
-        mean_temperature = temperatures.mean()
-        target = F.softmax(expert_logits.mean(dim=1).detach() / temperatures, dim=1)  # (B, C)
-        loss = expert_logits.new_zeros(())
-        for logits in expert_logits.unbind(dim=1):
-            divergence = F.kl_div(F.log_softmax(logits / temperatures, dim=1), target, reduction="batchmean")
-            loss = loss + self._margin_cross_entropy(logits, labels, reweight)
-            loss = loss + self.diversity_factor * mean_temperature**2 * divergence
-        return loss
+        target = F.softmax(expert_logits.mean(dim=1, keepdim=True).detach() / temperatures, dim=2)  # (B, 1, C)
+        divergence = F.kl_div(  # summed over the experts, averaged over the batch
+            F.log_softmax(expert_logits / temperatures, dim=2), target.expand_as(expert_logits), reduction="batchmean"
+        )
+        divergence_weight = self.diversity_factor * temperatures.mean() ** 2
+        return self._margin_cross_entropy(expert_logits, labels, reweight) + divergence_weight * divergence

@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     num_labels = options.num_labels or NUM_CLASSES.get(recipe.dataset)
     if num_labels is None:
         parser.error(f"how many classes {recipe.dataset} has is not known before it is read; pass --num_labels")
-    parts = profile(recipe.config(num_labels=num_labels), recipe.image_size, recipe.batch_size)
+    parts = profile(recipe.config(num_labels=num_labels), recipe.image_size, recipe.window_size)
     shares = None
     if options.results is not None:
         with errors_as_messages():

@@ -144,9 +144,8 @@ class RunPublisher:
         command = [sys.executable, "-m", "ride_bf.publish", str(self.copy), "--repo_id", str(self.repo_id)]
         try:
             shutil.rmtree(self.copy, ignore_errors=True)
-            shutil.copytree(
-                self.run / published, self.copy / published, ignore=shutil.ignore_patterns("*.pkl", "*.bin")
-            )
+            state = shutil.ignore_patterns("*.pkl", "*.bin", "training_state")
+            shutil.copytree(self.run / published, self.copy / published, ignore=state)
             for path in self.run.glob("*.json*"):
                 shutil.copyfile(path, self.copy / path.name)
             with self.log.open("w") as log:

@@ -1,6 +1,7 @@
 """The authors' config.json files: the networks they name and the recipes they are."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -167,8 +168,8 @@ _LOSS_DEFAULTS: dict[str, dict[str, Any]] = {  # theirs, where a file does not s
 def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
     """The recipe that one of the authors' config.json files is.
 
-    Batch size and epochs are the file's, augmentation that of its data loader's data set. Raises ConversionError
-    naming an entry that has no counterpart.
+    Batch size and epochs are the file's, augmentation that of its data loader's data set; the BatchFormer's window is
+    what one of the file's GPUs holds. Raises ConversionError naming an entry that has no counterpart.
     """
     loader, loss, optimizer = config["data_loader"], config["loss"], config["optimizer"]
     if loader["type"] not in RECIPE_OF_LOADER:
@@ -202,13 +203,16 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
     if schedule.get("type") not in _SCHEDULES:
         raise ConversionError(f"lr_scheduler {schedule.get('type')!r} is not one of {', '.join(_SCHEDULES)}")
     steps = schedule["args"]
+    batch_size = loader["args"]["batch_size"]
     settings = optimizer["args"]
     return replace(
         base,
         name=config["name"],
         description=f"From the authors' configuration {config['name']!r}.",
         network=network,
-        batch_size=loader["args"]["batch_size"],
+        batch_size=batch_size,
+        # their DataParallel gives every GPU an equal share of the batch
+        batchformer_window=math.ceil(batch_size / max(1, config.get("n_gpu", 1))),
         epochs=config["trainer"]["epochs"],
         learning_rate=float(settings["lr"]),
         weight_decay=float(settings.get("weight_decay", 0.0)),

@@ -1,6 +1,8 @@
 """What the folders of a run or a checkpoint tell about a model: how it was trained, and what was measured of it."""
 
 import json
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,13 +80,17 @@ def read_saved_run(folder: Path) -> SavedRun:
     recipe = _read_json(run / "recipe.json", {}) if run else {}
     known: dict[str, Any] = {}
     if run:
-        last_epoch = facts.get("epoch", float("inf"))
+        last_epoch = math.ceil(facts.get("epoch", sys.maxsize))
         settings = _read_json(run / "run.json", {})
         known = {
             "recipe": recipe,
             "settings": {name: _public(name, value) for name, value in settings.items() if value is not None},
             "starts": _read_json(run / ENVIRONMENT, []),
-            "epochs": [line for line in _read_lines(run / "metrics.jsonl") if line["epoch"] <= last_epoch],
+            "epochs": [
+                line
+                for line in _read_lines(run / "metrics.jsonl")
+                if "train_loss" in line and line["epoch"] <= last_epoch
+            ],
         }
     results_name, results = _read_results(checkpoint, run, recipe)
     saved = SavedRun(checkpoint, config, facts, results=results, results_name=results_name, **known)

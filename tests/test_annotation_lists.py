@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from data import class_counts, find_entry, load_long_tailed, recognise
 from data.annotation_lists import BENCHMARKS, Benchmark, class_names, imagenet_names, read_annotation_list
+from ride_bf.benchmark.lists import make_list, measure
 from ride_bf.metrics import shot_groups
 
 PUBLISHED = json.loads((ROOT / "data" / "class_counts.json").read_text())
@@ -292,6 +294,15 @@ def test_lists_of_the_benchmarks_shape_load_to_the_published_numbers(name, tmp_p
     line = lines[12_345].rpartition(" ")
     row = loaded["train"].data.column("image")[12_345].as_py()
     assert row == {"bytes": None, "path": str(tmp_path / line[0])}
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read as Linux tells it")
+def test_a_worker_keeps_little_memory_of_its_own(tmp_path):
+    """However many batches it has made; 437,513 lines are measured by `python -m ride_bf.benchmark lists`."""
+    make_list(tmp_path, 30_000)
+    facts = measure(tmp_path)
+    assert facts["images"] == 29_000
+    assert facts["worker_last_batch_mib"] < 50
 
 
 class TestNames:

@@ -154,6 +154,22 @@ def test_overrides_of_recipe_and_network():
     assert "groups" not in recipe.network
 
 
+def test_the_window_of_a_recipe_is_what_one_of_the_authors_gpus_held():
+    gpus = {"imagenet_lt_resnet10": 4, "imagenet_lt_resnet50": 4, "imagenet_lt_resnext50": 8}
+    gpus |= {"inaturalist18_resnet50": 8, "cifar100_lt_resnet32": 1, "cifar10_lt_resnet32": 1}
+    for name, count in gpus.items():
+        for recipe in (RECIPES[name], RECIPES.get(f"{name}_distilled", RECIPES[name])):
+            assert recipe.batchformer_window == recipe.window_size == recipe.batch_size // count
+
+
+@pytest.mark.parametrize(("given", "window", "size"), [("global", "global", 32), ("local", "local", 32), ("8", 8, 8)])
+def test_the_window_is_a_word_or_a_number(given, window, size, tmp_path):
+    _, recipe = parse_arguments(["--batchformer_window", given])
+    assert (recipe.batchformer_window, recipe.window_size) == (window, size)
+    (tmp_path / "mine.json").write_text(recipe.as_json())
+    assert parse_arguments(["--recipe_file", str(tmp_path / "mine.json")])[1] == recipe
+
+
 def test_no_arguments_are_the_default_recipe():
     run, recipe = parse_arguments([])
     assert recipe == RECIPES[DEFAULT_RECIPE]
@@ -185,6 +201,8 @@ def test_no_arguments_are_the_default_recipe():
         ("--recipe digits_lt_resnet32 --recipe_file x.json", ["two recipes; give one of them"]),
         ("--router true", ["a router is trained after the experts", "--train_only router"]),
         ("--train_only classifiers --init_from x", ["set --batchformer none"]),
+        ("--batchformer_window wide", ["'wide' is neither a whole number nor one of local, global"]),
+        ("--batchformer_window 0", ["batchformer_window must be local, global or 1 or more, not 0"]),
         ("--num_experts 0", ["num_experts must be 1 or more, not 0"]),
         ("--depths 1 1", ["one entry for each stage"]),
         ("--num_workers -1", ["num_workers must be 0 or more"]),
@@ -285,6 +303,9 @@ def test_their_configurations_of_other_kinds(tmp_path):
     assert read(loss={"type": "FocalLoss", "args": {"gamma": 2.0}}).focal_gamma == 2.0
     inaturalist = read(data_loader={"type": "iNaturalistDataLoader", "args": {"batch_size": 512}})
     assert (inaturalist.dataset, inaturalist.batch_size) == ("inaturalist18", 512)
+    assert inaturalist.batchformer_window == 512  # on their one GPU
+    several = read(n_gpu=8, data_loader={"type": "ImageNetLTDataLoader", "args": {"batch_size": 250}})
+    assert several.batchformer_window == 32  # 7 GPUs of 32 and one of 26
 
 
 def test_their_ways_of_saying_never_and_together(tmp_path):
@@ -325,6 +346,8 @@ def test_none_can_be_asked_for():
     [
         ("epochs", "two", "epochs must be int, not 'two'"),
         ("epochs", True, "epochs must be int, not True"),
+        ("batchformer_window", "wide", "batchformer_window must be .*, not 'wide'"),
+        ("batchformer_window", True, "batchformer_window must be .*, not True"),
         ("learning_rate", None, "learning_rate must be float, not None"),
         ("loss", "mse", "loss must be .*'ride'.*, not 'mse'"),
         ("lr_steps", ["a"], "lr_steps must be .*, not "),

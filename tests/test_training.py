@@ -35,6 +35,7 @@ SMALL = {
     "lr_gamma": 0.01,
     "reweight_epoch": 2,
     "batchformer": "shared_classifier",
+    "batchformer_window": "global",
 }
 SMALL_ARGUMENTS = [word for name, value in SMALL.items() for word in (f"--{name}", *str(value).split())]
 

@@ -2,10 +2,10 @@
 
 import argparse
 
-from ride_bf.benchmark import digits, input, lists
+from ride_bf.benchmark import digits, input, lists, scale, train
 
 # name -> module with add_arguments(parser) and run(options); its docstring says what it measures
-BENCHMARKS = {"digits": digits, "input": input, "lists": lists}
+BENCHMARKS = {"digits": digits, "input": input, "lists": lists, "train": train, "scale": scale}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -6,7 +6,6 @@ Each run is the training command as a user would give it, so nothing is measured
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -15,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from data import class_counts, load_long_tailed
+from ride_bf.benchmark.measure import machine
 from ride_bf.command_line import parse_arguments
 from ride_bf.metrics import shot_accuracy
 
@@ -83,7 +82,7 @@ def measure_digits(seeds: list[int], jobs: int, output_dir: Path) -> dict:
     splits = load_long_tailed("digits_lt")
     results: dict = {
         "command": f"python -m ride_bf.benchmark digits --seeds {' '.join(map(str, seeds))}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
+        "machine": machine(),
         "class_counts": class_counts(splits["train"]),
         "methods": {NEAREST_NEIGHBOUR: {"options": "on the pixels", "runs": [nearest_neighbour(splits)]}},
     }

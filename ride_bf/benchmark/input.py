@@ -22,7 +22,7 @@ from data import TrainBatch, evaluation_processor, evaluation_transform, load_lo
 from data.batches import EvaluationBatch
 from data.reading import read_image
 from data.synthesize import synthesize
-from ride_bf.benchmark.machine import describe_machine
+from ride_bf.benchmark.measure import machine
 from ride_bf.recipes import RECIPES
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmark_input.json"
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
         rows = undecoded(rows.shuffle(seed=0).select(range(min(options.images, len(rows)))))
         results = {
             "command": "python -m ride_bf.benchmark input",
-            "machine": f"{describe_machine()}, one process and thread",
+            "machine": f"{machine()}, one process and thread",
             "images": len(rows),
             "mean_kilobytes": statistics.mean(Path(image["path"]).stat().st_size for image in rows["image"]) / 1000,
             "images_per_second": measure(rows, options.rounds),

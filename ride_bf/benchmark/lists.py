@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ride_bf.benchmark.machine import describe_machine
+from ride_bf.benchmark.measure import machine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "benchmark_lists.json"
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             make_list(Path(folder), lines)
             rows.append({"lines": lines, **_in_a_process(Path(folder))})
-    results = {"command": "python -m ride_bf.benchmark lists", "machine": describe_machine(), "rows": rows}
+    results = {"command": "python -m ride_bf.benchmark lists", "machine": machine(), "rows": rows}
     options.results.write_text(json.dumps(results, indent=1) + "\n")
     print(table(rows))
 
@@ -68,6 +68,7 @@ def measure(folder: Path) -> dict:
     from torch.utils.data import DataLoader
 
     from data import class_counts, load_long_tailed, undecoded
+    from data.loaders import share_memory
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     datasets.disable_progress_bars()
@@ -79,7 +80,14 @@ def measure(folder: Path) -> dict:
     counts = class_counts(splits["train"])
     reloaded = time.perf_counter() - started
     rows = undecoded(splits["train"]).with_transform(_WorkerMemory())
-    loader = DataLoader(rows, batch_size=1000, shuffle=True, num_workers=1, collate_fn=lambda batch: batch[0])
+    loader = DataLoader(
+        rows,
+        batch_size=1000,
+        shuffle=True,
+        num_workers=1,
+        collate_fn=lambda batch: batch[0],
+        worker_init_fn=share_memory,
+    )
     own = [reading["mib"] for reading in loader]
     return {
         "images": sum(counts),

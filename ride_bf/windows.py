@@ -1,0 +1,84 @@
+"""The BatchFormer's window: which images of a training step attend to each other.
+
+In the authors' code a window is what one GPU holds. Here it is a choice, and what it costs in communication is small:
+pooled features, a few megabytes, are all that crosses processes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def set_batchformer_window(model: nn.Module, window: Literal["local", "global"] | int) -> None:
+    """Gives the BatchFormer of `model`, if it has one, its window in training.
+
+    "local": the batch that the process holds; "global": the images of all processes; a number: that many of them, as
+    `BatchFormerWindows` cuts them. Raises ValueError for a number below 1.
+    """
+    if model.batchformer is not None and window != "local":
+        model.batchformer.windows = BatchFormerWindows(size=None if window == "global" else window)
+
+
+@dataclass(frozen=True)
+class BatchFormerWindows:
+    """Windows of `size` images; None: of all images of the step.
+
+    The images of the step are those of all processes, one process's after the other's. Every `size` consecutive ones
+    are a window, and those that are left at the end a smaller one. So a window is the same whatever number of
+    processes share the images: a larger batch is cut, a smaller one completed from other processes, and then gradients
+    flow back to the process that an image came from. Every process encodes each window that holds an image of its own,
+    with a dropout of its own.
+
+    Every process must hold equally many images, which is what Accelerate's loaders see to, at the end of an epoch too.
+    Raises ValueError for a size below 1.
+    """
+
+    size: int | None
+
+    def __post_init__(self):
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"a BatchFormer's window must hold 1 image or more, not {self.size}")
+
+    def __call__(self, expert_features: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, E, D) of this process's images -> the same; `encode` maps sequences side by side, (length, number, D)."""
+        own, first = expert_features.shape[0], 0
+        if dist.is_available() and dist.is_initialized() and (self.size is None or own % self.size):
+            expert_features, first = _GatheredRows.apply(expert_features), dist.get_rank() * own
+        images = expert_features.shape[0]
+        size = self.size or images
+        start = first // size * size  # of the first window that holds an image of ours
+        stop = min(-(-(first + own) // size) * size, images)  # of the last one
+        encoded = _encode_windows(expert_features[start:stop], size, encode)
+        return encoded[first - start : first - start + own]
+
+
+def _encode_windows(expert_features: Tensor, size: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """(B, E, D) -> the same: every `size` consecutive images by themselves, and so the rest."""
+    images, experts, _ = expert_features.shape
+    encoded = []
+    for part in expert_features.split([images // size * size, images % size]):
+        if len(part):
+            # (windows, length, E, D) -> (length, windows * E, D): the windows are side by side, as the experts are
+            windows = part.unflatten(0, (-1, min(size, len(part)))).transpose(0, 1).flatten(1, 2)
+            encoded.append(encode(windows).unflatten(1, (-1, experts)).transpose(0, 1).flatten(0, 1))
+    return torch.cat(encoded)
+
+
+class _GatheredRows(torch.autograd.Function):
+    """The rows of all processes; a row's gradient is the sum of what all processes have for it, in its own process."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(dist.get_world_size() * rows.shape[0], *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]

@@ -1,0 +1,164 @@
+"""The BatchFormer's window, and losses, on one process and on two: DistributedDataParallel over gloo."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from accelerate.data_loader import prepare_data_loader
+from conftest import tiny_model
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from ride_bf.objectives import make_objective
+from ride_bf.recipes import RECIPES
+from ride_bf.windows import BatchFormerWindows, set_batchformer_window
+
+PROCESSES, IMAGES, COUNTS = 2, 32, [120, 40, 9, 3, 2]
+LOSSES = ("ride", "collaborative", "ldam", "focal", "cross_entropy", "reweighted_cross_entropy", "logit_adjusted")
+
+
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "pixel_values": torch.randn(IMAGES, 3, 8, 8, generator=generator),
+        # in order, so that the processes' weights differ
+        "labels": torch.randint(0, 5, (IMAGES,), generator=generator).sort().values,
+    }
+
+
+def step(window, mode="insert", loss="ride", reweight=True, autocast=False, teacher=False, train_only="all"):
+    """The BatchFormer's output for this process's images, and every gradient, as DistributedDataParallel leaves it."""
+    router = {"router": True, "router_top_k": 3} if train_only == "router" else {}
+    model = tiny_model(batchformer=mode, **router).train()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+        module.requires_grad_(train_only == "all" or name.startswith(train_only))
+    set_batchformer_window(model, window)
+    recipe = RECIPES["digits_lt_resnet32"].with_overrides(loss=loss, batchformer=mode, train_only=train_only, **router)
+    objective = make_objective(recipe, COUNTS, tiny_model().eval() if teacher else None)
+    own = batch()
+    wrapped = model
+    if dist.is_initialized():
+        own = {name: values.chunk(PROCESSES)[dist.get_rank()] for name, values in own.items()}
+        wrapped = DistributedDataParallel(model)
+    outputs = []
+    if mode != "none":
+        model.batchformer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        objective(wrapped(own["pixel_values"]), own, reweight=reweight).backward()
+    gradients = {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+    return torch.cat([output.detach() for output in outputs]) if outputs else torch.empty(0), gradients
+
+
+# What two processes are asked for, and what one process is to match it with
+CASES = {
+    **{
+        f"{mode}, window {two}": ({"window": two, "mode": mode}, {"window": one, "mode": mode})
+        for mode in ("insert", "shared_classifier")
+        for two, one in (
+            ("global", "global"),  # 16 images a process, completed from the other
+            (32, "local"),
+            ("local", 16),  # one process's batch is cut
+            (16, 16),
+            (8, 8),
+            (24, 24),  # the first window reaches into the second process
+            (7, 7),  # four windows of 7 and one of 4, the third shared
+            (100, "local"),  # more than there are
+        )
+    },
+    **{
+        f"{loss}, reweight {reweight}": ({"window": "global", "loss": loss, "reweight": reweight},) * 2
+        for loss in LOSSES
+        for reweight in (False, True)
+    },
+    "distillation": ({"window": "global", "mode": "shared_classifier", "teacher": True},) * 2,
+    "without BatchFormer": ({"window": "local", "mode": "none"},) * 2,
+    "router": ({"window": "local", "mode": "none", "train_only": "router"},) * 2,
+    "bfloat16": ({"window": "global", "autocast": True},) * 2,
+}
+DIFFERENT = ({"window": "local"}, {"window": "global"})
+
+
+def in_one_of_two_processes(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=PROCESSES)
+    results = {name: step(**two) for name, (two, _) in CASES.items()}
+    results["different"] = step(**DIFFERENT[0])
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.spawn(in_one_of_two_processes, (str(folder),), PROCESSES)
+    ranks = [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+    for name in ranks[0]:  # the gradients are averaged: every process has the same
+        for key, gradient in ranks[0][name][1].items():
+            assert torch.equal(gradient, ranks[1][name][1][key]), (name, key)
+    return {name: (torch.cat([rank[name][0] for rank in ranks]), ranks[0][name][1]) for name in ranks[0]}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_compute_what_one_does(on_two_processes, name):
+    output, gradients = on_two_processes[name]
+    expected_output, expected_gradients = step(**CASES[name][1])
+    rtol = 0.05 if "bfloat16" in name else 1e-4
+    largest = max(gradient.abs().max().item() for gradient in expected_gradients.values())
+    torch.testing.assert_close(output, expected_output, rtol=rtol, atol=rtol)
+    assert gradients.keys() == expected_gradients.keys()
+    assert largest > 0
+    for key, expected in expected_gradients.items():
+        torch.testing.assert_close(gradients[key], expected, rtol=rtol, atol=largest * rtol / 100, msg=key)
+
+
+def test_another_window_computes_something_else(on_two_processes):
+    """What makes the comparisons above tell something."""
+    output, gradients = on_two_processes["different"]
+    expected_output, expected_gradients = step(**DIFFERENT[1])
+    assert (output - expected_output).abs().max() > 0.01
+    name = "ride_bf.trunk.stem.0.convolution.weight"
+    assert (gradients[name] - expected_gradients[name]).norm() > 0.01 * expected_gradients[name].norm()
+
+
+def test_in_one_process_a_window_is_as_a_batch_of_its_own():
+    """Windows of 4 of 10 images: 4, 4 and 2."""
+    model = tiny_model(batchformer="insert", batchformer_num_layers=2).train()
+    features = torch.randn(10, 3, 8)
+    expected = torch.cat([model.batchformer(window) for window in features.split(4)])
+    set_batchformer_window(model, 4)
+    torch.testing.assert_close(model.batchformer(features), expected)
+    assert model.batchformer(features[:3]).shape == (3, 3, 8)
+
+
+def test_a_window_survives_a_copy_and_leaves_no_trace_in_what_is_saved():
+    model = tiny_model(batchformer="insert").train()
+    names = list(model.state_dict())
+    set_batchformer_window(model, 4)
+    assert list(model.state_dict()) == names
+    features = torch.randn(10, 3, 8)
+    assert torch.equal(copy.deepcopy(model).batchformer(features), model.batchformer(features))
+
+
+def test_a_network_without_batchformer_needs_no_window():
+    set_batchformer_window(tiny_model(batchformer="none"), "global")
+
+
+def test_an_impossible_window_is_refused():
+    with pytest.raises(ValueError, match="must hold 1 image or more, not 0"):
+        BatchFormerWindows(0)
+
+
+def test_accelerates_loaders_give_every_process_equally_many_images():
+    """What windows that reach across processes rely on, at the end of an epoch too."""
+    loaders = [
+        prepare_data_loader(
+            DataLoader(range(37), batch_size=8), num_processes=2, process_index=index, put_on_device=False
+        )
+        for index in range(2)
+    ]
+    assert [len(images) for images in loaders[0]] == [len(images) for images in loaders[1]]
