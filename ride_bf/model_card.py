@@ -34,6 +34,7 @@ METRIC_NAMES = {
     "top_5_accuracy": "Top-5 accuracy",
     "expected_calibration_error": "Expected calibration error",
 }
+_PRECISIONS = {"no": "float32"}  # what Accelerate calls it
 _MOST_CLASSES_IN_A_TABLE = 20
 
 
@@ -163,11 +164,12 @@ def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:
     if not saved.starts:
         return
     hardware = [
-        f"{start['num_processes']} × {start['device']}, precision {start['precision']}" for start in saved.starts
+        f"{start['num_processes']} × {start['device']}, {_PRECISIONS.get(start['precision'], start['precision'])}"
+        for start in saved.starts
     ]
     yield "Hardware", "; ".join(dict.fromkeys(hardware))
     if saved.training_seconds is not None:
-        yield "Time", f"{_duration(saved.training_seconds)} for the training epochs, evaluation not counted"
+        yield "Time", f"{_duration(saved.training_seconds)} for the epochs up to it, evaluation not counted"
     commits = [
         f"commit `{start['commit']}`" + (" with changes" if start["modified"] else "")
         for start in saved.starts
