@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format benchmark clean
+.PHONY: help install demo space test test-slow lint format benchmark clean
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,19 @@ demo: $(INSTALLED)  ## Train the default recipe on real images and classify one
 		--num_cpu_threads_per_process 2 \
 		train_accelerate.py --output_dir outputs/demo --overwrite_output_dir
 	$(BIN)/python -m ride_bf.classify outputs/demo/best hub_cards/examples/digit_9.png
+
+# MODEL: a run's output folder, or a checkpoint's
+space: MODEL ?= outputs/demo
+space: PAGE := outputs/space/$(notdir $(abspath $(MODEL)))
+space: $(INSTALLED) $(VENV)/.extras  ## The demo page for a trained model: make space MODEL=outputs/demo
+	@[ -d "$(MODEL)" ] || { echo "$(MODEL) is not there; train it by make demo, or name one: make space MODEL=DIR"; exit 1; }
+	rm -rf "$(PAGE)"
+	$(BIN)/python -m ride_bf.publish "$(MODEL)" --repo_id "local/$(notdir $(PAGE))" --dry_run --output_dir "$(PAGE)"
+	MODEL="$(PAGE)" $(BIN)/python hub_cards/space/app.py
+
+$(VENV)/.extras: requirements-extras.txt $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-extras.txt
+	@touch $@
 
 test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest

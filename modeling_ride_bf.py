@@ -418,6 +418,9 @@ class RideBfModel(RideBfPreTrainedModel):
 class RideBfForImageClassification(RideBfPreTrainedModel):
     """Multi-expert image classifier: the mean of the experts' logits."""
 
+    # what `from_pretrained(folder, batchformer="none")` leaves out
+    _keys_to_ignore_on_load_unexpected = [r"^batchformer\."]  # noqa: RUF012
+
     def __init__(self, config: RideBfConfig):
         super().__init__(config)
         self.num_labels = config.num_labels

@@ -56,6 +56,7 @@ from ride_bf.interruption import EXIT_CODE, Interruption
 from ride_bf.monitor import LossMonitor
 from ride_bf.objectives import make_objective
 from ride_bf.parts import initialise_from, load_teacher, set_train_mode, train_only
+from ride_bf.publish import RunPublisher
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.report import accuracy_table, shot_summary
 from ride_bf.run_folder import BROKEN_IMAGES, log_metrics, open_run_folder, read_broken_images
@@ -103,6 +104,7 @@ class Training:
     class_counts: list[int]
     progress: Progress
     interruption: Interruption
+    hub: RunPublisher
 
     @property
     def output_dir(self) -> Path:
@@ -150,6 +152,7 @@ def train(run: RunArguments, recipe: TrainingRecipe, interruption: Interruption)
         if run.dry_run:
             accelerator.print(run_cost(model, recipe, len(splits["train"]), accelerator.num_processes))
             return
+        hub = RunPublisher(output_dir, run.push_to_hub, run.push_every, run.push_private, accelerator.is_main_process)
         settings = run.settings() | {
             "num_processes": accelerator.num_processes,
             "mixed_precision": accelerator.mixed_precision,
@@ -188,11 +191,13 @@ def train(run: RunArguments, recipe: TrainingRecipe, interruption: Interruption)
         counts,
         progress,
         interruption,
+        hub,
     )
     while not training.finished():
         train_epoch(training)
     test(training, names)
     accelerator.end_training()
+    hub.after_training()
 
 
 def train_epoch(training: Training) -> None:
@@ -236,7 +241,7 @@ def train_epoch(training: Training) -> None:
     seconds = time.perf_counter() - started
     images = (progress.batches_done - first) * recipe.batch_size / recipe.gradient_accumulation_steps
     progress.seconds += seconds
-    end_epoch(training, monitor, images / seconds)
+    end_epoch(training, monitor, {"images_per_second": images / seconds, "seconds": seconds})
 
 
 def between_steps(training: Training, monitor: LossMonitor, bar: tqdm) -> None:
@@ -264,8 +269,11 @@ def between_steps(training: Training, monitor: LossMonitor, bar: tqdm) -> None:
         stop(training, received.name)
 
 
-def end_epoch(training: Training, monitor: LossMonitor, images_per_second: float) -> None:
-    """Evaluation, log and checkpoint of an epoch, or of the part of one with which a run ends."""
+def end_epoch(training: Training, monitor: LossMonitor, speed: dict[str, float]) -> None:
+    """Evaluation, log and checkpoint of an epoch, or of the part of one with which a run ends.
+
+    `speed` is logged with the rest: images a second and seconds, of what was trained since the run was begun or resumed.
+    """
     accelerator, recipe, progress = training.accelerator, training.recipe, training.progress
     rate = training.optimizer.param_groups[0]["lr"]
     monitor.read(progress.steps_done, rate)
@@ -273,7 +281,7 @@ def end_epoch(training: Training, monitor: LossMonitor, images_per_second: float
         "epoch": progress.epochs_done + 1,
         "train_loss": monitor.mean(),
         "learning_rate": rate,
-        "images_per_second": images_per_second,
+        **speed,
     }
     if progress.batches_done == len(training.loaders["train"]):
         training.schedule.step()
@@ -289,6 +297,7 @@ def end_epoch(training: Training, monitor: LossMonitor, images_per_second: float
     log_metrics(training.output_dir, progress.steps_done, metrics, accelerator)
     save(training)
     accelerator.print(summary)
+    training.hub.after_epoch(progress.epochs_done)
     received = training.interruption.agreed(accelerator)
     if received and not training.finished():
         stop(training, received.name)
@@ -322,10 +331,11 @@ def validate(training: Training) -> tuple[dict[str, Any], str]:
 def facts(training: Training) -> dict[str, Any]:
     """What a checkpoint says of itself: epochs, a part of one counted by its share, and steps."""
     progress = training.progress
-    share = progress.batches_done / len(training.loaders["train"])
+    share = round(progress.batches_done / len(training.loaders["train"]), 3)
     return {
-        "epoch": progress.epochs_done + round(share, 3) if share else progress.epochs_done,
+        "epoch": progress.epochs_done + share if share else progress.epochs_done,
         "step": progress.steps_done,
+        "train_class_counts": training.class_counts,
     }
 
 

@@ -91,6 +91,11 @@ class RunArguments:
     seed: int = field(default=0, metadata={"help": "of initialisation, order, augmentation and dropout"})
     num_workers: int = field(default=0, metadata={"help": "processes that prepare images, for each training process"})
     eval_batch_size: int = field(default=256, metadata={"help": "images in an evaluation batch of one process"})
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "USER/NAME of a repository on the Hub, to publish the model there in the end"}
+    )
+    push_every: int | None = field(default=None, metadata={"help": "publish every so many epochs too"})
+    push_private: bool = field(default=False, metadata={"help": "make a new repository on the Hub private"})
     print_recipe: bool = field(default=False, metadata={"help": "print the recipe with its overrides, and stop"})
 
     def __post_init__(self):

@@ -9,12 +9,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from ride_bf.checkpoints import BEST, LAST, OLDER, newest_whole_checkpoint, recover
+from ride_bf.environment import describe_environment
 from ride_bf.monitor import LOST_LOSS
 from ride_bf.recipes import TrainingRecipe
 
+ENVIRONMENT = "environment.json"  # what each start of a run, the first and every resumed one, was made with
 BROKEN_IMAGES = "broken_images.txt"  # a line for each that a run left out, as often as it met it
 _FOLDERS = (LAST, BEST, OLDER, "tensorboard")
-_FILES = ("recipe.json", "run.json", "metrics.jsonl", "test_results.json", BROKEN_IMAGES, LOST_LOSS)
+_FILES = ("recipe.json", "run.json", "metrics.jsonl", "test_results.json", ENVIRONMENT, BROKEN_IMAGES, LOST_LOSS)
 
 
 def open_run_folder(
@@ -68,6 +70,10 @@ def open_run_folder(
             folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.json").write_text(recipe.as_json())
         (folder / "run.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if accelerator.is_main_process:
+        path = folder / ENVIRONMENT
+        starts = json.loads(path.read_text()) if path.is_file() else []
+        path.write_text(json.dumps([*starts, describe_environment(accelerator)], indent=2) + "\n")
     accelerator.wait_for_everyone()
     return checkpoint
 

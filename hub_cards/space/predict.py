@@ -1,0 +1,117 @@
+"""What a published model says about an image file; needs no Gradio.
+
+Images are read and classified by the handler that is published with the model, so that the page and an Inference
+Endpoint say the same.
+"""
+
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from PIL import Image
+
+TOP_K = 5
+MANY_SHOT_ABOVE, FEW_SHOT_BELOW = 100, 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A class, by its index and name, and its probability."""
+
+    label: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes, best first, and each expert's likeliest, None for one that was not needed."""
+
+    top: list[Answer]
+    experts: list[Answer | None]
+
+
+class NoPredictionError(ValueError):
+    """An image that cannot be classified; the message is for the person who sent it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published model, and what the page shows of it."""
+
+    name: str  # of its repository, or its folder
+    card: str | None  # address of its card; None for a folder
+    handler: Any
+    errors: type[Exception]
+    counts: list[int] | None = None  # training images of each class
+    examples: list[Path] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        return self.handler.labels
+
+    def predict(self, image: str | Path | bytes | Image.Image) -> Prediction:
+        """Classifies an image, a file's path, its bytes, or a PIL image. Raises NoPredictionError."""
+        if isinstance(image, str | Path):
+            image = self._read(Path(image))
+        try:
+            probabilities, experts = self.handler.classify([image])
+        except self.errors as error:
+            raise NoPredictionError(str(error)) from error
+        scores, classes = probabilities[0].topk(min(TOP_K, len(self.labels)))
+        return Prediction(
+            top=[self._answer(label, score) for label, score in zip(classes.tolist(), scores.tolist(), strict=True)],
+            experts=[
+                None if own.isnan().any() else self._answer(own.argmax().item(), own.max().item()) for own in experts[0]
+            ],
+        )
+
+    def _answer(self, label: int, probability: float) -> Answer:
+        return Answer(label, self.labels[label], probability)
+
+    def _read(self, path: Path) -> bytes:
+        limit = self.handler.max_bytes
+        try:
+            with path.open("rb") as file:
+                return file.read(limit + 1)  # a byte more than is allowed is enough to refuse it
+        except OSError as error:
+            raise NoPredictionError(f"the file cannot be read: {error.strerror or error}") from error
+
+    def group(self, label: int) -> str | None:
+        """`many`, `medium` or `few`, by the training images of a class, if these are known."""
+        if self.counts is None:
+            return None
+        count = self.counts[label]
+        return "many" if count > MANY_SHOT_ABOVE else "few" if count < FEW_SHOT_BELOW else "medium"
+
+
+def load(model: str) -> Model:
+    """The model in a folder that `ride_bf.publish` wrote, or in a repository on the Hub; its code is run.
+
+    Raises ValueError if it was not published by `ride_bf.publish`.
+    """
+    local = Path(model).is_dir()
+    folder = Path(model) if local else Path(snapshot_download(model))
+    if not (folder / "handler.py").is_file():
+        raise ValueError(f"{model} has no handler.py: publish it by python -m ride_bf.publish")
+    handler = _import(folder / "handler.py")
+    counts = folder / "class_counts.json"
+    return Model(
+        name=folder.resolve().name if local else model,
+        card=None if local else f"https://huggingface.co/{model}",
+        handler=handler.EndpointHandler(str(folder)),
+        errors=handler.BadRequestError,
+        counts=json.loads(counts.read_text())["train"] if counts.is_file() else None,
+        examples=sorted(path for path in (folder / "examples").glob("*") if path.is_file()),
+    )
+
+
+def _import(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("published_handler", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

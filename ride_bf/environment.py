@@ -1,0 +1,40 @@
+"""What a run was made with: code, machine and libraries."""
+
+import os
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """The commit of this code (None outside its git repository), devices, processes, precision and versions."""
+    on_gpu = accelerator.device.type == "cuda"
+    return {
+        **_commit(),
+        "device": torch.cuda.get_device_name(accelerator.device) if on_gpu else f"{os.cpu_count()} CPU cores",
+        "num_processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """`commit`, and whether the working tree was `modified` since."""
+    if _git("rev-parse", "--show-toplevel") != str(_ROOT):  # no repository, or another one that contains this folder
+        return {"commit": None, "modified": None}
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": _git("rev-parse", "HEAD"), "modified": None if changes is None else bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        finished = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return finished.stdout.strip() if finished.returncode == 0 else None

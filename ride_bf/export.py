@@ -1,0 +1,119 @@
+"""The files of a model's page on the Hub: what `python -m ride_bf.publish` uploads."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, pipeline
+
+from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.html_report import write_report
+from ride_bf.model_card import Example, Published, make_card, write_plots
+from ride_bf.saved_run import SavedRun
+
+HUB_CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
+CLASS_COUNTS = "class_counts.json"
+ONNX = "model.onnx"
+_TOP_K = 5  # of an example's answers
+
+
+def export(
+    saved: SavedRun,
+    folder: Path,
+    repo_id: str,
+    *,
+    license: str = "mit",
+    examples: Sequence[Path] = (),
+    keep_batchformer: bool = False,
+    onnx: bool = False,
+) -> None:
+    """Fills the empty `folder` with a model's page.
+
+    Weights, configuration, code and image processor; the card; results and their report, recipe and plots where there
+    are any; the training images of each class; the endpoint's handler and its requirements; `examples`, image files,
+    with what the model says about them. Unless `keep_batchformer`, the BatchFormer is left out, which takes no part in
+    predictions.
+    The same arguments give the same bytes.
+
+    Raises ValueError for examples that are no images, RuntimeError if the exported model's logits are not the
+    checkpoint's, and ModuleNotFoundError, naming what to install, if `onnx` needs an extra that is missing.
+    """
+    model = RideBfForImageClassification.from_pretrained(saved.checkpoint).eval()
+    processor = AutoImageProcessor.from_pretrained(saved.checkpoint)
+    images = _random_images(processor)
+    exported = model
+    if not keep_batchformer:
+        exported = RideBfForImageClassification.from_pretrained(saved.checkpoint, batchformer="none").eval()
+    check_same_logits(model, exported, images)
+    exported.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    if onnx:
+        from ride_bf.onnx_export import export_onnx
+
+        export_onnx(exported, images, folder / ONNX)
+
+    for name in ("handler.py", "requirements.txt"):
+        shutil.copyfile(HUB_CARDS / name, folder / name)
+    contents: dict[str, Any] = {
+        "recipe.json": saved.recipe,
+        CLASS_COUNTS: {"train": saved.train_class_counts} if saved.train_class_counts else None,
+        saved.results_name: saved.results and {"model": repo_id, **saved.results},
+    }
+    for name, content in contents.items():
+        if content:
+            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if saved.is_evaluated:
+        write_report(contents[saved.results_name], folder)
+    shown = _classified_examples(folder, examples)
+    parameters = sum(parameter.numel() for parameter in exported.parameters())
+    left_out = sum(parameter.numel() for parameter in model.parameters()) - parameters
+    plots = write_plots(saved, folder)
+    card = make_card(
+        saved,
+        Published(repo_id, license, parameters, left_out, shown, plots, tuple(images.shape[2:]) if onnx else None),
+    )
+    card.save(folder / "README.md")
+
+
+@torch.no_grad()
+def check_same_logits(
+    model: RideBfForImageClassification, exported: RideBfForImageClassification, images: torch.Tensor
+) -> None:
+    """Raises RuntimeError unless both give every expert's very logits for `images` (B, 3, height, width)."""
+    before, after = (network(images.to(network.dtype)) for network in (model, exported))
+    for name in ("logits", "expert_logits"):
+        if not torch.equal(before[name].nan_to_num(), after[name].nan_to_num()):
+            difference = (before[name] - after[name]).abs().nan_to_num().max().item()
+            raise RuntimeError(
+                f"the exported model's {name} differ from the checkpoint's by {difference}; not exported"
+            )
+
+
+def _random_images(processor: Any) -> torch.Tensor:
+    """Four images of the size that the processor makes."""
+    size = processor.crop_size
+    return torch.randn(4, 3, size["height"], size["width"], generator=torch.Generator().manual_seed(0))
+
+
+def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example]:
+    """Copies image files into `folder`, with the answers of the model that lies there."""
+    if not examples:
+        return []
+    repeated = sorted({path.name for path in examples if [other.name for other in examples].count(path.name) > 1})
+    if repeated:
+        raise ValueError(f"examples need names of their own; there are several called {', '.join(repeated)}")
+    (folder / "examples").mkdir()
+    classify = pipeline("image-classification", model=str(folder), trust_remote_code=True)  # as those who find the page
+    shown = []
+    for path in examples:
+        try:
+            answers = classify(str(path), top_k=_TOP_K)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the example {path} is no image that can be read: {error}") from error
+        shutil.copyfile(path, folder / "examples" / path.name)
+        rounded = [{"label": answer["label"], "score": round(answer["score"], 6)} for answer in answers]
+        shown.append(Example(f"examples/{path.name}", rounded))
+    return shown

@@ -1,0 +1,301 @@
+"""A model's card, made from the files of its run: no number is in it that no file has."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ride_bf.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, shot_groups
+from ride_bf.plots import COLOURS, accuracy_by_group, accuracy_by_training_images, experts_by_group, save, styled
+from ride_bf.saved_run import SavedRun
+
+TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "model_card.md"
+DATASET_TITLES = {
+    "digits_lt": "Digits-LT",
+    "cifar10_lt": "CIFAR-10-LT",
+    "cifar100_lt": "CIFAR-100-LT",
+    "imagenet_lt": "ImageNet-LT",
+    "inaturalist18": "iNaturalist 2018",
+    "places_lt": "Places-LT",
+    "custom": "a data set of its own",
+}
+# Metrics that the card's table and its metadata have, in this order, where they were measured.
+METRIC_NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "many_shot_accuracy": f"Many-shot accuracy (more than {MANY_SHOT_ABOVE} training images)",
+    "medium_shot_accuracy": f"Medium-shot accuracy ({FEW_SHOT_BELOW} to {MANY_SHOT_ABOVE})",
+    "few_shot_accuracy": f"Few-shot accuracy (less than {FEW_SHOT_BELOW})",
+    "top_5_accuracy": "Top-5 accuracy",
+    "expected_calibration_error": "Expected calibration error",
+}
+_PRECISIONS = {"no": "float32"}  # what Accelerate calls it
+_MOST_CLASSES_IN_A_TABLE = 20
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image of the page, by its path there, and what the model says about it: dicts of `label` and `score`."""
+
+    path: str
+    answers: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What an export did: the parameters that it kept and those that it left out, and what lies beside the weights."""
+
+    repo_id: str
+    license: str
+    parameters: int
+    parameters_left_out: int = 0
+    examples: Sequence[Example] = ()
+    plots: Sequence[str] = ()
+    onnx_size: tuple[int, int] | None = None  # height and width of the images that model.onnx takes
+
+
+def make_card(saved: SavedRun, published: Published) -> ModelCard:
+    """The card of a published model."""
+    return ModelCard.from_template(
+        _metadata(saved, published),
+        template_path=str(TEMPLATE),
+        saved=saved,
+        published=published,
+        onnx_size=published.onnx_size,
+        title=published.repo_id.rpartition("/")[2],
+        dataset=_dataset_title(saved.dataset),
+        training=list(_training_facts(saved)),
+        split=(saved.results or {}).get("split"),
+        main_table=_main_table(saved),
+        group_table=_group_table(saved),
+        class_table=_class_table(saved),
+        expert_table=_expert_table(saved),
+        rare=_rare_classes(saved),
+        papers=published_results(saved.recipe.get("description", "")),
+        many_above=MANY_SHOT_ABOVE,
+        few_below=FEW_SHOT_BELOW,
+    )
+
+
+def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
+    name = published.repo_id.rpartition("/")[2]
+    results = []
+    if saved.results is not None:
+        metrics = saved.results["metrics"]
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                task_name="Long-tailed image classification",
+                dataset_type=saved.results["dataset"],
+                dataset_name=_dataset_title(saved.results["dataset"]),
+                dataset_split=saved.results["split"],
+                dataset_args=saved.results.get("dataset_options") or None,
+                metric_type=metric,
+                metric_name=title,
+                metric_value=metrics[metric],
+            )
+            for metric, title in METRIC_NAMES.items()
+            if metric in metrics
+        ]
+    widget = [
+        {"src": example.path, "example_title": Path(example.path).stem.replace("_", " "), "output": example.answers}
+        for example in published.examples
+    ]
+    return ModelCardData(
+        license=published.license,
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=[
+            "image-classification",
+            "long-tailed-recognition",
+            "class-imbalance",
+            "ride",
+            "batchformer",
+            "custom_code",
+        ],
+        metrics=["accuracy"] if results else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+        widget=widget or None,
+    )
+
+
+def published_results(description: str) -> str | None:
+    """The papers' own results that a recipe's description quotes, if there are any."""
+    found = re.search(r"Published: ((?:RIDE|\d).*?)\s*(?:Cost:|$)", description, re.DOTALL)
+    return " ".join(found.group(1).split()) if found else None
+
+
+def _dataset_title(dataset: str | None) -> str | None:
+    return DATASET_TITLES.get(dataset, dataset) if dataset else None
+
+
+def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
+    """What is known of the training, as pairs of a subject and a phrase."""
+    counts, recipe, settings = saved.train_class_counts, saved.recipe, saved.settings
+    if saved.dataset:
+        images = f": {sum(counts):,} images, {max(counts):,} to {min(counts):,} a class" if counts else ""
+        yield "Data", f"{_dataset_title(saved.dataset)}, {saved.config.num_labels:,} classes{images}"
+    if recipe:
+        yield "Recipe", f"`{recipe['name']}`; every setting is in [`recipe.json`](recipe.json)"
+        yield (
+            "Schedule",
+            f"{recipe['epochs']} epochs, {recipe['batch_size']} images a step, SGD at {recipe['learning_rate']:g}, "
+            f"{recipe['schedule']} schedule, loss `{recipe['loss']}`, seed {settings.get('seed')}",
+        )
+        yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, in training alone"
+    for name, subject in (("init_from", "Started from"), ("teacher", "Distilled from")):
+        if settings.get(name):
+            yield subject, f"`{settings[name]}`"
+    if "epoch" in saved.facts:
+        of = f" of {recipe['epochs']}" if recipe else ""
+        chosen = "balanced_accuracy" in saved.facts and saved.checkpoint.name == "best"
+        rule = "chosen for its balanced accuracy on validation images" if chosen else "the last one saved"
+        yield "Checkpoint", f"epoch {saved.facts['epoch']}{of}, {rule}"
+    yield from _environment(saved)
+
+
+def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:
+    if not saved.starts:
+        return
+    hardware = [
+        f"{start['num_processes']} × {start['device']}, {_PRECISIONS.get(start['precision'], start['precision'])}"
+        for start in saved.starts
+    ]
+    yield "Hardware", "; ".join(dict.fromkeys(hardware))
+    if saved.training_seconds is not None:
+        yield "Time", f"{_duration(saved.training_seconds)} for the epochs up to it, evaluation not counted"
+    commits = [
+        f"commit `{start['commit']}`" + (" with changes" if start["modified"] else "")
+        for start in saved.starts
+        if start["commit"]
+    ]
+    versions = [", ".join(f"{name} {number}" for name, number in start["versions"].items()) for start in saved.starts]
+    yield "Code", "; ".join(dict.fromkeys([*commits, *versions]))
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _with_interval(saved: SavedRun, metric: str) -> str:
+    """A metric in percent, with its confidence interval if there is one; a dash where it was not measured."""
+    shown = _percent(saved.results["metrics"].get(metric))
+    interval = saved.results.get("confidence_intervals", {}).get(metric)
+    return shown if interval is None else f"{shown} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table whose first column is text."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """Text that neither ends a table's cell nor starts an HTML tag."""
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _main_table(saved: SavedRun) -> str | None:
+    if saved.results is None:
+        return None
+    measured = [metric for metric in METRIC_NAMES if metric in saved.results["metrics"] and "_shot_" not in metric]
+    return _table(["Metric", "Value"], [[METRIC_NAMES[metric], _with_interval(saved, metric)] for metric in measured])
+
+
+def _group_table(saved: SavedRun) -> str | None:
+    if saved.results is None:
+        return None
+    counts = saved.results["train_class_counts"]
+    rows = [["all", len(counts), sum(counts), _with_interval(saved, "balanced_accuracy")]]
+    for group, members in shot_groups(counts).items():
+        if members.any():
+            images = sum(count for count, inside in zip(counts, members, strict=True) if inside)
+            rows.append([group, int(members.sum()), images, _with_interval(saved, f"{group}_shot_accuracy")])
+    return _table(["Classes", "How many", "Training images", "Mean accuracy of a class"], rows)
+
+
+def _class_table(saved: SavedRun) -> str | None:
+    if saved.results is None or saved.config.num_labels > _MOST_CLASSES_IN_A_TABLE:
+        return None
+    counts, accuracies = saved.results["train_class_counts"], saved.results["metrics"]["per_class_accuracy"]
+    order = sorted(range(len(counts)), key=lambda label: -counts[label])
+    rows = [[saved.class_names[label], counts[label], _percent(accuracies[label])] for label in order]
+    return _table(["Class", "Training images", "Accuracy"], rows)
+
+
+def _expert_table(saved: SavedRun) -> str | None:
+    experts = (saved.results or {}).get("experts")
+    if not experts:
+        return None
+    names = {"accuracy": "Images", "balanced_accuracy": "Classes"}
+    names |= {f"{group}_shot_accuracy": f"{group.capitalize()}-shot" for group in ("many", "medium", "few")}
+    names = {metric: name for metric, name in names.items() if any(metric in own for own in experts["each"])}
+    rows = [
+        [f"{number}", *(_percent(own.get(metric)) for metric in names)] for number, own in enumerate(experts["each"], 1)
+    ]
+    return _table(["Expert", *names.values()], rows)
+
+
+def _rare_classes(saved: SavedRun) -> dict[str, Any] | None:
+    """What the section on limits says about few-shot classes; None if there are none, or counts are not known."""
+    counts = saved.train_class_counts
+    if counts is None or min(counts) >= FEW_SHOT_BELOW:
+        return None
+    metrics = (saved.results or {}).get("metrics", {})
+    accuracies = {group: metrics.get(f"{group}_shot_accuracy") for group in ("many", "few")}
+    return {
+        "classes": sum(count < FEW_SHOT_BELOW for count in counts),
+        "fewest": min(counts),
+        **{group: None if accuracy is None else _percent(accuracy) for group, accuracy in accuracies.items()},
+    }
+
+
+def write_plots(saved: SavedRun, folder: Path) -> list[str]:
+    """Draws what there are data for; returns the pictures' paths in `folder`."""
+    figures: dict[str, Figure | None] = {"training": _draw_training(saved)}
+    if saved.results is not None:
+        figures["accuracy_by_class"] = accuracy_by_training_images(saved.results)
+    if saved.is_evaluated:
+        figures["accuracy_by_group"] = accuracy_by_group(saved.results)
+        figures["experts_by_group"] = experts_by_group(saved.results)
+    paths = []
+    for name, figure in figures.items():
+        if figure is not None:
+            paths.append(f"plots/{name}.png")
+            (folder / "plots").mkdir(exist_ok=True)
+            save(figure, folder / paths[-1], dpi=130, metadata={"Software": None})
+    return paths
+
+
+@styled
+def _draw_training(saved: SavedRun) -> Figure | None:
+    """Training loss and, where there are validation images, balanced accuracy by epoch."""
+    if len(saved.epochs) < 2:
+        return None
+    figure = Figure(figsize=(4.8, 2.6))
+    epochs = [line["epoch"] for line in saved.epochs]
+    axes = figure.subplots()
+    axes.plot(epochs, [line["train_loss"] for line in saved.epochs], color=COLOURS["muted"])
+    axes.set(xlabel="epoch", ylabel="training loss")
+    if all("validation_balanced_accuracy" in line for line in saved.epochs):
+        right = axes.twinx()
+        right.plot(epochs, [line["validation_balanced_accuracy"] for line in saved.epochs], color=COLOURS["many"])
+        right.set(ylim=(0, 1))
+        right.set_ylabel("validation balanced accuracy", color=COLOURS["many"])
+        right.yaxis.set_major_formatter(PercentFormatter(1.0))
+        right.grid(visible=False)
+    return figure

@@ -1,0 +1,174 @@
+"""The endpoint's handler, loaded and called as Inference Endpoints' toolkit does."""
+
+import base64
+import gc
+import importlib.util
+import io
+import json
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hostile_images import encoded, hostile_images, resident_mebibytes, right_images, watched
+from PIL import Image
+from tiny_run import NAMES, write_run
+from transformers import AutoImageProcessor
+from transformers.utils import logging
+
+from data import read_image
+from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.export import export
+from ride_bf.saved_run import read_saved_run
+
+MOST_GROWTH = 64  # MiB that a thousand requests, or all hostile files, may leave behind
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("endpoint")
+    export(read_saved_run(write_run(path / "run")), path / "repository", "user/name")
+    return path / "repository"
+
+
+@pytest.fixture(scope="module")
+def module(folder):
+    """The toolkit imports the file by its path and gives it the folder as a string."""
+    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules["handler"] = loaded
+    spec.loader.exec_module(loaded)
+    yield loaded
+    del sys.modules["handler"]
+
+
+@pytest.fixture(scope="module")
+def handler(module, folder):
+    logging.disable_progress_bar()
+    return module.EndpointHandler(str(folder))
+
+
+def expected_answers(folder, content):
+    """What the pipeline would say, by hand."""
+    model = RideBfForImageClassification.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    pixels = processor(read_image({"bytes": content, "path": None}), return_tensors="pt")["pixel_values"]
+    probabilities = model(pixels).logits[0].softmax(dim=0)
+    return [(NAMES[label], probabilities[label].item()) for label in probabilities.argsort(descending=True)]
+
+
+def as_pairs(answers):
+    return [(answer["label"], pytest.approx(answer["score"], abs=1e-5)) for answer in answers]
+
+
+@pytest.mark.parametrize("name", list(right_images()))
+def test_pixels_are_those_of_training(module, name):
+    content = right_images()[name]
+    pixels = torch.from_numpy(np.asarray(module.read_image(content)).copy()).permute(2, 0, 1)
+    assert torch.equal(pixels, read_image({"bytes": content, "path": None}))
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda content: Image.open(io.BytesIO(content)).convert("RGB"),  # the toolkit, for a body of image/png
+        lambda content: Image.open(io.BytesIO(content)),
+        lambda content: content,
+        lambda content: base64.b64encode(content).decode(),
+        lambda content: "data:image/png;base64," + base64.b64encode(content).decode(),
+    ],
+)
+def test_every_way_to_send_an_image(handler, folder, send):
+    content = right_images()["rgb.png"]
+    answers = handler({"inputs": send(content)})
+    assert expected_answers(folder, content) == as_pairs(answers)
+    json.dumps(answers)
+
+
+def test_an_upright_answer_for_a_rotated_photograph(handler, folder):
+    content = right_images()["rotated.jpg"]
+    decoded = Image.open(io.BytesIO(content)).convert("RGB")  # by the toolkit, which leaves the rotation to others
+    assert expected_answers(folder, content) == as_pairs(handler({"inputs": decoded}))
+
+
+def test_a_batch_is_its_images_one_by_one(handler, module):
+    contents = [content for name, content in right_images().items()]
+    assert len(contents) > module.IMAGES_AT_ONCE
+    together = handler({"inputs": contents, "parameters": {"top_k": 2}})
+    assert len(together) == len(contents)
+    for content, answers in zip(contents, together, strict=True):
+        (alone,) = handler({"inputs": [content], "parameters": {"top_k": 2}})
+        assert [answer["label"] for answer in answers] == [answer["label"] for answer in alone]
+        assert [a["score"] for a in answers] == pytest.approx([a["score"] for a in alone], abs=1e-5)
+
+
+def test_top_k(handler):
+    content = right_images()["rgb.png"]
+    for asked, given in ((1, 1), (3, 3), (99, 5)):
+        assert len(handler({"inputs": content, "parameters": {"top_k": asked}})) == given
+    assert len(handler({"inputs": content, "parameters": None})) == 5
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({}, "a request is"),
+        (b"bytes", "a request is"),
+        ({"inputs": None}, "must be bytes, base64 or a PIL image, not NoneType"),
+        ({"inputs": {"image": "x"}}, "not dict"),
+        ({"inputs": []}, "1 to 64 images, not 0"),
+        ({"inputs": [b""] * 65}, "not 65"),
+        ({"inputs": "https://example.com/cat.jpg"}, "not fetched"),
+        ({"inputs": "/etc/passwd"}, "no base64"),
+        ({"inputs": "no base64!"}, "no base64"),
+        ({"inputs": b"no image"}, "no image; formats that are read"),
+        ({"inputs": "A" * 30_000_000}, "larger than 20 MiB"),
+        ({"inputs": bytes(21 * 2**20)}, "larger than 20 MiB"),
+        ({"inputs": [right_images()["rgb.png"], b"no image"]}, r"inputs\[1\]: no image"),
+        ({"inputs": right_images()["rgb.jpg"][:-300]}, "cannot be read: image file is truncated"),
+        ({"inputs": hostile_images(22)["black.png"]}, "far more pixels than the 50,000,000"),
+        ({"inputs": hostile_images(22)["just_too_many.png"]}, "8000 x 8000 pixels; at most 50,000,000"),
+        ({"inputs": hostile_images(22)["line.png"]}, "no side may be"),
+        ({"inputs": right_images()["rgb.png"], "parameters": {"top_k": 0}}, "top_k must be"),
+        ({"inputs": right_images()["rgb.png"], "parameters": {"top_k": "3"}}, "top_k must be"),
+        ({"inputs": right_images()["rgb.png"], "parameters": {"top_k": True}}, "top_k must be"),
+        ({"inputs": right_images()["rgb.png"], "parameters": {"topk": 3}}, "parameters can have"),
+        ({"inputs": right_images()["rgb.png"], "parameters": [3]}, "parameters can have"),
+    ],
+)
+def test_bad_requests_are_told_why(handler, module, request_, message):
+    with pytest.raises(module.BadRequestError, match=message) as caught:
+        handler(request_)
+    assert len(str(caught.value)) < 500
+
+
+def test_hostile_files_are_refused_or_read(handler, module):
+    files = hostile_images(200)
+    assert len(files) == 200
+    handler({"inputs": right_images()["rgb.png"]})
+    before, refused = resident_mebibytes(), 0
+    with watched() as done:
+        for content in files.values():
+            try:
+                answers = handler({"inputs": content})
+                assert len(answers) == 5
+            except module.BadRequestError:
+                refused += 1
+    gc.collect()
+    assert 100 < refused < 200  # some changed bytes do no harm
+    assert done == []
+    assert resident_mebibytes() - before < MOST_GROWTH
+
+
+def test_a_thousand_requests(handler):
+    images = [encoded(Image.new("RGB", (32 + step, 48)), "PNG") for step in range(10)]
+    for step in range(100):
+        handler({"inputs": images[step % 10]})
+    gc.collect()
+    before, started = resident_mebibytes(), time.perf_counter()
+    for step in range(1000):
+        assert len(handler({"inputs": images[step % 10], "parameters": {"top_k": 1}})) == 1
+    gc.collect()
+    assert resident_mebibytes() - before < MOST_GROWTH
+    print(f"{1000 / (time.perf_counter() - started):.0f} requests/s, {resident_mebibytes() - before:+.1f} MiB")

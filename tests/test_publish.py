@@ -1,0 +1,517 @@
+"""From a run's folder to a page on the Hub, and from there to a stranger's process."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from huggingface_hub import ModelCard
+from loopback_hub import TOKEN, LoopbackHub
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_run import COUNTS, NAMES, write_run
+
+from data import evaluation_processor
+from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.export import check_same_logits, export
+from ride_bf.model_card import Published, make_card, published_results
+from ride_bf.publish import RunPublisher, check_can_publish
+from ride_bf.recipes import RECIPES
+from ride_bf.results import Predictions, describe_machine, write_results
+from ride_bf.saved_run import read_saved_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "image.jpg"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(run, image, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    export(read_saved_run(run), folder, "user/name", examples=[image])
+    return folder
+
+
+def pixel_values(seed=0):
+    return torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_export_has_no_batchformer_and_the_same_logits(run, exported):
+    kept = load_file(run / "best" / "model.safetensors")
+    published = load_file(exported / "model.safetensors")
+    assert set(kept) - set(published) == {name for name in kept if name.startswith("batchformer.")} != set()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in published.items())
+    assert json.loads((exported / "config.json").read_text())["batchformer"] == "none"
+    whole = RideBfForImageClassification.from_pretrained(run / "best")
+    light = RideBfForImageClassification.from_pretrained(exported)
+    assert torch.equal(whole(pixel_values()).expert_logits, light(pixel_values()).expert_logits)
+
+
+def test_an_export_with_other_logits_is_refused(run):
+    model = RideBfForImageClassification.from_pretrained(run / "best")
+    other = RideBfForImageClassification.from_pretrained(run / "best", batchformer="none")
+    with torch.no_grad():
+        other.classifiers[1].weight[0] += 0.1
+    with pytest.raises(RuntimeError, match="logits differ"):
+        check_same_logits(model, other, pixel_values())
+
+
+def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
+    assert {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()} == {
+        "README.md",
+        "class_counts.json",
+        "config.json",
+        "configuration_ride_bf.py",
+        "examples/image.jpg",
+        "handler.py",
+        "model.safetensors",
+        "modeling_ride_bf.py",
+        "plots/accuracy_by_class.png",
+        "plots/training.png",
+        "preprocessor_config.json",
+        "recipe.json",
+        "requirements.txt",
+        "test_results.json",
+    }
+    for path in exported.rglob("*"):
+        if path.is_file():
+            assert str(run).encode() not in path.read_bytes(), path
+            assert str(image.parent).encode() not in path.read_bytes(), path
+    assert json.loads((exported / "class_counts.json").read_text()) == {"train": COUNTS}
+
+
+def test_the_same_export_twice_is_the_same_bytes(run, exported, image, tmp_path):
+    export(read_saved_run(run), tmp_path, "user/name", examples=[image])
+    for path in exported.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / path.relative_to(exported)).read_bytes(), path
+
+
+def test_the_cards_metadata_is_the_results(run, exported, image):
+    metrics = json.loads((run / "test_results.json").read_text())["test"]
+    data = ModelCard.load(exported / "README.md").data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "transformers", "image-classification")
+    assert {result.metric_type: result.metric_value for result in data.eval_results} == {
+        name: value for name, value in metrics.items() if name not in ("loss", "per_class_accuracy")
+    }
+    assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("imagenet_lt", "test")}
+    model = RideBfForImageClassification.from_pretrained(exported)
+    pixels = evaluation_processor(24, 24, (0.5,) * 3, (0.25,) * 3)(Image.open(image), return_tensors="pt")
+    expected = model(pixels["pixel_values"]).logits[0].softmax(dim=0)
+    (example,) = data.widget
+    assert example["src"] == "examples/image.jpg"
+    for answer in example["output"]:
+        assert answer["score"] == pytest.approx(expected[NAMES.index(answer["label"])].item(), abs=1e-5)
+
+
+def test_every_percentage_on_the_card_is_a_measured_one(run, exported):
+    metrics = json.loads((run / "test_results.json").read_text())["test"]
+    values = [value for name, value in metrics.items() if isinstance(value, float)] + metrics["per_class_accuracy"]
+    card = (exported / "README.md").read_text()
+    shown = re.findall(r"\d+\.\d %", card)
+    assert len(shown) > 10
+    assert set(shown) <= {f"{100 * value:.1f} %" for value in values}
+
+
+def test_the_papers_numbers_stay_apart(exported):
+    card = ModelCard.load(exported / "README.md")
+    measured, papers = card.text.split("### What the papers report")
+    assert "54.1 (many 64.3, medium 51.4, few 35.1)" in papers
+    assert "54.1" not in measured
+    assert 0.541 not in [result.metric_value for result in card.data.eval_results]
+
+
+def test_every_recipe_says_what_is_published_or_that_nothing_is():
+    assert published_results(RECIPES["imagenet_lt_resnet10"].description).startswith("45.7 (many 56.3")
+    assert published_results(RECIPES["cifar100_lt_resnet32"].description).startswith("RIDE with expert assignment 48.6")
+    for name in ("digits_lt_resnet32", "places_lt_resnet152", "imagenet_lt_resnet50_ride"):
+        assert published_results(RECIPES[name].description) is None
+
+
+def test_how_it_was_trained(exported):
+    card = (exported / "README.md").read_text()
+    for fact in (
+        "5 classes: 391 images, 200 to 2 a class",
+        "`imagenet_lt_resnet50`",
+        "seed 7",
+        "Started from: `stage1`",
+        "epoch 3 of 4, chosen for its balanced accuracy on validation images",
+        "1 × 2 CPU cores",
+        "3.0 minutes",  # of the three epochs up to the checkpoint
+        "commit `c0ffee`",
+        "2 of its 5 classes had less than 20 training images, the rarest 2",
+    ):
+        assert fact in card, fact
+
+
+def test_class_names_break_neither_tables_nor_the_page(exported):
+    card = (exported / "README.md").read_text().split("---\n", 2)[2]
+    assert "<b>bar" not in card
+    assert "| air\\|field | 200 |" in card
+
+
+def test_without_results_the_card_has_no_numbers(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "test_results.json").unlink()
+    saved = read_saved_run(tmp_path / "run")
+    card = make_card(saved, Published("user/name", "mit", 1))
+    assert card.data.eval_results is None
+    assert not re.search(r"\d %", card.text)
+    assert "has not been evaluated" in card.text
+
+
+def test_a_whole_evaluation_is_shown_with_its_intervals_and_report(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    truth, rng = np.repeat(np.arange(5), 10), np.random.default_rng(3)
+    images = Predictions(
+        labels=truth,
+        predictions=np.where(rng.random(50) < 0.7, truth, 0),
+        label_ranks=rng.integers(0, 5, 50),
+        confidences=rng.random(50),
+        losses=rng.random(50),
+        expert_predictions=rng.integers(0, 5, (50, 3)),
+    )
+    facts = {"dataset": "places_lt", "split": "test", "class_names": NAMES, "dataset_options": {}}
+    facts |= {
+        "model": str(tmp_path / "run" / "best"),
+        "images_digest": "",
+        "machine": describe_machine(torch.device("cpu")),
+    }
+    speed = {"images_per_second": 1.0, "seconds": 1.0, "batch_size": 1, "num_processes": 1, "num_workers": 0}
+    facts["speed"] = {**speed, "mixed_precision": "no"}
+    results = write_results(tmp_path / "run" / "best", facts, images, COUNTS)
+    export(read_saved_run(tmp_path / "run"), tmp_path / "out", "user/name")
+
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    shown = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert shown["few_shot_accuracy"] == results["metrics"]["few_shot_accuracy"]
+    assert shown["expected_calibration_error"] == results["metrics"]["expected_calibration_error"]
+    low, high = results["confidence_intervals"]["few_shot_accuracy"]
+    accuracy = results["metrics"]["few_shot_accuracy"]
+    assert f"| {100 * accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}) |" in card.text
+    third = results["experts"]["each"][2]
+    assert f"| 3 | {100 * third['accuracy']:.1f} % | {100 * third['balanced_accuracy']:.1f} % |" in card.text
+    pictures = re.findall(r"\]\((plots/.*?)\)", card.text)
+    assert len(pictures) == 4
+    assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
+    assert "user/name" in (tmp_path / "out" / "report.html").read_text()
+    for name in ("report.html", "results.json"):
+        assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+
+
+def test_a_checkpoint_alone_is_enough(run, tmp_path):
+    shutil.copytree(run / "best", tmp_path / "elsewhere")
+    saved = read_saved_run(tmp_path / "elsewhere")
+    export(saved, tmp_path / "out", "user/name", keep_batchformer=True)
+    assert json.loads((tmp_path / "out" / "class_counts.json").read_text()) == {"train": COUNTS}
+    assert (
+        load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(run / "best" / "model.safetensors").keys()
+    )
+    assert "came without its run's files" not in (tmp_path / "out" / "README.md").read_text()  # the epoch is known
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda run: shutil.rmtree(run / "best"), "holds no model"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"epoch": 1'), "metrics.jsonl is damaged"),
+        (lambda run: (run / "best" / "checkpoint.json").write_text("{"), "checkpoint.json is damaged"),
+        (lambda run: (run / "best" / "results.json").write_text('{"format_version": 0}'), "has format_version 0"),
+    ],
+)
+def test_damaged_runs_are_named(run, tmp_path, break_it, message):
+    shutil.copytree(run, tmp_path / "run")
+    break_it(tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        read_saved_run(tmp_path / "run")
+
+
+def test_results_of_another_model_or_checkpoint_are_not_shown(tmp_path):
+    write_run(tmp_path / "other", class_names=["a", "b", "c", "d", "e"])
+    with pytest.raises(ValueError, match="of other classes"):
+        read_saved_run(tmp_path / "other")
+    write_run(tmp_path / "last", checkpoint="last")
+    assert read_saved_run(tmp_path / "last").results is None
+
+
+def test_examples_must_be_images_with_names_of_their_own(run, image, tmp_path):
+    saved = read_saved_run(run)
+    with pytest.raises(ValueError, match="no image that can be read"):
+        export(saved, tmp_path / "a", "user/name", examples=[run / "recipe.json"])
+    with pytest.raises(ValueError, match=r"several called image\.jpg"):
+        export(saved, tmp_path / "b", "user/name", examples=[image, image])
+
+
+@pytest.mark.parametrize("repo_id", ["name", "a/b/c", "user/na me", "user/", "-/x"])
+def test_impossible_names(repo_id, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(ValueError, match="repo_id"):
+        check_can_publish(repo_id)
+
+
+def test_a_run_that_could_not_publish_stops_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("ride_bf.publish.get_token", lambda: None)
+    with pytest.raises(ValueError, match="hf auth login"):
+        RunPublisher(tmp_path, "user/name", None, False, True)
+    with pytest.raises(ValueError, match="push_to_hub"):
+        RunPublisher(tmp_path, None, 3, False, True)
+    monkeypatch.setattr("ride_bf.publish.get_token", lambda: TOKEN)
+    with pytest.raises(ValueError, match="push_every must be"):
+        RunPublisher(tmp_path, "user/name", 0, False, True)
+
+
+# With a Hub. huggingface_hub reads its endpoint when it is imported: whoever is to see this one has its own process.
+
+PUBLISHER = """
+import contextlib, io, json, sys, time
+
+time.sleep = lambda seconds: None  # between one try of the client and the next
+from ride_bf.publish import main
+
+for line in sys.stdin:
+    output, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            main(json.loads(line))
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, output.getvalue()]), flush=True)
+"""
+
+STRANGER = """
+import json, sys, torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+image, result = sys.argv[1:]
+model = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True)
+pixel_values = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+answers = pipeline("image-classification", model="user/name", trust_remote_code=True)(image)
+from huggingface_hub import ModelCard
+card = ModelCard.load("user/name")
+exec(card.text.split("```python")[1].split("```")[0].replace("image.jpg", image))
+json.dump(
+    {
+        "logits": model(pixel_values).logits.tolist(),
+        "answers": answers,
+        "card": card.data.to_dict(),
+        "ours": [name for name in ("ride_bf", "modeling_ride_bf") if name in sys.modules],
+    },
+    open(result, "w"),
+)
+"""
+
+
+def environment(hub, home, **options):
+    """That of a process which knows this Hub and, of this repository, nothing."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
+    return {**kept, **hub.environment(home, **options)}
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def publish(hub, tmp_path_factory):
+    """`python -m ride_bf.publish` with some arguments: exit code and output."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env=environment(hub, tmp_path_factory.mktemp("publisher")),
+    )
+
+    def call(*arguments):
+        hub.requests.clear()
+        process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
+        process.stdin.flush()
+        code, output = json.loads(process.stdout.readline())
+        assert TOKEN not in output
+        assert TOKEN not in str(code)
+        return code, output
+
+    yield call
+    process.stdin.close()
+    process.wait()
+
+
+def test_published_and_loaded_by_a_stranger(run, image, hub, publish, tmp_path):
+    code, output = publish(run, "--repo_id", "user/name", "--examples", image)
+    assert code == 0, output
+    assert len([path for method, path in hub.requests if "/commit/" in path]) == 1
+    files = hub.repositories["user/name"].files
+    assert {"README.md", "model.safetensors", "handler.py", "examples/image.jpg"} <= set(files)
+    assert not any(TOKEN.encode() in content for content in files.values())
+
+    result = tmp_path / "result.json"
+    stranger = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(image), str(result)],
+        cwd=tmp_path,
+        env=environment(hub, tmp_path / "home", token=None),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    seen = json.loads(result.read_text())
+    assert seen["ours"] == []
+    model = RideBfForImageClassification.from_pretrained(run / "best").eval()
+    expected = model(pixel_values()).logits
+    torch.testing.assert_close(torch.tensor(seen["logits"]), expected)
+    assert seen["answers"][0]["label"] in NAMES
+    assert [line.rsplit(" ", 1)[0] for line in stranger.stdout.splitlines()] == [
+        answer["label"] for answer in seen["answers"][:3]
+    ]  # the card's own five lines
+    metrics = json.loads((run / "test_results.json").read_text())["test"]
+    (index,) = seen["card"]["model-index"]
+    values = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}
+    assert values["few_shot_accuracy"] == metrics["few_shot_accuracy"]
+    assert seen["card"]["pipeline_tag"] == "image-classification"
+
+    code, output = publish(run, "--repo_id", "user/name", "--examples", image)
+    assert (code, hub.uploads()) == (0, [])
+
+
+@pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/"), ("POST", "/preupload/")])
+def test_a_hub_that_breaks_off_leaves_no_half_repository(run, hub, publish, method, part):
+    name = f"user/broken-{part.strip('/')}"
+    hub.objects.clear()
+    hub.fail(method, part, times=1000)
+    code, output = publish(run, "--repo_id", name)
+    assert "was not published" in code, output
+    assert "can be repeated" in code
+    assert hub.repositories[name].files == {}
+    hub.failures.clear()
+    code, output = publish(run, "--repo_id", name)
+    assert code == 0, output
+    assert "model.safetensors" in hub.repositories[name].files
+
+    before = dict(hub.repositories[name].files)
+    hub.fail(method, part, times=1000)
+    hub.objects.clear()  # as if the weights were new
+    publish(run, "--repo_id", name, "--keep_batchformer")
+    assert hub.repositories[name].files == before
+    hub.failures.clear()
+
+
+def test_a_passing_failure_is_none(run, hub, publish):
+    hub.objects.clear()
+    hub.fail("PUT", "/lfs/", times=2)
+    code, output = publish(run, "--repo_id", "user/passing")
+    assert code == 0, output
+
+
+def test_branches_and_private_repositories(run, hub, publish):
+    code, output = publish(run, "--repo_id", "user/private", "--private", "--revision", "trial")
+    assert code == 0, output
+    repository = hub.repositories["user/private"]
+    assert repository.private
+    assert repository.files == {}
+    assert "model.safetensors" in repository.branches["trial"]
+
+    publish(run, "--repo_id", "user/public")
+    code, output = publish(run, "--repo_id", "user/public", "--private", "--keep_batchformer")
+    assert "exists and is public" in code
+    assert hub.uploads() == []
+
+
+def test_files_that_an_export_no_longer_has_are_deleted_and_others_kept(run, hub, publish):
+    publish(run, "--repo_id", "user/stale")
+    hub.repositories["user/stale"].files.update({"model.onnx": b"of other weights", "mine.txt": b"kept"})
+    code, output = publish(run, "--repo_id", "user/stale")
+    assert code == 0, output
+    assert "model.onnx" not in hub.repositories["user/stale"].files
+    assert hub.repositories["user/stale"].files["mine.txt"] == b"kept"
+
+
+def test_a_space_of_the_model(run, hub, publish):
+    code, output = publish(run, "--repo_id", "user/shown", "--space", "user/page")
+    assert code == 0, output
+    space = hub.repositories["spaces/user/page"]
+    assert space.sdk == "gradio"
+    assert {"README.md", "app.py", "predict.py", "page.py", "style.css", "requirements.txt"} == set(space.files)
+    metadata = yaml.safe_load(space.files["README.md"].decode().split("---")[1])
+    assert (metadata["models"], metadata["app_file"]) == (["user/shown"], "app.py")
+
+
+def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):
+    code, output = publish(run, "--repo_id", "user/dry", "--dry_run", "--output_dir", tmp_path / "out")
+    assert code == 0, output
+    assert hub.requests == []
+    assert (tmp_path / "out" / "README.md").is_file()
+    assert "model.safetensors" in output
+    code, _ = publish(run, "--repo_id", "user/dry", "--dry_run", "--output_dir", tmp_path / "out")
+    assert "is not empty" in code
+
+
+def test_a_token_that_is_refused_is_a_message_without_it(run, hub, publish, monkeypatch):
+    monkeypatch.setattr(hub, "token", "another")
+    code, _ = publish(run, "--repo_id", "user/name", "--keep_batchformer")  # `publish` looks for the token in it
+    assert "was not published" in code
+    assert "Bearer ***" in code
+    assert hub.uploads() == []
+
+
+def test_training_publishes_on_its_way_and_outlives_a_push_that_fails(hub, tmp_path):
+    hub.fail("POST", "/commit/", times=1)
+    small = "--epochs 2 --depths 1 1 1 --image_size 8 --resize_size 8 --passes_per_epoch 1 --batch_size 64"
+    options = "--push_to_hub user/run --push_every 1 --push_private"
+    finished = subprocess.run(
+        [
+            sys.executable,
+            "train_accelerate.py",
+            *small.split(),
+            *options.split(),
+            "--output_dir",
+            str(tmp_path / "out"),
+        ],
+        cwd=ROOT,
+        env=environment(hub, tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("warning: a push to the Hub failed") == 1, finished.stdout
+    assert "Published: " in finished.stdout.splitlines()[-1]
+    assert TOKEN not in finished.stdout + finished.stderr
+    repository = hub.repositories["user/run"]
+    assert repository.private
+    results = json.loads((tmp_path / "out" / "test_results.json").read_text())
+    assert json.loads(repository.files["test_results.json"])["metrics"] == results["test"]
+    model = RideBfForImageClassification.from_pretrained(tmp_path / "out" / "best")
+    published = tmp_path / "published.safetensors"
+    published.write_bytes(repository.files["model.safetensors"])
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_file(published).items())
+    assert not (tmp_path / "out" / ".push").exists()
+
+
+def test_a_last_push_that_fails_says_how_to_repeat_it(run, hub, publish, tmp_path, monkeypatch, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    for name, value in {**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    RunPublisher(tmp_path / "run", "user/by-hand", None, False, True).after_training()
+    said = capsys.readouterr().out
+    assert "warning: a push to the Hub failed" in said
+    code, output = publish(*re.search(r"python -m ride_bf\.publish (.*)", said)[1].split())
+    assert code == 0, output
+    assert "model.safetensors" in hub.repositories["user/by-hand"].files

@@ -1,0 +1,281 @@
+"""The Space: what it says about images of every kind, without Gradio; and, with it, in a real browser."""
+
+import gc
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import yaml
+from conftest import ROOT
+from hostile_images import hostile_images, resident_mebibytes, right_images, watched
+from PIL import Image
+from tiny_run import COUNTS, NAMES, write_run
+
+from ride_bf.export import export
+from ride_bf.metrics import shot_groups
+from ride_bf.saved_run import read_saved_run
+
+SPACE = ROOT / "hub_cards" / "space"
+MOST_GROWTH = 64  # MiB that all hostile files may leave behind
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space")
+    picture = path / "example.png"
+    picture.write_bytes(right_images()["rgb.png"])
+    export(read_saved_run(write_run(path / "run")), path / "repository", "user/name", examples=[picture])
+    return path / "repository"
+
+
+@pytest.fixture(scope="module")
+def space():
+    """The modules predict and page, as app.py imports them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SPACE))
+        import page
+        import predict
+
+        yield predict, page
+    for name in ("predict", "page"):
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def model(space, folder):
+    return space[0].load(str(folder))
+
+
+def test_metadata_and_requirements_are_those_of_the_repository():
+    metadata = yaml.safe_load((SPACE / "README.md").read_text().split("---")[1])
+    assert {"sdk", "sdk_version", "app_file", "models", "title", "license"} <= set(metadata)
+    assert (SPACE / metadata["app_file"]).is_file()
+    extras = (ROOT / "requirements-extras.txt").read_text()
+    low, high = re.search(r"^gradio>=(\d+),<(\d+)", extras, re.MULTILINE).groups()
+    assert int(low) <= int(metadata["sdk_version"].split(".")[0]) < int(high)
+    core = (ROOT / "requirements.txt").read_text().splitlines()
+    for path in (SPACE / "requirements.txt", ROOT / "hub_cards" / "requirements.txt"):
+        wanted = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        assert wanted
+        assert set(wanted) <= set(core)
+
+
+def test_without_gradio_it_says_what_to_install(tmp_path):
+    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(\"No module named 'gradio'\", name='gradio')")
+    finished = subprocess.run(
+        [sys.executable, str(SPACE / "app.py")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 1
+    assert finished.stderr == "error: gradio is missing; pip install -r requirements-extras.txt\n"
+
+
+def test_a_folder_that_is_no_publication(space, tmp_path):
+    with pytest.raises(ValueError, match="publish it by python -m"):
+        space[0].load(str(tmp_path))
+
+
+def test_predictions_are_the_networks(model, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(right_images()["rgb.png"])
+    prediction = model.predict(path)
+    probabilities, experts = model.handler.classify([Image.open(path)])
+    assert [answer.name for answer in prediction.top] == [NAMES[c] for c in probabilities[0].argsort(descending=True)]
+    assert [vote.label for vote in prediction.experts] == experts[0].argmax(dim=1).tolist()
+    assert [vote.probability for vote in prediction.experts] == pytest.approx(experts[0].amax(dim=1).tolist())
+    assert model.examples[0].name == "example.png"
+
+
+def test_groups_are_those_of_the_metrics(space, model):
+    by_mask = {label: group for group, mask in shot_groups(COUNTS).items() for label in mask.nonzero()[0].tolist()}
+    assert {label: model.group(label) for label in range(5)} == by_mask
+    predict, _ = space
+    for count, group in ((19, "few"), (20, "medium"), (100, "medium"), (101, "many")):
+        assert predict.Model("m", None, None, ValueError, counts=[count]).group(0) == group
+
+
+def test_the_page_shows_five_bars_each_vote_and_the_tail(space, model):
+    predict, page = space
+    html = page.result(model, model.predict(right_images()["rgb.png"]))
+    assert html.count('class="lt-bar ') == 5
+    assert html.count('class="lt-vote ') == 3
+    assert html.count("<rect ") == 5
+    assert html.count(" lt-own") == 1
+    answer = predict.Answer(4, NAMES[4], 0.625)
+    html = page.result(model, predict.Prediction([answer], [answer, predict.Answer(0, NAMES[0], 0.5), None]))
+    assert "few-shot class" in html
+    assert "62.5 %" in html
+    assert "No. 5 of 5 classes" in html
+    assert "learned this class from just 2 training images" in html
+    assert "1 of 2 agree" in html
+    assert "not asked" in html
+
+
+def test_names_and_messages_are_text_not_markup(space, model):
+    predict, page = space
+    answer = predict.Answer(1, NAMES[1], 1.0)
+    for html in (page.result(model, predict.Prediction([answer], [answer])), page.failure("<b>x</b>")):
+        assert "<b>bar" not in html
+        assert "<b>x" not in html
+        assert "&lt;b&gt;" in html
+
+
+def test_thousands_of_classes_make_a_drawing_of_bounded_size(space):
+    predict, page = space
+    handler = type("Handler", (), {"labels": [f"class {label}" for label in range(8142)]})
+    model = predict.Model("m", None, handler, ValueError, counts=[1000 - label // 9 for label in range(8142)])
+    answer = predict.Answer(7777, "class 7777", 0.5)
+    html = page.result(model, predict.Prediction([answer], [answer]))
+    assert html.count("<rect ") <= page.MOST_BARS + 1
+    assert html.count(" lt-own") == 1
+    assert "class 7777: 136 training images" in html
+
+
+def test_without_counts_there_is_no_tail(space, model, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "class_counts.json").unlink()
+    bare = space[0].load(str(tmp_path / "copy"))
+    html = space[1].result(bare, bare.predict(right_images()["rgb.png"]))
+    assert "<svg" not in html
+    assert html.count('class="lt-bar lt-all"') == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["cmyk.jpg", "palette_transparent.png", "sixteen_bit.png", "animated.gif", "rotated.jpg", "one_bit.png"]
+)
+def test_images_of_every_kind_have_the_right_answer(model, name, tmp_path):
+    path = tmp_path / "upload"  # a name without a suffix: what counts is what is in it
+    path.write_bytes(right_images()[name])
+    probabilities, _ = model.handler.classify([right_images()[name]])
+    assert model.predict(path).top[0].probability == pytest.approx(probabilities.max().item())
+
+
+def test_hostile_files_have_an_answer_or_a_message(space, model, tmp_path):
+    predict, page = space
+    files = hostile_images(200)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    model.predict(right_images()["rgb.png"])
+    before, messages = resident_mebibytes(), []
+    with watched() as done:
+        for name in files:
+            try:
+                assert "lt-bar" in page.result(model, model.predict(tmp_path / name))
+            except predict.NoPredictionError as error:
+                messages.append(page.failure(str(error)))
+    gc.collect()
+    assert 100 < len(messages) < 200
+    assert all(len(message) < 700 for message in messages)
+    assert done == []
+    assert resident_mebibytes() - before < MOST_GROWTH
+    with pytest.raises(predict.NoPredictionError, match="cannot be read: No such file"):
+        model.predict(tmp_path / "missing.png")
+
+
+# In a browser: pip install -r requirements-extras.txt and a chromium.
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+EXTRAS = all(importlib.util.find_spec(name) for name in ("gradio", "playwright"))
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The Space of the demo checkpoint, if there is one, or of a tiny network."""
+    home = tmp_path_factory.mktemp("home")
+    run = ROOT / os.environ.get("SPACE_TEST_RUN", "outputs/demo")
+    if not run.is_dir():
+        run = write_run(home / "run", names=["0", "1", "2", "3", "4"])
+    page = home / "user-digits"
+    export(read_saved_run(run), page, "user/demo", examples=sorted(ROOT.glob("hub_cards/examples/*.png")))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "MODEL": str(page), "GRADIO_SERVER_PORT": str(port), "HF_HUB_OFFLINE": "1"}
+    environment |= {"GRADIO_TEMP_DIR": str(home / "uploads"), "TMPDIR": str(home)}
+    before = sorted(path.name for path in SPACE.iterdir() if path.name != "__pycache__")
+    log = (home / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, str(SPACE / "app.py")], cwd=home, env=environment, stdout=log, stderr=log
+    )
+    for _ in range(120):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert process.poll() is None, (home / "log").read_text()
+        time.sleep(0.5)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()
+    assert sorted(path.name for path in SPACE.iterdir() if path.name != "__pycache__") == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EXTRAS, reason="needs requirements-extras.txt")
+@pytest.mark.parametrize("marked", [{}, {"meta": {"_type": "gradio.FileData"}}])
+def test_a_program_cannot_have_files_of_the_server_read(address, marked):
+    path = str(ROOT / "hub_cards" / "examples" / "digit_5.png")
+    body = json.dumps({"data": [{"path": path, **marked}], "session_hash": "program"}).encode()
+    request = urllib.request.Request(
+        f"{address}/gradio_api/run/predict", body, headers={"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert b"lt-bar" not in refused.value.read()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (EXTRAS and CHROMIUM), reason="needs requirements-extras.txt and chromium")
+def test_in_a_browser(address, tmp_path):
+    from playwright.sync_api import expect, sync_playwright
+
+    broken = {"text.png": "no image", "black.png": "far more pixels"}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1180, "height": 900})
+        page.goto(address)
+        expect(page.locator("#answer .lt-empty")).to_be_visible(timeout=30_000)
+
+        def send(path):
+            page.reload()
+            expect(page.locator("#answer .lt-empty")).to_be_visible(timeout=30_000)
+            page.set_input_files("#image input[type=file]", str(path))
+
+        send(ROOT / "hub_cards" / "examples" / "digit_5.png")
+        expect(page.locator("#answer .lt-bar")).to_have_count(5, timeout=30_000)
+        expect(page.locator("#answer .lt-vote")).to_have_count(3)
+        assert page.locator("#answer .lt-own").count() == 1
+        page.wait_for_timeout(500)
+        page.screenshot(path=os.environ.get("SPACE_TEST_SCREENSHOT", tmp_path / "space.png"), full_page=True)
+
+        for name, message in broken.items():
+            (tmp_path / name).write_bytes(hostile_images(30)[name])
+            send(tmp_path / name)
+            expect(page.locator("#answer .lt-failure")).to_contain_text(message, timeout=30_000)
+        (tmp_path / "page.html").write_bytes(hostile_images(30)["page.html"])
+        send(tmp_path / "page.html")  # by its name no image: does not leave the browser
+        expect(page.locator(".toast-body")).to_contain_text("Only image", timeout=30_000)
+
+        rotated = tmp_path / "photograph.jpg"  # with what a telephone writes
+        rotated.write_bytes(right_images()["rotated.jpg"])
+        send(rotated)
+        expect(page.locator("#answer .lt-bar")).to_have_count(5, timeout=30_000)
+        clear = page.locator("#image button[aria-label*=lear], #image button[aria-label*=emove]").first
+        clear.click()
+        expect(page.locator("#answer .lt-empty")).to_be_visible(timeout=30_000)
+        page.locator("button.gallery-item, .gallery button").first.click()  # an example
+        expect(page.locator("#answer .lt-bar")).to_have_count(5, timeout=30_000)
+        clear.click()
+        page.set_input_files("#image input[type=file]", str(tmp_path / "text.png"))  # in the same session
+        expect(page.locator("#answer .lt-failure")).to_contain_text("no image", timeout=30_000)
+        browser.close()
