@@ -272,7 +272,7 @@ def between_steps(training: Training, monitor: LossMonitor, bar: tqdm) -> None:
 def end_epoch(training: Training, monitor: LossMonitor, speed: dict[str, float]) -> None:
     """Evaluation, log and checkpoint of an epoch, or of the part of one with which a run ends.
 
-    `speed` is logged with the rest: images a second and seconds, of what was trained since the run was begun or resumed.
+    `speed` is logged with the rest: images a second and seconds, since the epoch was begun or gone on with.
     """
     accelerator, recipe, progress = training.accelerator, training.recipe, training.progress
     rate = training.optimizer.param_groups[0]["lr"]
