@@ -123,7 +123,8 @@ class NumberedDraws(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        self.sampler.set_epoch(epoch)
+        if hasattr(self.sampler, "set_epoch"):  # torch's own have none
+            self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.sampler)

@@ -222,7 +222,7 @@ def test_help_says_what_every_option_means(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "images in a step, all processes together (default: 32)" in shown
+    assert "images in a step, all processes and accumulated batches together (default: 32)" in shown
     assert "how many experts follow the shared trunk; 1 is a plain ResNet. (default: 3)" in shown
 
 

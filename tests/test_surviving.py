@@ -136,7 +136,10 @@ def test_nothing_whole_is_said(uninterrupted, tmp_path):
     shutil.copytree(uninterrupted, tmp_path / "out")
     shutil.rmtree(tmp_path / "out/checkpoints")
     (tmp_path / "out/last/files.json").unlink()
-    with pytest.raises(SystemExit, match="holds no whole checkpoint; start anew with --overwrite_output_dir"):
+    with pytest.raises(
+        SystemExit,
+        match="holds no whole checkpoint .*last: its list of files .*; start anew with --overwrite_output_dir",
+    ):
         train(tmp_path / "out", *OPTIONS, "--resume")
 
 

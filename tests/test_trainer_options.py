@@ -109,6 +109,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
     """Where the batch is not looked at as a whole: statistics fixed, no BatchFormer. One step of each."""
     options = "--batchformer none --train_only classifiers --max_steps 1 --loss cross_entropy --classifier linear"
     start = train(tmp_path / "start", "--epochs", 1, "--batchformer", "none", "--classifier", "linear")
+    options += f" --init_from {start / 'last'}"
     whole, parts = (
         train(
             tmp_path / f"of_{count}",
