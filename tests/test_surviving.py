@@ -138,7 +138,7 @@ def test_nothing_whole_is_said(uninterrupted, tmp_path):
     (tmp_path / "out/last/files.json").unlink()
     with pytest.raises(
         SystemExit,
-        match="holds no whole checkpoint .*last: its list of files .*; start anew with --overwrite_output_dir",
+        match=r"no whole checkpoint .*last: its list of files .*; start anew with --overw",
     ):
         train(tmp_path / "out", *OPTIONS, "--resume")
 
