@@ -169,7 +169,6 @@ def train(run: RunArguments, recipe: TrainingRecipe, interruption: Interruption)
     accelerator.register_for_checkpointing(schedule, progress, weights)
     if checkpoint is not None:
         accelerator.load_state(str(checkpoint / TRAINING_STATE))
-        progress.best = read_facts(output_dir / BEST)
         accelerator.print(
             f"resumed after epoch {progress.epochs_done} of {recipe.epochs}, batch {progress.batches_done} of the "
             f"next, step {progress.steps_done}"

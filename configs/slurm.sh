@@ -20,7 +20,7 @@ resume=()
 [ -d "$recipe_output/last" ] && resume=(--resume)
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# Accelerate's launcher does not pass signals on: each machine's training processes are signalled here.
+# The training processes are signalled, not Accelerate's launcher, which would end them before they have saved.
 srun --kill-on-bad-exit=1 bash -c "exec .venv/bin/accelerate launch --config_file configs/several_machines.yaml \
     --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * 4)) --machine_rank \$SLURM_NODEID \
     --main_process_ip $first_node --main_process_port 29500 \
@@ -30,7 +30,7 @@ step=$!
 again=false
 requeue() {
     again=true
-    srun --overlap --ntasks-per-node=1 pkill -USR1 -f "train_accelerate.py --output_dir $recipe_output" || true
+    srun --overlap --ntasks-per-node=1 pkill -USR1 -f "[-]u train_accelerate.py --output_dir $recipe_output" || true
 }
 trap requeue USR1 TERM
 wait "$step"

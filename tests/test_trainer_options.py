@@ -1,8 +1,11 @@
 """What a trainer is expected to offer, each by what it changes; and the configurations for accelerate launch."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from functools import partial
 
 import pytest
@@ -211,5 +214,33 @@ def test_the_cpu_configuration_trains(tmp_path):
     assert "1 process(es) on cpu" in finished.stdout
 
 
-def test_the_slurm_job_is_a_script():
-    subprocess.run(["bash", "-n", str(ROOT / "configs/slurm.sh")], check=True)
+def test_the_slurm_job_saves_and_queues_itself_again(tmp_path):
+    """With stand-ins for SLURM, Accelerate and the training, which ends as ours does when it is signalled."""
+    programs = {
+        "bin/srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
+        "bin/scontrol": '#!/bin/bash\necho "$@" >> scontrol.log\n[ "$1" = show ] && echo node1\n',
+        ".venv/bin/accelerate": '#!/bin/bash\nwhile [ "$1" != train_accelerate.py ]; do shift; done\npython3 -u "$@"\n',
+        "train_accelerate.py": (
+            "import signal, sys, time\n"
+            "def stop(*_):\n    open('saved', 'w').write(' '.join(sys.argv[1:]))\n    sys.exit(75)\n"
+            "signal.signal(signal.SIGUSR1, stop)\nopen('started', 'w').close()\ntime.sleep(60)\n"
+        ),
+    }
+    for name, content in programs.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    name = f"test{os.getpid()}"
+    environment = {"SLURM_JOB_NAME": name, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1"}
+    environment |= {"SLURM_NODEID": "0", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    (tmp_path / f"outputs/{name}-7/last").mkdir(parents=True)
+    command = ["bash", str(ROOT / "configs/slurm.sh"), "--recipe", "imagenet_lt_resnet50"]
+    job = subprocess.Popen(command, cwd=tmp_path, env=os.environ | environment)
+    while not (tmp_path / "started").exists():
+        assert job.poll() is None
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=20) == 0
+    arguments = (tmp_path / "saved").read_text()
+    assert arguments == f"--output_dir outputs/{name}-7 --num_workers 8 --resume --recipe imagenet_lt_resnet50"
+    assert (tmp_path / "scontrol.log").read_text().splitlines()[-1] == "requeue 7"
