@@ -1,6 +1,8 @@
 """Loaders of batches that are ready for the network."""
 
+import atexit
 import gc
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +22,16 @@ from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_s
 from data.splits import undecoded
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
 from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends workers that are left when the program ends: to being terminated by multiprocessing they do not listen."""
+    left = [child for child in multiprocessing.active_children() if child.daemon]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+    for child in left:
+        child.kill()
 
 
 def settle_worker(_worker: int) -> None:

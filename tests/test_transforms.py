@@ -1,12 +1,16 @@
 """From image files to what the network sees: reading, augmentation, normalisation, and images that are broken."""
 
 import io
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import ROOT
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
@@ -416,3 +420,27 @@ def test_finished_batches_pass_epochs_on_and_may_end_early():
     batches.set_epoch(4)
     assert len(batches) == 3
     assert [batch["pixel_values"] for batch in batches] == [5, 5, 5]
+
+
+def test_a_program_ends_though_a_worker_is_left(tmp_path):
+    """Workers do not listen to SIGTERM; one whose loader is still held at the end must not keep the program."""
+    script = tmp_path / "left.py"
+    script.write_text(
+        "import atexit\n"
+        "from torch.utils.data import DataLoader\n"
+        "from data.loaders import settle_worker\n"
+        "loader = DataLoader(range(9), num_workers=1, persistent_workers=True, worker_init_fn=settle_worker)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+        "atexit.register(lambda: print('held to the end', batches is not None))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "held to the end True" in finished.stdout
+    assert "Traceback" not in finished.stderr
