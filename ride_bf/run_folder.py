@@ -15,8 +15,11 @@ from ride_bf.recipes import TrainingRecipe
 
 ENVIRONMENT = "environment.json"  # what each start of a run, the first and every resumed one, was made with
 BROKEN_IMAGES = "broken_images.txt"  # a line for each that a run left out, as often as it met it
-_FOLDERS = (LAST, BEST, OLDER, "tensorboard")
-_FILES = ("recipe.json", "run.json", "metrics.jsonl", "test_results.json", ENVIRONMENT, BROKEN_IMAGES, LOST_LOSS)
+_FOLDERS = (LAST, BEST, OLDER, "tensorboard", ".push")
+_FILES = (
+    *("recipe.json", "run.json", "metrics.jsonl", "test_results.json", "push.log"),
+    *(ENVIRONMENT, BROKEN_IMAGES, LOST_LOSS),
+)
 
 
 def open_run_folder(
