@@ -42,14 +42,14 @@ def test_broken_images_stop_a_run_or_are_left_out_and_listed(tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_two_epochs_through_accelerate_launch(tmp_path):
-    """At full size: about eight minutes on two cores."""
+    """At full size: about three minutes on two cores."""
     folder = tmp_path / "ImageNet_LT"
     facts = synthesize("imagenet_lt", 0.01, folder)
     broken = break_one_image(folder)
     command = (
         "-m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no "
         f"--num_cpu_threads_per_process {os.cpu_count()} train_accelerate.py --recipe imagenet_lt_resnet10 --epochs 2 "
-        f"--batch_size 64 --warmup_epochs 0 --reweight_epoch 1 --on_broken_image skip --data_dir {folder} "
+        f"--batch_size 64 --learning_rate 0.05 --warmup_epochs 0 --on_broken_image skip --data_dir {folder} "
         f"--output_dir {tmp_path / 'out'}"
     )
     environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
