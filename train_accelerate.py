@@ -41,28 +41,33 @@ from data import (
     training_batches,
 )
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.averaging import WeightAverage
-from ride_bf.checkpoints import BEST, LAST, TRAINING_STATE, CheckpointError, read_facts, save_model, save_training_state
-from ride_bf.command_line import (
-    RunArguments,
-    check_starting_models,
-    dead_workers_as_messages,
-    errors_as_messages,
-    parse_arguments,
-)
-from ride_bf.cost import run_cost
-from ride_bf.evaluate import evaluate
-from ride_bf.interruption import EXIT_CODE, Interruption
-from ride_bf.monitor import LossMonitor
-from ride_bf.objectives import make_objective
-from ride_bf.parts import initialise_from, load_teacher, set_train_mode, train_only
-from ride_bf.publish import RunPublisher
+from ride_bf.command_line.messages import dead_workers_as_messages, errors_as_messages
+from ride_bf.evaluation.predict import evaluate
+from ride_bf.evaluation.tables import accuracy_table, shot_summary
+from ride_bf.hub.upload import RunPublisher
+from ride_bf.methods.objectives import make_objective
+from ride_bf.methods.samplers import LongTailedSampler
+from ride_bf.methods.teacher import load_teacher
+from ride_bf.methods.windows import set_batchformer_window
 from ride_bf.recipes import TrainingRecipe
-from ride_bf.report import accuracy_table, shot_summary
-from ride_bf.run_folder import BROKEN_IMAGES, log_metrics, open_run_folder, read_broken_images
-from ride_bf.samplers import LongTailedSampler
-from ride_bf.speed import make_optimizer, to_fast_layout
-from ride_bf.windows import set_batchformer_window
+from ride_bf.runs.checkpoints import (
+    BEST,
+    LAST,
+    TRAINING_STATE,
+    CheckpointError,
+    read_facts,
+    save_model,
+    save_training_state,
+)
+from ride_bf.runs.run_folder import BROKEN_IMAGES, log_metrics, open_run_folder, read_broken_images
+from ride_bf.training.arguments import RunArguments, check_starting_models, parse_arguments
+from ride_bf.training.cost import run_cost
+from ride_bf.training.ema import WeightAverage
+from ride_bf.training.freezing import set_train_mode, train_only
+from ride_bf.training.interruption import EXIT_CODE, Interruption
+from ride_bf.training.loss_monitor import LossMonitor
+from ride_bf.training.optimizer import make_optimizer, to_fast_layout
+from ride_bf.training.start_weights import initialise_from
 
 STEPS_BETWEEN_READINGS = 10  # reading the loss, or whether another process is to stop, waits for the device
 
@@ -125,7 +130,7 @@ def main() -> None:
         print(recipe.as_json())
         return
     expected = (BrokenImageError, CheckpointError, FloatingPointError)
-    with Interruption() as interruption, errors_as_messages(expected), dead_workers_as_messages():
+    with Interruption() as interruption, errors_as_messages(*expected), dead_workers_as_messages():
         train(run, recipe, interruption)
 
 

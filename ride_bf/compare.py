@@ -8,125 +8,24 @@ runs tell.
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ride_bf.command_line import errors_as_messages
-from ride_bf.metrics import (
-    accuracy_weights,
-    bootstrap,
-    class_means,
-    confidence_interval,
-    distribution_weights,
-    weighted_mean,
-)
-from ride_bf.results import LEVEL, PREDICTIONS, RESAMPLES, SEED, Predictions, read_results
+from ride_bf.command_line.messages import errors_as_messages
+from ride_bf.command_line.parser import command_parser
 
 
-def read_evaluation(path: Path) -> tuple[dict[str, Any], Predictions]:
-    """The results and the predictions of an evaluation, by its folder or its `results.json`.
-
-    Raises FileNotFoundError if they are not there, ValueError if they are not of one evaluation.
-    """
-    results = read_results(path)
-    beside = (path if path.is_dir() else path.parent) / PREDICTIONS
-    predictions = Predictions.load(beside)
-    if len(predictions.labels) != results["num_images"]:
-        raise ValueError(
-            f"{beside} is of {len(predictions.labels)} images, results.json of {results['num_images']}: "
-            "evaluate the model anew"
-        )
-    return results, predictions
-
-
-def check_comparable(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -> None:
-    """Raises ValueError unless all are of the same test images, and the classes' training counts are the same."""
-    first = results[0]
-    for path, other in zip(paths[1:], results[1:], strict=True):
-        if other["images_digest"] != first["images_digest"]:
-            raise ValueError(
-                f"{paths[0]} and {path} are of different test images: {first['num_images']:,} of {first['dataset']}'s "
-                f"{first['split']} split and {other['num_images']:,} of {other['dataset']}'s {other['split']} split"
-            )
-        if other["train_class_counts"] != first["train_class_counts"]:
-            raise ValueError(
-                f"{paths[0]} and {path} count other training images, {sum(first['train_class_counts']):,} and "
-                f"{sum(other['train_class_counts']):,}, so that their shot groups differ; evaluate both with the "
-                "options of one data set"
-            )
-
-
-def differences(
-    first: Predictions, other: Predictions, class_counts: Sequence[int]
-) -> dict[str, dict[str, float | list[float]]]:
-    """For each accuracy that `ride_bf.metrics` names, `other`'s less `first`'s: `difference` and its `interval`."""
-    labels = first.labels
-    gains = (other.predictions == labels).astype(int) - (first.predictions == labels)  # (N,), -1, 0 or 1
-    per_class, images = class_means(gains, labels, len(class_counts))
-    weights = accuracy_weights(class_counts, images) | distribution_weights(class_counts, images)
-    resampled = bootstrap(gains, labels, weights, RESAMPLES, SEED)
-    return {
-        name: {"difference": weighted_mean(per_class, shares), "interval": confidence_interval(resampled[name], LEVEL)}
-        for name, shares in weights.items()
-    }
-
-
-def compare(paths: Sequence[Path]) -> dict[str, Any]:
-    """All evaluations with the first one. Raises as `read_evaluation` and `check_comparable`.
-
-    Returns `models`, `dataset`, `split`, `num_images`; `metrics`, for each model the accuracies by name; `differences`,
-    for each model but the first what `differences` gives; `level` of the intervals.
-    """
-    results, predictions = zip(*(read_evaluation(path) for path in paths), strict=True)
-    check_comparable(paths, results)
-    counts = results[0]["train_class_counts"]
-    if any(not np.array_equal(own.labels, predictions[0].labels) for own in predictions):
-        raise ValueError("the predictions are of different test images, though the results are not: evaluate anew")
-    gains = [differences(predictions[0], own, counts) for own in predictions[1:]]
-    return {
-        **{name: results[0][name] for name in ("dataset", "split", "num_images")},
-        "models": [own["model"] for own in results],
-        "metrics": [{name: own["metrics"][name] for name in gains[0]} for own in results],
-        "differences": gains,
-        "level": LEVEL,
-    }
-
-
-def table(compared: dict[str, Any]) -> str:
-    """Markdown: a row for each accuracy in percent; differences in points, in bold where the interval excludes 0."""
-    others = range(1, len(compared["models"]))
-    headings = ["", "A", *(heading for index in others for heading in (letter(index), f"{letter(index)} − A"))]
-    lines = [f"{letter(index)}: {model}" for index, model in enumerate(compared["models"])]
-    lines += ["", f"| {' | '.join(headings)} |", "| --- |" + " ---: |" * (len(headings) - 1)]
-    for name in compared["metrics"][0]:
-        cells = [name.removesuffix("_accuracy").replace("_", " "), f"{100 * compared['metrics'][0][name]:.1f}"]
-        for index in others:
-            gain = compared["differences"][index - 1][name]
-            low, high = gain["interval"]
-            shown = f"{100 * gain['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            cells += [f"{100 * compared['metrics'][index][name]:.1f}", f"**{shown}**" if low > 0 or high < 0 else shown]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def letter(index: int) -> str:
-    return chr(ord("A") + index) if index < 26 else f"model {index + 1}"
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ride_bf.compare",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = command_parser("compare", __doc__)
     parser.add_argument("first", type=Path, metavar="A")
     parser.add_argument("others", type=Path, nargs="+", metavar="B")
     parser.add_argument("--output", type=Path, help="JSON file for the numbers")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+    from ride_bf.evaluation.comparison import compare, table
+
     with errors_as_messages():
         compared = compare([options.first, *options.others])
         if options.output is not None:

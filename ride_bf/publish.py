@@ -7,177 +7,15 @@ with HF_TOKEN in the environment. What is there already is not uploaded again: a
 """
 
 import argparse
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
-from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, metadata_load, metadata_save
-from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is httpx's, or httpx2's
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers.utils import logging
-
-from ride_bf.command_line import errors_as_messages
-from ride_bf.export import HUB_CARDS, export
-from ride_bf.saved_run import read_saved_run
-
-ROOT = Path(__file__).resolve().parent.parent
-# Files that an export may have. One that a later export has not is deleted, such as an ONNX file of other weights.
-_OPTIONAL = (
-    *("recipe.json", "results.json", "test_results.json", "report.html", "class_counts.json", "plots/*", "examples/*"),
-    *("model*.safetensors*", "model.onnx*"),
-)
-# Images that come with this repository, for the page of a model that knows them
-_EXAMPLES = {"digits_lt": "examples/*.png"}
+from ride_bf.command_line.messages import errors_as_messages
+from ride_bf.command_line.parser import command_parser
 
 
-class PublishError(Exception):
-    """The Hub could not be reached or refused; says what was not done."""
-
-
-def check_can_publish(repo_id: str) -> None:
-    """Raises ValueError for an impossible name, or if nobody is logged in; asks nothing of the Hub."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r} is none: {error}") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"repo_id must be USER/NAME, not {repo_id!r}")
-    if get_token() is None:
-        raise ValueError("publishing needs a login: run hf auth login, or set HF_TOKEN in the environment")
-
-
-def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = None, repo_type: str = "model") -> str:
-    """Makes the files in `folder` those of a model or a "space", which is made if there is none.
-
-    It is one commit: whatever fails, the repository is as it was before, or, if it is new, empty. Optional files of an
-    earlier export that this one has not are deleted, those of others are left. Returns the commit's address. Raises
-    PublishError, and ValueError if a repository that is to be private exists and is public.
-    """
-    api = HfApi()
-    repository = {"repo_id": repo_id, "repo_type": repo_type}
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    try:
-        api.create_repo(
-            **repository, private=private, exist_ok=True, space_sdk="gradio" if repo_type == "space" else None
-        )
-        if private and not api.repo_info(**repository).private:
-            raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or leave out --private")
-        if revision is not None:
-            api.create_branch(**repository, branch=revision, exist_ok=True)
-        there = api.list_repo_files(**repository, revision=revision)
-        stale = [name for name in there if name not in names and any(fnmatch(name, kind) for kind in _OPTIONAL)]
-        commit = api.create_commit(
-            **repository,
-            operations=[
-                *(CommitOperationAdd(name, folder / name) for name in names),
-                *(CommitOperationDelete(name) for name in stale),
-            ],
-            commit_message="Publish by ride_bf.publish",
-            revision=revision,
-        )
-    except (HTTPError, OSError, RuntimeError) as error:
-        raise PublishError(f"{repo_id} was not published: {_reason(error)}. The command can be repeated") from error
-    return commit.commit_url
-
-
-def write_space(folder: Path, repo_id: str) -> None:
-    """Fills the empty `folder` with the demo page of a published model."""
-    shutil.copytree(HUB_CARDS / "space", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-    metadata = metadata_load(folder / "README.md")
-    metadata_save(folder / "README.md", {**metadata, "title": repo_id.rpartition("/")[2], "models": [repo_id]})
-
-
-def _reason(error: BaseException) -> str:
-    """What the Hub said, or else the first cause, on one line and without the token, should a server send it back."""
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    reason = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), causes[-1])
-    message = " ".join(f"{type(reason).__name__}: {reason}".split())
-    token = get_token()
-    return message.replace(token, "***") if token else message
-
-
-class RunPublisher:
-    """Publishes a run every `every` epochs and at its end, in processes of their own.
-
-    So neither an error of the Hub nor a slow one costs the run anything but a warning; while one push is on its way no
-    other begins. Without `repo_id`, and in all processes but the main one, nothing is done.
-    """
-
-    def __init__(self, run: Path, repo_id: str | None, every: int | None, private: bool, is_main_process: bool):
-        """Raises ValueError as `check_can_publish` does, and for an `every` that is no number of epochs."""
-        if repo_id is None and (every is not None or private):
-            raise ValueError("push_every and push_private need push_to_hub, the name of a repository: USER/NAME")
-        if every is not None and every < 1:
-            raise ValueError(f"push_every must be 1 or more, not {every}")
-        if repo_id is not None:
-            check_can_publish(repo_id)
-        self.run, self.every, self.private = run.absolute(), every, private
-        self.repo_id = repo_id if is_main_process else None
-        self.push: subprocess.Popen | None = None
-        self.copy, self.log = self.run / ".push", self.run / "push.log"
-
-    def after_epoch(self, epochs_done: int) -> None:
-        """Begins a push if the 1-based epoch is one to be published."""
-        if self.repo_id is not None and self.every is not None and epochs_done % self.every == 0:
-            if self.push is not None and self.push.poll() is not None:
-                self._end()
-            if self.push is None:
-                self._begin()
-
-    def after_training(self) -> None:
-        """Publishes the run as it ended, and waits for it."""
-        if self.repo_id is not None:
-            print(f"Publishing {self.repo_id} ...")
-            self._end()
-            self._begin()
-            self._end()
-
-    def _begin(self) -> None:
-        """Starts to publish a copy of the run, which may go on meanwhile."""
-        published = "best" if (self.run / "best").is_dir() else "last"
-        command = [sys.executable, "-m", "ride_bf.publish", str(self.copy), "--repo_id", str(self.repo_id)]
-        try:
-            shutil.rmtree(self.copy, ignore_errors=True)
-            state = shutil.ignore_patterns("*.pkl", "*.bin", "training_state")
-            shutil.copytree(self.run / published, self.copy / published, ignore=state)
-            for path in self.run.glob("*.json*"):
-                shutil.copyfile(path, self.copy / path.name)
-            with self.log.open("w") as log:
-                self.push = subprocess.Popen(
-                    command + ["--private"] * self.private,
-                    cwd=ROOT,
-                    env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # the devices are the run's
-                    stdout=log,
-                    stderr=log,
-                )
-        except OSError as error:
-            print(f"warning: the run was not published: {error}")
-
-    def _end(self) -> None:
-        """Waits for the push that is on its way, if there is one, and says what came of it."""
-        if self.push is None:
-            return
-        failed = self.push.wait() != 0
-        last_words = (self.log.read_text().strip().splitlines() or ["it ended without a word"])[-1]
-        again = f"python -m ride_bf.publish {self.run} --repo_id {self.repo_id}"
-        print(f"warning: a push to the Hub failed: {last_words}\nTo publish by hand: {again}" if failed else last_words)
-        shutil.rmtree(self.copy, ignore_errors=True)
-        self.push = None
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m ride_bf.publish",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = command_parser("publish", __doc__)
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run's output folder, or a checkpoint's")
     parser.add_argument("--repo_id", required=True, help="USER/NAME of the repository on the Hub")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
@@ -189,10 +27,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--space", help="USER/NAME of a Space to publish too: a page to try the model on")
     parser.add_argument("--dry_run", action="store_true", help="upload nothing; list what would be")
     parser.add_argument("--output_dir", type=Path, help="keep the files here; a folder that is new or empty")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+    from transformers.utils import logging
+
+    from ride_bf.hub.export import default_examples, export
+    from ride_bf.hub.run_files import read_saved_run
+    from ride_bf.hub.upload import PublishError, check_can_publish, upload, write_space
+
     logging.disable_progress_bar()
     expected = (PublishError, ModuleNotFoundError, RuntimeError)
-    with errors_as_messages(), errors_as_messages(expected), tempfile.TemporaryDirectory() as temporary:
+    with errors_as_messages(), errors_as_messages(*expected), tempfile.TemporaryDirectory() as temporary:
         if not options.dry_run:
             for name in filter(None, (options.repo_id, options.space)):
                 check_can_publish(name)
@@ -200,15 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; name another --output_dir")
         saved = read_saved_run(options.folder)
-        examples = options.examples
-        if examples is None:
-            examples = sorted(HUB_CARDS.glob(_EXAMPLES[saved.dataset])) if saved.dataset in _EXAMPLES else []
         export(
             saved,
             folder,
             options.repo_id,
             license=options.license,
-            examples=examples,
+            examples=default_examples(saved) if options.examples is None else options.examples,
             keep_batchformer=options.keep_batchformer,
             onnx=options.onnx,
         )

@@ -13,7 +13,7 @@ from PIL import Image
 from data import class_counts, find_entry, load_long_tailed, recognise
 from data.annotation_lists import BENCHMARKS, Benchmark, class_names, imagenet_names, read_annotation_list
 from ride_bf.benchmark.lists import make_list, measure
-from ride_bf.metrics import shot_groups
+from ride_bf.evaluation.metrics import shot_groups
 
 PUBLISHED = json.loads((ROOT / "data" / "class_counts.json").read_text())
 

@@ -23,8 +23,8 @@ from ride_bf.benchmark.train import (
     random_batch,
     train_report,
 )
-from ride_bf.objectives import make_objective
-from ride_bf.profile import inference_cost, profile
+from ride_bf.evaluation.compute import inference_cost, profile
+from ride_bf.methods.objectives import make_objective
 from ride_bf.recipes import RECIPES
 
 CPU = torch.device("cpu")

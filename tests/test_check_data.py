@@ -13,7 +13,8 @@ from PIL import Image
 
 from data.annotation_lists import BENCHMARKS
 from data.synthesize import STYLES, synthesize
-from ride_bf.check_data import draw, duplicates, inspect_images, main, summary
+from ride_bf.check_data import main
+from ride_bf.evaluation.data_report import draw, duplicates, inspect_images, summary
 
 COUNTS = [2, 101, 4, 20]
 

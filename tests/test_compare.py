@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ride_bf import compare
-from ride_bf.results import Predictions, write_results
+from ride_bf.evaluation import comparison
+from ride_bf.evaluation.results import Predictions, write_results
 
 COUNTS = [500, 300, 50, 30, 5, 3]
 LABELS = np.repeat(np.arange(6), 60)
@@ -30,7 +31,7 @@ def write(folder, predictions, digest="0" * 64, counts=COUNTS):
 def test_a_known_difference_is_found_where_it_is():
     common, rare = [0.8, 0.8, 0.7, 0.7, 0.3, 0.3], [0.8, 0.8, 0.7, 0.7, 0.7, 0.7]
     first, other = outcome(common, 0), outcome(rare, 0)
-    found = compare.differences(first, other, COUNTS)
+    found = comparison.differences(first, other, COUNTS)
     gains = [(other.predictions == LABELS)[LABELS >= 4].mean() - (first.predictions == LABELS)[LABELS >= 4].mean()]
     assert found["few_shot_accuracy"]["difference"] == pytest.approx(gains[0])
     low, high = found["few_shot_accuracy"]["interval"]
@@ -44,7 +45,7 @@ def test_no_difference_is_found_where_there_is_none():
     right = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     hold = 0
     for seed in range(200):
-        found = compare.differences(outcome(right, 2 * seed), outcome(right, 2 * seed + 1), COUNTS)
+        found = comparison.differences(outcome(right, 2 * seed), outcome(right, 2 * seed + 1), COUNTS)
         low, high = found["balanced_accuracy"]["interval"]
         hold += low <= 0 <= high
     assert 180 <= hold <= 199
@@ -58,7 +59,7 @@ def test_pairing_narrows_the_interval():
     near = Predictions(LABELS, predictions, *[np.zeros(len(LABELS))] * 3, predictions[:, None])
 
     def width(other):
-        low, high = compare.differences(first, other, COUNTS)["accuracy"]["interval"]
+        low, high = comparison.differences(first, other, COUNTS)["accuracy"]["interval"]
         return high - low
 
     assert width(near) < width(unrelated) / 2

@@ -15,16 +15,10 @@ from transformers import AutoImageProcessor
 
 from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.convert_reference import (
-    ConversionError,
-    _reference_key,
-    convert,
-    convert_key,
-    main,
-    to_reference,
-)
-from ride_bf.recipes import RESNET10, RESNET32, RESNET50, RESNET152, RESNEXT50
-from ride_bf.reference_config import read_reference_config, reference_arch
+from ride_bf.convert_reference import main
+from ride_bf.recipes.networks import RESNET10, RESNET32, RESNET50, RESNET152, RESNEXT50
+from ride_bf.reference.checkpoints import _reference_key, convert, convert_key, to_reference
+from ride_bf.reference.configurations import ConversionError, read_reference_config, reference_arch
 
 GOLDEN = ROOT / "tests" / "golden" / "authors_checkpoint"
 RESNET101 = {**RESNET50, "depths": [3, 4, 23, 3]}

@@ -9,7 +9,8 @@ from test_training import read_metrics, train
 
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf import decouple, route
-from ride_bf.parts import train_only
+from ride_bf.evaluation import decoupling, routing
+from ride_bf.training.freezing import train_only
 
 COUNTS = [64, 16, 4, 1, 15]
 LINEAR = ["--classifier", "linear", "--loss", "cross_entropy", "--batchformer", "none"]
@@ -33,7 +34,7 @@ def test_tau_normalisation_by_hand():
         1.0: [[0.6, 0.8], [0, 1]],
     }
     for tau, rows in expected.items():
-        normalised, no_bias = decouple.tau_normalised(weight, bias, tau, COUNTS)
+        normalised, no_bias = decoupling.tau_normalised(weight, bias, tau, COUNTS)
         torch.testing.assert_close(normalised, torch.tensor(rows))
         assert no_bias.tolist() == [0.0, 0.0]
 
@@ -42,21 +43,21 @@ def test_logit_adjustment_by_hand(images):
     model = tiny_model(classifier="linear").eval()
     with torch.no_grad():
         before = model(images).logits
-        decouple.correct(model, "logit_adjustment", 0.5, COUNTS)
+        decoupling.correct(model, "logit_adjustment", 0.5, COUNTS)
         after = model(images).logits
     shares = torch.tensor(COUNTS) / 100
     torch.testing.assert_close(after, before - 0.5 * shares.log())
 
 
 def test_cosine_classifiers_are_refused_with_the_reason():
-    for method in decouple.METHODS:
+    for method in decoupling.METHODS:
         with pytest.raises(ValueError, match=f"{method} needs a linear classifier"):
-            decouple.correct(tiny_model(), method, 0.5, COUNTS)
+            decoupling.correct(tiny_model(), method, 0.5, COUNTS)
     with pytest.raises(ValueError, match="class_scales needs --classifier linear"):
         train_only(tiny_model(), "class_scales")
 
 
-@pytest.mark.parametrize("method", decouple.METHODS)
+@pytest.mark.parametrize("method", decoupling.METHODS)
 def test_the_strength_is_chosen_on_validation(linear, tmp_path, method, data_options, capsys):
     decouple.main([method, str(linear), "--output_dir", str(tmp_path / "out"), *data_options])
     results = json.loads((tmp_path / "out" / "decoupling.json").read_text())
@@ -66,7 +67,7 @@ def test_the_strength_is_chosen_on_validation(linear, tmp_path, method, data_opt
     assert all(curve[tau] < max(curve.values()) for tau in curve if tau < results["strength"])
     corrected = RideBfForImageClassification.from_pretrained(tmp_path / "out")
     by_hand = RideBfForImageClassification.from_pretrained(linear)
-    decouple.correct(by_hand, method, results["strength"], [120, 78, 50, 33, 21, 14, 9, 6, 4, 2])
+    decoupling.correct(by_hand, method, results["strength"], [120, 78, 50, 33, 21, 14, 9, 6, 4, 2])
     images = torch.randn(3, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(corrected(images).logits, by_hand(images).logits)
@@ -124,7 +125,7 @@ def test_the_routers_curve(tmp_path, capsys):
     routed = train(tmp_path / "routed", *stage_two, first / "last") / "last"
     route.main([str(routed), "--output_dir", str(tmp_path / "curve"), "--recipe", "digits_lt_resnet32"])
     curve = json.loads((tmp_path / "curve" / "routing.json").read_text())
-    assert [point["threshold"] for point in curve] == list(route.THRESHOLDS)
+    assert [point["threshold"] for point in curve] == list(routing.THRESHOLDS)
     experts = [point["mean_experts"] for point in curve]
     assert experts == sorted(experts, reverse=True)
     assert (experts[0], experts[-1]) == (3.0, 1.0)

@@ -16,10 +16,11 @@ from PIL import Image as PilImage
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, precision_score, top_k_accuracy_score
 
 from data import evaluation_processor, load_long_tailed
-from ride_bf import evaluate, results
-from ride_bf.html_report import write_report
-from ride_bf.plots import COLOURS, FIGURES
-from ride_bf.results import Predictions, images_digest, measure, read_results, write_results
+from ride_bf import evaluate
+from ride_bf.evaluation import results
+from ride_bf.evaluation.html_report import write_report
+from ride_bf.evaluation.plots import COLOURS, FIGURES
+from ride_bf.evaluation.results import Predictions, images_digest, measure, read_results, write_results
 
 DIGITS = [str(digit) for digit in range(10)]
 GROUPS = {"many": [0], "medium": [1, 2, 3, 4], "few": [5, 6, 7, 8, 9]}

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.convert_reference import convert_key, convert_state_dict
-from ride_bf.losses import RideLoss
-from ride_bf.objectives import ClassificationObjective, SharedClassifierObjective
+from ride_bf.methods.losses import RideLoss
+from ride_bf.methods.objectives import ClassificationObjective, SharedClassifierObjective
+from ride_bf.reference.checkpoints import convert_key, convert_state_dict
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4  # relative: float32 on another machine sums in another order

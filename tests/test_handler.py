@@ -19,8 +19,8 @@ from transformers.utils import logging
 
 from data import read_image
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.export import export
-from ride_bf.saved_run import read_saved_run
+from ride_bf.hub.export import export
+from ride_bf.hub.run_files import read_saved_run
 
 MOST_GROWTH = 64  # MiB that a thousand requests, or all hostile files, may leave behind
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_ride_bf import RideBfOutput
-from ride_bf.losses import (
+from ride_bf.methods.losses import (
     CollaborativeLoss,
     CrossEntropyLoss,
     FocalLoss,
@@ -18,8 +18,14 @@ from ride_bf.losses import (
     effective_number_weights,
     ldam_margins,
 )
-from ride_bf.objectives import ClassificationObjective, SharedClassifierObjective, make_criterion, make_objective
-from ride_bf.recipes import DIGITS_LT_RESNET32, RECIPES
+from ride_bf.methods.objectives import (
+    ClassificationObjective,
+    SharedClassifierObjective,
+    make_criterion,
+    make_objective,
+)
+from ride_bf.recipes import RECIPES
+from ride_bf.recipes.digits_lt import DIGITS_LT_RESNET32
 
 COUNTS = [81, 16, 1]
 LOGITS = torch.tensor([[[2.0, 1.0, 0.0], [0.5, 1.5, -1.0]], [[0.0, 3.0, 1.0], [1.0, 1.0, 1.0]]])  # (2, 2, 3)

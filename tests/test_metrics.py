@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, recall_score
 
-from ride_bf.metrics import (
+from ride_bf.evaluation.metrics import (
     accuracy_weights,
     bootstrap,
     calibration,
@@ -19,7 +19,7 @@ from ride_bf.metrics import (
     weighted_mean,
     worst_classes,
 )
-from ride_bf.report import accuracy_table, shot_summary
+from ride_bf.evaluation.tables import accuracy_table, shot_summary
 
 
 def test_groups_at_their_boundaries():

@@ -8,8 +8,8 @@ from conftest import tiny_model
 from torch import nn
 
 from modeling_ride_bf import RideBfOutput
-from ride_bf.losses import CrossEntropyLoss, RideLoss
-from ride_bf.objectives import (
+from ride_bf.methods.losses import CrossEntropyLoss, RideLoss
+from ride_bf.methods.objectives import (
     ClassificationObjective,
     DistillationObjective,
     MixedObjective,

@@ -8,9 +8,9 @@ import torch
 from conftest import tiny_model
 from tiny_run import write_run
 
-from ride_bf import onnx_export
-from ride_bf.export import export
-from ride_bf.saved_run import read_saved_run
+from ride_bf.hub import onnx as onnx_export
+from ride_bf.hub.export import export
+from ride_bf.hub.run_files import read_saved_run
 
 needs_extras = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),

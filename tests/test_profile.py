@@ -6,7 +6,8 @@ from conftest import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.profile import inference_cost, main, profile
+from ride_bf.evaluation.compute import inference_cost, profile
+from ride_bf.profile import main
 from ride_bf.recipes import RECIPES
 
 

@@ -20,12 +20,12 @@ from tiny_run import COUNTS, NAMES, write_run
 
 from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.export import check_same_logits, export
-from ride_bf.model_card import Published, make_card, published_results
-from ride_bf.publish import RunPublisher, check_can_publish
+from ride_bf.evaluation.results import Predictions, describe_machine, write_results
+from ride_bf.hub.card import Published, make_card, published_results
+from ride_bf.hub.export import check_same_logits, export
+from ride_bf.hub.run_files import read_saved_run
+from ride_bf.hub.upload import RunPublisher, check_can_publish
 from ride_bf.recipes import RECIPES
-from ride_bf.results import Predictions, describe_machine, write_results
-from ride_bf.saved_run import read_saved_run
 
 
 @pytest.fixture(scope="module")
@@ -266,12 +266,12 @@ def test_impossible_names(repo_id, monkeypatch):
 
 def test_a_run_that_could_not_publish_stops_before_it_starts(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("ride_bf.publish.get_token", lambda: None)
+    monkeypatch.setattr("ride_bf.hub.upload.get_token", lambda: None)
     with pytest.raises(ValueError, match="hf auth login"):
         RunPublisher(tmp_path, "user/name", None, False, True)
     with pytest.raises(ValueError, match="push_to_hub"):
         RunPublisher(tmp_path, None, 3, False, True)
-    monkeypatch.setattr("ride_bf.publish.get_token", lambda: TOKEN)
+    monkeypatch.setattr("ride_bf.hub.upload.get_token", lambda: TOKEN)
     with pytest.raises(ValueError, match="push_every must be"):
         RunPublisher(tmp_path, "user/name", 0, False, True)
 

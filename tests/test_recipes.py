@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 import pytest
 from conftest import ROOT
 
-from ride_bf.command_line import parse_arguments
 from ride_bf.recipes import DEFAULT_RECIPE, RECIPES
+from ride_bf.training.arguments import parse_arguments
 
 NAMES = {
     "digits_lt_resnet32",

@@ -4,7 +4,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader
 
-from ride_bf.samplers import LongTailedSampler, class_probabilities
+from ride_bf.methods.samplers import LongTailedSampler, class_probabilities
 
 COUNTS = [64, 16, 4, 1]
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), COUNTS))

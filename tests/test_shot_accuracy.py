@@ -7,7 +7,7 @@ import evaluate
 import pytest
 from conftest import ROOT
 
-from ride_bf.metrics import shot_accuracy
+from ride_bf.evaluation.metrics import shot_accuracy
 
 README = (ROOT / "ride_bf" / "shot_accuracy" / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

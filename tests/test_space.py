@@ -20,9 +20,9 @@ from hostile_images import hostile_images, resident_mebibytes, right_images, wat
 from PIL import Image
 from tiny_run import COUNTS, NAMES, write_run
 
-from ride_bf.export import export
-from ride_bf.metrics import shot_groups
-from ride_bf.saved_run import read_saved_run
+from ride_bf.evaluation.metrics import shot_groups
+from ride_bf.hub.export import export
+from ride_bf.hub.run_files import read_saved_run
 
 SPACE = ROOT / "hub_cards" / "space"
 MOST_GROWTH = 64  # MiB that all hostile files may leave behind

@@ -10,9 +10,9 @@ from conftest import TINY_NETWORKS, tiny_model
 from safetensors.torch import load_file
 from torch import nn
 
-from ride_bf.objectives import make_objective
+from ride_bf.methods.objectives import make_objective
 from ride_bf.recipes import RECIPES
-from ride_bf.speed import make_optimizer, to_fast_layout
+from ride_bf.training.optimizer import make_optimizer, to_fast_layout
 
 COUNTS = [50, 20, 10, 5, 2]
 RECIPE = RECIPES["digits_lt_resnet32"]

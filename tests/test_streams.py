@@ -23,7 +23,7 @@ from data import (
     train_transform,
     training_batches,
 )
-from ride_bf.samplers import LongTailedSampler
+from ride_bf.methods.samplers import LongTailedSampler
 
 COUNTS = {"train": [12, 6, 3], "test": [2, 2, 2]}
 SHARDS = 4

@@ -18,9 +18,9 @@ from test_training import SMALL_ARGUMENTS, assert_same_weights, read_metrics, tr
 
 import train_accelerate
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.checkpoints import damage, newest_whole_checkpoint
-from ride_bf.command_line import dead_workers_as_messages
-from ride_bf.interruption import EXIT_CODE, Interruption
+from ride_bf.command_line.messages import dead_workers_as_messages
+from ride_bf.runs.checkpoints import damage, newest_whole_checkpoint
+from ride_bf.training.interruption import EXIT_CODE, Interruption
 
 OPTIONS = ("--epochs", 2, "--batch_size", 32, "--ema_decay", 0.9, "--max_grad_norm", 5, "--eval_steps", 4)
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from test_training import read_metrics, train
 
 import train_accelerate
-from ride_bf.averaging import WeightAverage
-from ride_bf.cost import activation_bytes
-from ride_bf.losses import CrossEntropyLoss, LDAMLoss, RideLoss
+from ride_bf.methods.losses import CrossEntropyLoss, LDAMLoss, RideLoss
 from ride_bf.recipes import RECIPES
+from ride_bf.training.cost import activation_bytes
+from ride_bf.training.ema import WeightAverage
 
 
 def weights(output_dir):

@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor
 import train_accelerate
 from data import evaluation_batches, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.parts import initialise_from
+from ride_bf.training.start_weights import initialise_from
 
 # A shallow network on small images, an epoch of which takes a second
 SMALL = {

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from ride_bf.objectives import make_objective
+from ride_bf.methods.objectives import make_objective
+from ride_bf.methods.windows import BatchFormerWindows, set_batchformer_window
 from ride_bf.recipes import RECIPES
-from ride_bf.windows import BatchFormerWindows, set_batchformer_window
 
 PROCESSES, IMAGES, COUNTS = 2, 32, [120, 40, 9, 3, 2]
 LOSSES = ("ride", "collaborative", "ldam", "focal", "cross_entropy", "reweighted_cross_entropy", "logit_adjusted")

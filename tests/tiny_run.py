@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_model
 
 from data import evaluation_processor
-from ride_bf.metrics import shot_accuracy
+from ride_bf.evaluation.metrics import shot_accuracy
 from ride_bf.recipes import RECIPES
 
 NAMES = ["air|field", "<b>bar</b>", "canyon", "dam", "eatery"]

@@ -1,0 +1,1 @@
+"""Measurements: `python -m ride_bf.benchmark NAME`."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from data import class_counts, load_long_tailed
 from ride_bf.benchmark.measure import machine
-from ride_bf.command_line import parse_arguments
-from ride_bf.metrics import shot_accuracy
+from ride_bf.evaluation.metrics import shot_accuracy
+from ride_bf.training.arguments import parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "digits_lt.json"

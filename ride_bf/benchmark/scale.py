@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from data import NUM_CLASSES
 from ride_bf.benchmark.measure import DOCS, command, machine, peak_bytes, seconds_in_turns, write_results
 from ride_bf.benchmark.train import long_tail, network_multiply_adds, random_batch, this_repository
+from ride_bf.methods.windows import set_batchformer_window
 from ride_bf.recipes import RECIPES, TrainingRecipe
-from ride_bf.windows import set_batchformer_window
 
 EXPERTS = (1, 2, 3, 4, 6)
 CLASSES = (100, 1000, 8142, 100_000)

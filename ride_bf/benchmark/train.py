@@ -32,12 +32,12 @@ from configuration_ride_bf import RideBfConfig
 from data import NUM_CLASSES
 from modeling_ride_bf import RideBfForImageClassification, RideBfOutput
 from ride_bf.benchmark.measure import DOCS, command, machine, peak_bytes, seconds_in_turns, write_results
-from ride_bf.losses import diversity_temperatures, effective_number_weights, ldam_margins
-from ride_bf.objectives import make_objective
-from ride_bf.profile import multiply_adds, profile
+from ride_bf.evaluation.compute import multiply_adds, profile
+from ride_bf.methods.losses import diversity_temperatures, effective_number_weights, ldam_margins
+from ride_bf.methods.objectives import make_objective
+from ride_bf.methods.windows import set_batchformer_window
 from ride_bf.recipes import RECIPES, TrainingRecipe
-from ride_bf.speed import make_optimizer, to_fast_layout
-from ride_bf.windows import set_batchformer_window
+from ride_bf.training.optimizer import make_optimizer, to_fast_layout
 
 REFERENCE, OURS, COMPILED, RESNET50 = "reference mode", "this repository", "the same, compiled", "torchvision resnet50"
 PRODUCT = "matrix product"

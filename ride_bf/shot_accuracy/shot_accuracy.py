@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from ride_bf.metrics import shot_accuracy
+from ride_bf.evaluation.metrics import shot_accuracy
 
 _DESCRIPTION = """
 Accuracy of a classifier trained on a long-tailed data set, over all images, as the mean over the classes, and by group

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ride_bf.losses import (
+from ride_bf.methods.losses import (
     CollaborativeLoss,
     Criterion,
     CrossEntropyLoss,

@@ -10,11 +10,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ride_bf.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, shot_groups
-from ride_bf.plots import COLOURS, accuracy_by_group, accuracy_by_training_images, experts_by_group, save, styled
-from ride_bf.saved_run import SavedRun
+from ride_bf.evaluation.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, shot_groups
+from ride_bf.evaluation.plots import (
+    COLOURS,
+    accuracy_by_group,
+    accuracy_by_training_images,
+    experts_by_group,
+    save,
+    styled,
+)
+from ride_bf.hub.run_files import SavedRun
 
-TEMPLATE = Path(__file__).resolve().parent.parent / "hub_cards" / "model_card.md"
+TEMPLATE = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "model_card.md"
 DATASET_TITLES = {
     "digits_lt": "Digits-LT",
     "cifar10_lt": "CIFAR-10-LT",

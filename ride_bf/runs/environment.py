@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
@@ -38,3 +38,9 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return finished.stdout.strip() if finished.returncode == 0 else None
+
+
+def check_precision(accelerator: Accelerator) -> None:
+    """Raises ValueError for fp16 on a CPU, which Accelerate would silently ignore."""
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")

@@ -10,13 +10,15 @@ import torch
 from transformers import AutoImageProcessor, pipeline
 
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.html_report import write_report
-from ride_bf.model_card import Example, Published, make_card, write_plots
-from ride_bf.saved_run import SavedRun
+from ride_bf.evaluation.html_report import write_report
+from ride_bf.hub.card import Example, Published, make_card, write_plots
+from ride_bf.hub.run_files import SavedRun
 
-HUB_CARDS = Path(__file__).resolve().parent.parent / "hub_cards"
+HUB_CARDS = Path(__file__).resolve().parent.parent.parent / "hub_cards"
 CLASS_COUNTS = "class_counts.json"
 ONNX = "model.onnx"
+# Images that come with this repository, for the page of a model that knows them
+_EXAMPLES = {"digits_lt": "examples/*.png"}
 _TOP_K = 5  # of an example's answers
 
 
@@ -51,7 +53,7 @@ def export(
     exported.save_pretrained(folder)
     processor.save_pretrained(folder)
     if onnx:
-        from ride_bf.onnx_export import export_onnx
+        from ride_bf.hub.onnx import export_onnx
 
         export_onnx(exported, images, folder / ONNX)
 
@@ -117,3 +119,8 @@ def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example
         rounded = [{"label": answer["label"], "score": round(answer["score"], 6)} for answer in answers]
         shown.append(Example(f"examples/{path.name}", rounded))
     return shown
+
+
+def default_examples(saved: SavedRun) -> list[Path]:
+    """Image files of this repository that a model of this data set can be shown on; empty for other data sets."""
+    return sorted(HUB_CARDS.glob(_EXAMPLES[saved.dataset])) if saved.dataset in _EXAMPLES else []

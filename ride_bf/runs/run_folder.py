@@ -8,10 +8,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ride_bf.checkpoints import BEST, LAST, OLDER, newest_whole_checkpoint, recover
-from ride_bf.environment import describe_environment
-from ride_bf.monitor import LOST_LOSS
 from ride_bf.recipes import TrainingRecipe
+from ride_bf.runs.checkpoints import BEST, LAST, OLDER, newest_whole_checkpoint, recover
+from ride_bf.runs.environment import describe_environment
+from ride_bf.training.loss_monitor import LOST_LOSS
 
 ENVIRONMENT = "environment.json"  # what each start of a run, the first and every resumed one, was made with
 BROKEN_IMAGES = "broken_images.txt"  # a line for each that a run left out, as often as it met it

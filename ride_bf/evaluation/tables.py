@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ride_bf.metrics import shot_groups
+from ride_bf.evaluation.metrics import shot_groups
 
 
 def shot_summary(metrics: dict) -> str:

@@ -57,7 +57,7 @@ import torch
 from datasets import Dataset
 
 from data import read_image, undecoded
-from ride_bf.metrics import (
+from ride_bf.evaluation.metrics import (
     accuracy_weights,
     bootstrap,
     calibration,

@@ -3,7 +3,7 @@
 import torch
 
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.profile import profile
+from ride_bf.evaluation.compute import profile
 from ride_bf.recipes import TrainingRecipe
 
 _MEASURED = 4  # images whose activations are counted

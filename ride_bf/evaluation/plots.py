@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ride_bf.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, TEST_IMBALANCES, shot_groups
+from ride_bf.evaluation.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, TEST_IMBALANCES, shot_groups
 
 # Each colour occurs under one name only, so that a page can put colours of its own in their places.
 COLOURS = {

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ride_bf.metrics import shot_groups
-from ride_bf.plots import COLOURS, FIGURES, save
+from ride_bf.evaluation.metrics import shot_groups
+from ride_bf.evaluation.plots import COLOURS, FIGURES, save
 
 REPORT = "report.html"
 _DARK = {  # for each of COLOURS, what takes its place on a dark page

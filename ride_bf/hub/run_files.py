@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from configuration_ride_bf import RideBfConfig
-from ride_bf.checkpoints import read_facts
-from ride_bf.results import RESULTS, read_results
-from ride_bf.run_folder import ENVIRONMENT
+from ride_bf.evaluation.results import RESULTS, read_results
+from ride_bf.runs.checkpoints import read_facts
+from ride_bf.runs.run_folder import ENVIRONMENT
 
 TEST_RESULTS = "test_results.json"  # in the run's folder, from the end of training
 _LOCAL_SETTINGS = ("data_dir", "init_from", "teacher")  # may be paths of this machine
@@ -24,9 +24,9 @@ class SavedRun:
 
     `recipe` and `settings` are `recipe.json` and `run.json`, `starts` the entries of `environment.json`, `epochs` the
     lines of `metrics.jsonl` up to this checkpoint, `facts` its `checkpoint.json`. `results` has the keys that
-    `ride_bf.results` describes, of which `metrics`, `dataset`, `split`, `class_names` and `train_class_counts` are
-    always there; `results_name` is the file they are from. Paths of this machine are left out of `settings` and
-    `results`.
+    `ride_bf.evaluation.results` describes, of which `metrics`, `dataset`, `split`, `class_names` and
+    `train_class_counts` are always there; `results_name` is the file they are from. Paths of this machine are left out
+    of `settings` and `results`.
     """
 
     checkpoint: Path

@@ -6,7 +6,6 @@ import re
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
@@ -17,7 +16,7 @@ from transformers import HfArgumentParser
 
 from configuration_ride_bf import RideBfConfig
 from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
-from ride_bf.reference_config import read_recipe_file
+from ride_bf.reference.configurations import read_recipe_file
 
 RECIPE_OPTIONS = "Also: --recipe, --recipe_file, --data_dir and every other option of train_accelerate.py --help."
 
@@ -137,37 +136,11 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
         raise ValueError("a router learns from the experts' mistakes, not from a --teacher")
 
 
-@contextmanager
-def errors_as_messages(kinds: tuple[type[Exception], ...] = (ValueError, OSError, StrictDataclassError)):
-    """Ends the program with an error's message where the error is the user's to mend: what was asked for, or files."""
-    try:
-        yield
-    except kinds as error:
-        if isinstance(error, StrictDataclassError):  # RideBfConfig's; says itself only which validator it was
-            error = error.__cause__ or error
-        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # without the traceback of a loader's worker
-        raise SystemExit(f"error: {message}") from error
-
-
 def _words_or_number(annotation: Any) -> tuple[str, ...]:
     """The words of an annotation such as `int | Literal["local", "global"]`; none of any other."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
     literals = [member for member in members if get_origin(member) is Literal]
     return get_args(literals[0]) if literals and int in members else ()
-
-
-@contextmanager
-def dead_workers_as_messages():
-    """Ends the program with a message where a process that prepares images has died."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise SystemExit(
-            f"error: a process that prepares images has died ({str(error).splitlines()[0]}), most often for want of "
-            "memory. The last checkpoint is intact: go on with --resume, and fewer --num_workers or more of /dev/shm"
-        ) from error
 
 
 def _argument_type(annotation: Any) -> Any:

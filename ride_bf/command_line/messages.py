@@ -1,0 +1,35 @@
+"""Errors that the user can mend end a command with one line, not with a traceback."""
+
+from contextlib import contextmanager
+
+
+@contextmanager
+def errors_as_messages(*kinds: type[Exception]):
+    """Ends the program with the message of an error of these kinds; by default ValueError and OSError.
+
+    Errors that `RideBfConfig` raises for an impossible network count as ValueError.
+    """
+    try:
+        yield
+    except Exception as error:
+        mendable = kinds or (ValueError, OSError)
+        if type(error).__name__.startswith("StrictDataclass") and ValueError in mendable:
+            error = error.__cause__ or error  # the outer error only names the validator
+        elif not isinstance(error, mendable):
+            raise
+        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # without the traceback of a loader's worker
+        raise SystemExit(f"error: {message}") from error
+
+
+@contextmanager
+def dead_workers_as_messages():
+    """Ends the program with a message if a process that prepares images has died."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise SystemExit(
+            f"error: a process that prepares images has died ({str(error).splitlines()[0]}), most often for want of "
+            "memory. The last checkpoint is intact: go on with --resume, and fewer --num_workers or more of /dev/shm"
+        ) from error

@@ -1,0 +1,89 @@
+"""What a network costs: parameters and multiply-adds for each part, counted on tensors without memory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from configuration_ride_bf import RideBfConfig
+from modeling_ride_bf import RideBfForImageClassification
+
+
+def multiply_adds(call: Callable[[], object]) -> int:
+    """Multiply-adds of matrix products and convolutions while `call` runs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return counter.get_total_flops() // 2
+
+
+def profile(config: RideBfConfig, image_size: int, window: int) -> dict[str, dict[str, int]]:
+    """Part -> `parameters` and `multiply_adds` for one image.
+
+    `window` images attend to each other in the BatchFormer, which costs while training only; it is counted for all
+    experts together.
+    """
+    with torch.device("meta"):
+        model = RideBfForImageClassification(config).eval()
+        image = torch.empty(1, config.num_channels, image_size, image_size)
+        feature = torch.empty(1, config.feature_size)
+        features = torch.empty(window, config.num_experts, config.feature_size)
+        logits = torch.empty(1, config.num_labels)
+        trunk_output = model.ride_bf.trunk(image)[-1]
+    calls: dict[str, tuple[nn.Module, Callable[[], object]]] = {
+        "trunk": (model.ride_bf.trunk, lambda: model.ride_bf.trunk(image))
+    }
+    for number, (expert, classifier) in enumerate(zip(model.ride_bf.experts, model.classifiers, strict=True), start=1):
+        calls[f"expert {number}"] = (expert, lambda expert=expert: expert(trunk_output))
+        calls[f"classifier {number}"] = (classifier, lambda classifier=classifier: classifier(feature))
+    if model.router is not None:
+        decisions = range(config.num_experts - 1)
+        calls["router"] = (model.router, lambda: [model.router(index, feature, logits) for index in decisions])
+    parts = {
+        name: {"parameters": _parameters(module), "multiply_adds": multiply_adds(call)}
+        for name, (module, call) in calls.items()
+    }
+    if model.batchformer is not None:
+        model.batchformer.train()
+        parts["BatchFormer"] = {
+            "parameters": _parameters(model.batchformer),
+            "multiply_adds": multiply_adds(lambda: model.batchformer(features)) // window,
+        }
+    return parts
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def inference_cost(parts: dict[str, dict[str, int]], shares: list[float] | None = None) -> float:
+    """Multiply-adds of a prediction; `shares` of images that used 1, 2, ... experts weigh what a router spares.
+
+    Raises ValueError for shares that are not one for each expert, or do not sum to 1.
+    """
+    experts = [name for name in parts if name.startswith("expert ")]
+    if shares is None:
+        shares = [0.0] * (len(experts) - 1) + [1.0]
+    if len(shares) != len(experts) or abs(sum(shares) - 1) > 1e-3:
+        raise ValueError(f"shares {shares} must be {len(experts)} numbers, one for each expert, that sum to 1")
+    cost = float(parts["trunk"]["multiply_adds"])
+    router = parts.get("router", {"multiply_adds": 0})["multiply_adds"] / max(1, len(experts) - 1)
+    for number in range(1, len(experts) + 1):
+        used = sum(shares[number - 1 :])  # share of images that get as far as this expert
+        decides = router if number < len(experts) else 0
+        own = parts[f"expert {number}"]["multiply_adds"] + parts[f"classifier {number}"]["multiply_adds"]
+        cost += used * (own + decides)
+    return cost
+
+
+def table(parts: dict[str, dict[str, int]], shares: list[float] | None = None) -> str:
+    lines = [f"{'part':<16} {'parameters':>14} {'multiply-adds/image':>22}"]
+    lines += [f"{name:<16} {cost['parameters']:>14,} {cost['multiply_adds']:>22,}" for name, cost in parts.items()]
+    total = sum(cost["parameters"] for name, cost in parts.items() if name != "BatchFormer")
+    lines += ["", f"{'a prediction':<16} {total:>14,} {round(inference_cost(parts)):>22,}"]
+    if shares is not None:
+        shown = ", ".join(f"{100 * share:.1f} %" for share in shares)
+        lines.append(f"with {shown} of the images at 1, 2, ... experts: {round(inference_cost(parts, shares)):,}")
+    if "BatchFormer" in parts:
+        lines.append("The BatchFormer takes part in training only.")
+    return "\n".join(lines)

@@ -1,0 +1,19 @@
+"""Training recipes by name; a file for each data set.
+
+`RECIPES` maps names to `TrainingRecipe`s. Derive a new one with `dataclasses.replace`, in its data set's file.
+Numbers follow the configurations released with RIDE and BatchFormer unless a description says otherwise. In those runs
+the BatchFormer's window is one GPU's share of the batch: 4 GPUs, 8 for ResNeXt-50 and iNaturalist, 1 for CIFAR. Here it
+is that number of images on any number of GPUs.
+"""
+
+from ride_bf.recipes import cifar_lt, digits_lt, imagenet_lt, inaturalist18, places_lt
+from ride_bf.recipes.recipe import TrainingRecipe
+
+RECIPES: dict[str, TrainingRecipe] = {
+    recipe.name: recipe
+    for file in (digits_lt, cifar_lt, imagenet_lt, inaturalist18, places_lt)
+    for recipe in file.RECIPES
+}
+DEFAULT_RECIPE = digits_lt.DIGITS_LT_RESNET32.name
+
+__all__ = ["DEFAULT_RECIPE", "RECIPES", "TrainingRecipe"]

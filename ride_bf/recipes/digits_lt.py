@@ -1,0 +1,48 @@
+"""Digits-LT: scikit-learn's handwritten digits with a long tail."""
+
+from ride_bf.recipes.networks import RESNET32
+from ride_bf.recipes.recipe import TrainingRecipe
+from ride_bf.recipes.variants import distilled, one_expert, ride_alone, router
+
+DIGITS_LT_RESNET32 = TrainingRecipe(
+    name="digits_lt_resnet32",
+    description="""Digits-LT: scikit-learn's handwritten digits, 337 training images, 120 zeros down to 2 nines. Ours;
+no paper trains on it. Measured results are in the README.
+Why the settings are what they are; all were chosen on images that are in neither the training nor the test split:
+- 16x16 pixels: the scans have 8x8, and four times the pixels would be four times the cost.
+- Three passes an epoch and batches of 32, 1,280 steps in all. At 64 images a step, half as many steps, the accuracy of
+  RIDE spread more over the seeds: standard deviation 1.1 points of 5 runs, against 0.2 of 3.
+- Rotation, shift, scale and shear: two nines are but two shapes of a nine. No flips: a mirrored digit is none.
+- A cosine schedule: no run depends on where in an epoch the rate drops. The step schedule did as well on average.
+- The BatchFormer shares the classifier and its stream's loss is weighted 0.1. In batches this small the paper's weight
+  of 1 and its "insert" are known to collapse the paper's layer; 0.3 did as well as 0.1. The gated layer, inserted, was
+  as accurate at 64 images a step; with a dropout of 0.1 instead of the paper's 0.5 it lost four points.
+Cost: 25 M multiply-adds an image, 0.8 M parameters; two minutes on two CPU cores.""",
+    dataset="digits_lt",
+    network={**RESNET32, "batchformer": "shared_classifier"},
+    image_size=16,
+    resize_size=16,
+    augmentation="digits",
+    image_mean=(0.305,) * 3,
+    image_std=(0.376,) * 3,
+    epochs=40,
+    passes_per_epoch=3,
+    batch_size=32,
+    learning_rate=0.07,
+    weight_decay=5e-4,
+    schedule="cosine",
+    warmup_epochs=7,
+    diversity_factor=-0.45,
+    reweight_epoch=32,
+    batchformer_loss_weight=0.1,
+    batchformer_window=32,
+)
+
+RECIPES = (
+    DIGITS_LT_RESNET32,
+    ride_alone(DIGITS_LT_RESNET32),
+    one_expert(DIGITS_LT_RESNET32, "cross_entropy"),
+    one_expert(DIGITS_LT_RESNET32, "ldam"),
+    distilled(DIGITS_LT_RESNET32),
+    router(DIGITS_LT_RESNET32, top_k=5),
+)

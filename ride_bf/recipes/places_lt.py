@@ -1,0 +1,25 @@
+"""Places-LT."""
+
+from dataclasses import replace
+
+from ride_bf.recipes.imagenet_lt import IMAGENET_LT_RESNET50
+from ride_bf.recipes.networks import RESNET152
+
+PLACES_LT_RESNET152 = replace(
+    IMAGENET_LT_RESNET50,
+    name="places_lt_resnet152",
+    description="""Places-LT, ResNet-152, three experts. Ours: neither paper's code has a recipe for Places-LT; this is
+ImageNet-LT's at a tenth of the rate, to be started with --init_from on the same network trained on ImageNet (its
+classifiers, of other classes, are left out). Weights of other libraries cannot be started from yet.
+Published: nothing with BatchFormer. Cost: 98.5 M parameters and 14.2 M in the BatchFormer.""",
+    dataset="places_lt",
+    network={**RESNET152, "batchformer": "insert"},
+    epochs=30,
+    batch_size=128,
+    learning_rate=0.01,
+    lr_steps=(18, 24),
+    reweight_epoch=24,
+    batchformer_window=128,
+)
+
+RECIPES = (PLACES_LT_RESNET152,)

@@ -1,0 +1,1 @@
+"""The authors' configurations and checkpoints."""

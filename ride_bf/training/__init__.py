@@ -1,0 +1,1 @@
+"""Setting up a run: arguments, optimizer, averages, frozen parts, start weights, interruption, cost."""
