@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data import class_counts, load_long_tailed
-from ride_bf.benchmark.measure import machine
+from ride_bf.benchmark.measure import machine, write_results
 from ride_bf.evaluation.metrics import shot_accuracy
 from ride_bf.training.arguments import parse_arguments
 
@@ -53,8 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     if not options.plot_only:
         results = measure_digits(options.seeds, options.jobs, options.output_dir)
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps(results, indent=1) + "\n")
+        write_results(options.results, results)
         print(digits_table(results))
     draw_digits(json.loads(options.results.read_text()), options.picture)
     print(options.picture)

@@ -6,7 +6,6 @@ DataLoader without workers, in turn, and the best of the rounds counts. The imag
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,7 +21,7 @@ from data import TrainBatch, evaluation_processor, evaluation_transform, load_lo
 from data.batches import EvaluationBatch
 from data.reading import read_image
 from data.synthesize import synthesize
-from ride_bf.benchmark.measure import machine
+from ride_bf.benchmark.measure import machine, write_results
 from ride_bf.recipes import RECIPES
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmark_input.json"
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
             "mean_kilobytes": statistics.mean(Path(image["path"]).stat().st_size for image in rows["image"]) / 1000,
             "images_per_second": measure(rows, options.rounds),
         }
-    options.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(options.results, results)
     print(table(results))
 
 

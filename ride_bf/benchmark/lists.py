@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ride_bf.benchmark.measure import machine
+from ride_bf.benchmark.measure import machine, write_results
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "docs" / "benchmark_lists.json"
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
             make_list(Path(folder), lines)
             rows.append({"lines": lines, **_in_a_process(Path(folder))})
     results = {"command": "python -m ride_bf.benchmark lists", "machine": machine(), "rows": rows}
-    options.results.write_text(json.dumps(results, indent=1) + "\n")
+    write_results(options.results, results)
     print(table(rows))
 
 

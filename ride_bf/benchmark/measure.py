@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ride_bf.runs.environment import code_version
+
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
 
@@ -93,6 +95,7 @@ def _resident_bytes(field: str) -> int:
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Writes measurements as JSON, with the commit of the code that made them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    path.write_text(json.dumps({**results, **code_version()}, indent=1) + "\n")
     print(path)

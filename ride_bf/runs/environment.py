@@ -16,7 +16,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     """The commit of this code (None outside its git repository), devices, processes, precision and versions."""
     on_gpu = accelerator.device.type == "cuda"
     return {
-        **_commit(),
+        **code_version(),
         "device": torch.cuda.get_device_name(accelerator.device) if on_gpu else f"{os.cpu_count()} CPU cores",
         "num_processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,
@@ -24,8 +24,8 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def _commit() -> dict[str, Any]:
-    """`commit`, and whether the working tree was `modified` since."""
+def code_version() -> dict[str, Any]:
+    """The `commit` of this code, None outside its git repository, and whether the files were `modified` since."""
     if _git("rev-parse", "--show-toplevel") != str(_ROOT):  # no repository, or another one that contains this folder
         return {"commit": None, "modified": None}
     changes = _git("status", "--porcelain", "--untracked-files=no")
