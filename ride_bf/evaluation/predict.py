@@ -21,7 +21,6 @@ from data import (
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.results import Predictions, describe_machine, images_digest, main_metrics, write_results
 
-
 # A batch of fewer is filled up: other kernels compute small ones, to other last bits, and how small a last batch is
 # depends on the number of processes.
 _FEWEST_IMAGES = 32

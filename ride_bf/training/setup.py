@@ -48,7 +48,7 @@ from ride_bf.training.optimizer import make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
 from ride_bf.training.start_weights import initialise_from
-from ride_bf.training.tracking import start_trackers
+from ride_bf.training.tracking import start_tracker
 
 
 @dataclass(kw_only=True)
@@ -144,7 +144,15 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
             f"resumed after epoch {progress.epochs_done} of {recipe.epochs}, batch {progress.batches_done} of the "
             f"next, step {progress.steps_done}"
         )
-    start_trackers(accelerator, recipe, settings, folder.path.name, folder.run_id, progress.steps_done)
+    start_tracker(
+        accelerator,
+        recipe,
+        settings,
+        tracker=run.report_to,
+        name=folder.path.name,
+        run_id=folder.run_id,
+        steps_done=progress.steps_done,
+    )
     return {
         "run": run,
         "recipe": recipe,
