@@ -363,9 +363,11 @@ class RideBfPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{expected}; got shape {tuple(pixel_values.shape)}")
         if not pixel_values.is_floating_point():
             raise TypeError(f"{expected}; got {pixel_values.dtype}")
-        if pixel_values.dtype != self.dtype and not torch.is_autocast_enabled(pixel_values.device.type):
+        # Not `self.dtype`, which looks through the parameters: a replica of nn.DataParallel has none.
+        dtype = self.base_model.trunk.stem[0].convolution.weight.dtype
+        if pixel_values.dtype != dtype and not torch.is_autocast_enabled(pixel_values.device.type):
             raise TypeError(
-                f"pixel_values are {pixel_values.dtype}, the model is {self.dtype}: "
+                f"pixel_values are {pixel_values.dtype}, the model is {dtype}: "
                 "pass pixel_values.to(model.dtype), or run under torch.autocast"
             )
 

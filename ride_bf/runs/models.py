@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.runs.checkpoints import BEST, LAST
 
 
 def check_exists(folder: str | Path) -> None:
@@ -15,6 +16,21 @@ def check_exists(folder: str | Path) -> None:
     looks_local = Path(folder).is_absolute() or str(folder).startswith(".") or len(Path(folder).parts) > 2
     if looks_local and not Path(folder).is_dir():
         raise ValueError(f"{folder} does not exist, or is no folder")
+
+
+def find_model(place: str | Path) -> str | Path:
+    """The model at a place: of a run's output folder its checkpoint `best`, else `last`; any other place itself.
+
+    Raises ValueError for a folder that holds no model, and as `check_exists`.
+    """
+    check_exists(place)
+    folder = Path(place)
+    if not folder.is_dir():
+        return place  # an id on the Hub
+    for candidate in (folder, folder / BEST, folder / LAST):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ValueError(f"{folder} holds no model; name a run's output folder, or a checkpoint in it such as {BEST}")
 
 
 def load_model(folder: str | Path) -> RideBfForImageClassification:
