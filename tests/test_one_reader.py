@@ -21,7 +21,7 @@ from ride_bf.evaluation.classify import ImageClassifier
 PIXELS = np.random.default_rng(3).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 TURNED = Image.Exif()
 TURNED[274] = 6
-KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "tif": "TIFF"}
+KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 def damaged(kind, how):
@@ -36,12 +36,6 @@ def damaged(kind, how):
     }
     body = bodies[how]
     image = Image.fromarray(PIXELS)
-    if kind == "tif":  # its note is the file's own directory: only what hangs on it can be damaged alone
-        exif = Image.Exif()
-        exif.get_ifd(34665)[36867] = "2026:01:01 00:00:00"
-        content = encoded(image, "TIFF", exif=exif)
-        entry = content.index(struct.pack("<H", 34665)) + 8
-        return content[:entry] + struct.pack("<I", 900_000) + content[entry + 4 :]
     if kind == "png":
         return _with_chunk(encoded(image, "PNG"), b"eXIf", body[6:])
     return encoded(image, KINDS[kind], exif=body, **({"lossless": True} if kind == "webp" else {"quality": 95}))
@@ -53,13 +47,8 @@ def _with_chunk(png, name, body):
     return png[:end] + chunk + png[end:]
 
 
-HOW = ("cut off", "garbage", "offset beyond the end", "endless", "empty")
-
-
-@pytest.mark.parametrize(
-    ("kind", "how"),
-    [*((kind, how) for kind in ("jpg", "png", "webp") for how in HOW), ("tif", "offset beyond the end")],
-)
+@pytest.mark.parametrize("how", ["cut off", "garbage", "offset beyond the end", "endless", "empty"])
+@pytest.mark.parametrize("kind", list(KINDS))
 def test_a_damaged_note_does_not_cost_the_pixels(module, kind, how):  # noqa: F811
     content = damaged(kind, how)
     with Image.open(io.BytesIO(content)) as plain:
