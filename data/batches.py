@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from data.transforms import AUGMENTATIONS
+from data.augmentations import AUGMENTATIONS
 
 
 class EvaluationBatch(nn.Module):

@@ -1,0 +1,1 @@
+"""What the papers are about: losses, objectives, samplers, the BatchFormer's windows, the teacher."""
