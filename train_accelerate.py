@@ -21,17 +21,16 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from data import BrokenImageError
-from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.command_line.messages import dead_workers_as_messages, errors_as_messages
 from ride_bf.evaluation.predict import evaluate
 from ride_bf.evaluation.tables import accuracy_table, shot_summary
 from ride_bf.runs.checkpoints import BEST, LAST, CheckpointError, read_facts, save_model, save_training_state
+from ride_bf.runs.models import load_model
 from ride_bf.runs.run_folder import TEST_RESULTS, RunFolder, log_metrics, read_broken_images
 from ride_bf.training.clock import TrainingClock
 from ride_bf.training.freezing import set_train_mode
 from ride_bf.training.interruption import EXIT_CODE, Interruption
 from ride_bf.training.loss_monitor import LossMonitor
-from ride_bf.training.optimizer import to_fast_layout
 from ride_bf.training.setup import TrainingParts, set_up
 
 
@@ -243,8 +242,7 @@ class Trainer(TrainingParts):
         """Evaluates the chosen checkpoint on the test images, prints the report and writes `test_results.json`."""
         output_dir, counts, names = self.folder.path, self.class_counts, self.class_names
         chosen = BEST if "validation" in self.loaders else LAST
-        model = to_fast_layout(RideBfForImageClassification.from_pretrained(output_dir / chosen))
-        model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        model = self.accelerator.prepare_model(load_model(output_dir / chosen), evaluation_mode=True)
         facts = read_facts(output_dir / chosen)
         results = {
             "recipe": self.recipe.name,

@@ -151,8 +151,8 @@ class RunFolder:
         left = [name for name in (LAST, BEST, *_RESULTS) if (self.path / name).exists()]
         if (left or older) and not overwrite:
             raise ValueError(
-                f"{self.path} holds a run already ({', '.join([*left, *([OLDER] if older else [])])}); go on with it "
-                "by --resume, delete it by --overwrite_output_dir, or name another --output_dir"
+                f"{self.path} holds a run already; go on with it by --resume, delete it by --overwrite_output_dir, or "
+                f"name another --output_dir. Of that run there are: {', '.join([*left, *([OLDER] if older else [])])}"
             )
         for name in (LAST, BEST):
             for path in (self.path / name, *self.path.glob(f".{name}.*")):

@@ -38,16 +38,17 @@ from ride_bf.methods.windows import set_batchformer_window
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import TRAINING_STATE
 from ride_bf.runs.environment import check_precision
+from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.run_folder import BROKEN_IMAGES, TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
 from ride_bf.training.cost import run_cost
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.freezing import train_only
-from ride_bf.training.optimizer import make_optimizer, to_fast_layout
+from ride_bf.training.optimizer import make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
 from ride_bf.training.start_weights import initialise_from
-from ride_bf.training.tracking import start_trackers
+from ride_bf.training.tracking import start_tracker
 
 
 @dataclass(kw_only=True)
@@ -143,7 +144,15 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
             f"resumed after epoch {progress.epochs_done} of {recipe.epochs}, batch {progress.batches_done} of the "
             f"next, step {progress.steps_done}"
         )
-    start_trackers(accelerator, recipe, settings, folder.path.name, folder.run_id, progress.steps_done)
+    start_tracker(
+        accelerator,
+        recipe,
+        settings,
+        tracker=run.report_to,
+        name=folder.path.name,
+        run_id=folder.run_id,
+        steps_done=progress.steps_done,
+    )
     return {
         "run": run,
         "recipe": recipe,
@@ -246,6 +255,7 @@ def make_loaders(
         accelerator,
         sampler=make_sampler(splits["train"], recipe, run.seed),
         passes=recipe.passes_per_epoch,
+        batches_per_step=recipe.gradient_accumulation_steps,
         num_workers=run.num_workers,
         seed=run.seed,
     )

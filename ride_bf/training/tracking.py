@@ -1,4 +1,4 @@
-"""What trackers are told: TensorBoard, Weights & Biases, Trackio, through Accelerate."""
+"""What a tracker is told: TensorBoard, Weights & Biases or Trackio, through Accelerate."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,13 +10,20 @@ from ride_bf.recipes import TrainingRecipe
 PROJECT = "ride_bf"
 
 
-def start_trackers(
-    accelerator: Accelerator, recipe: TrainingRecipe, settings: dict[str, Any], name: str, run_id: str, steps_done: int
+def start_tracker(
+    accelerator: Accelerator,
+    recipe: TrainingRecipe,
+    settings: dict[str, Any],
+    *,
+    tracker: str,
+    name: str,
+    run_id: str,
+    steps_done: int,
 ) -> None:
-    """Starts the run's trackers, with recipe and settings as its configuration, or goes on with the same run.
+    """Starts the tracker, with recipe and settings as the run's configuration, or goes on with the same run.
 
-    `run_id` is under what a tracker knows the run, `name` what it calls it. A run that goes on after `steps_done` steps
-    replaces what was logged after them, where the tracker can.
+    The tracker knows the run by `run_id`, and calls it `name`. A run that goes on after `steps_done` steps replaces
+    what was logged after them, where the tracker can.
     """
     resumed = steps_done > 0
     init_kwargs = {
@@ -25,7 +32,7 @@ def start_trackers(
         "trackio": {"name": f"{name}-{run_id[:8]}", "resume": "allow"},
     }
     # TensorBoard's folder is the run's own already
-    project = "" if any(tracker == "tensorboard" for tracker in map(str, accelerator.log_with)) else PROJECT
+    project = "" if tracker == "tensorboard" else PROJECT
     config = None if resumed else configuration(recipe, settings)
     accelerator.init_trackers(project, config=config, init_kwargs=init_kwargs)
 
