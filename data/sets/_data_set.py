@@ -55,9 +55,7 @@ class DataSet:
     def place(self, data_dir: str | Path | None) -> str | Path | None:
         """Where it is: `data_dir`, or its usual place. Raises ValueError if that cannot be, or is not known."""
         if data_dir is not None and not self.reads_files:
-            raise ValueError(
-                f"{self.name} reads no files, so data_dir {str(data_dir)!r} would do nothing; leave it out"
-            )
+            raise ValueError(f"{self.name} reads no files: data_dir {str(data_dir)!r} would do nothing; leave it out")
         if data_dir is None and self.usual_place is None and self.reads_files:
             raise ValueError(f"{self.name} needs to know where the images are: --data_dir PLACE")
         return self.usual_place if data_dir is None else data_dir

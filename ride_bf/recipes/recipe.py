@@ -345,12 +345,11 @@ class TrainingRecipe:
         """
         known = {own.name: own for own in fields(cls)}
         former = _former_options(content)
-        changed = [f"{name} {content[name]}" for name, now in former.items() if content.get(name, now) != now]
-        if changed:
-            raise ValueError(
-                f"{', '.join(changed)} of an earlier version cannot be set any more; it is "
-                f"{', '.join(f'{name} {now:g}' for name, now in former.items())} now"
-            )
+        for name, now in former.items():
+            if content.get(name, now) != now:
+                raise ValueError(
+                    f"{name} {content[name]} of an earlier version cannot be set any more; here it is {now:g}"
+                )
         unknown = sorted(set(content) - set(known) - set(former))
         missing = sorted(name for name, own in known.items() if own.default is MISSING and name not in content)
         if unknown or missing:

@@ -199,6 +199,8 @@ def _chosen_recipe(words: list[str]) -> TrainingRecipe:
         if name not in RECIPES:
             chooser.error(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
         return RECIPES[name]
+    if not chosen["recipe_file"]:
+        chooser.error("recipe_file is empty; give it a value or leave it out")
     from ride_bf.reference.configurations import read_recipe_file
 
     try:

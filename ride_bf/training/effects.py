@@ -35,14 +35,14 @@ def check_effects(run: "RunArguments", recipe: TrainingRecipe, given: Mapping[st
                 others = [other for other in need.options if other != name]
                 here = " and ".join(_as_given(other, values[other]) for other in others)
                 raise ValueError(
-                    f"--{name} {shown(value)} cannot act: it needs {needed}, and this run has {here}; leave it out or "
+                    f"{_as_given(name, value)} cannot act: it needs {needed}, and this run has {here}; leave it out or "
                     f"set {' and '.join(f'--{other}' for other in others)}"
                 )
 
 
 def _as_given(name: str, value: Any) -> str:
     unset = value is None or value is False or value == ()
-    return f"no --{name}" if unset else f"--{name} {shown(value)}"
+    return f"no --{name}" if unset else f"--{name}" if value is True else f"--{name} {shown(value)}"
 
 
 def _check_data_options(run: "RunArguments", recipe: TrainingRecipe) -> None:
@@ -51,7 +51,7 @@ def _check_data_options(run: "RunArguments", recipe: TrainingRecipe) -> None:
         if name in run.dataset_options and name not in data_set.option_names:
             readers = " or ".join(with_option(name))
             raise ValueError(
-                f"--{name} {shown(value)} cannot act: it needs --dataset {readers}, and this run has --dataset "
+                f"{_as_given(name, value)} cannot act: it needs --dataset {readers}, and this run has --dataset "
                 f"{data_set.name}; leave it out or set --dataset"
             )
     if run.data_dir is not None and not data_set.reads_files:
