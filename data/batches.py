@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 from transformers import BaseImageProcessor
 
-from data.transforms import AUGMENTATIONS
+from data.augmentations import AUGMENTATIONS
 
 
 class EvaluationBatch(nn.Module):
