@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from data.custom import SPLIT_NAMES, looks_like_hub_id
+from data.custom import NOT_ON_THE_HUB, SPLIT_NAMES
+from data.hub_ids import is_hub_id
 from data.transforms import leave_out_broken
 
 # what WebDataset archives and data sets on the Hub call the two columns
@@ -101,11 +102,11 @@ def _builder(place: str | Path) -> datasets.DatasetBuilder:
         if not archives:
             raise ValueError(f"{folder} has no tar archives; {EXPECTED}")
         return load_dataset_builder("webdataset", data_files=archives)
-    if folder.exists() or not looks_like_hub_id(place):
+    if folder.exists() or not is_hub_id(place):
         raise ValueError(f"{place} cannot be streamed; {EXPECTED}")
     try:
         return load_dataset_builder(str(place))
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+    except NOT_ON_THE_HUB as error:
         raise ValueError(f"the Hub does not give {str(place)!r} out ({error}); {EXPECTED}") from error
 
 
