@@ -1,12 +1,15 @@
 """Loaders of batches that are ready for the network."""
 
-import atexit
 import gc
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,26 +27,41 @@ from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
 from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken
 
 
-@atexit.register
-def _end_workers() -> None:
-    """Ends workers that are left when the program ends: to being terminated by multiprocessing they do not listen."""
-    left = [child for child in multiprocessing.active_children() if child.daemon]
-    if left:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
-    for child in left:
-        child.kill()
-
-
 def settle_worker(_worker: int) -> None:
-    """For `DataLoader(worker_init_fn)`: what a forked worker inherits stays shared, and signals are not its business.
+    """For `DataLoader(worker_init_fn)`: keeps memory shared, and leaves signals that ask a run to stop to the run.
 
-    A collection of garbage would touch, and so copy, every object of the process that it comes from: over 100 MB. And
-    signals that ask a run to stop are the main process's to answer, which still needs its workers then.
+    The garbage collector would touch, and so copy, every object that a forked worker shares with the main process:
+    over 100 MB. Signals that ask a run to stop often reach its workers too, but the main process needs them until it
+    has saved its checkpoint. So a worker ignores SIGINT and SIGUSR1, and obeys SIGTERM only if the main process sent
+    it: that is how multiprocessing ends the workers that are left when a program ends. Python can tell the sender on
+    Linux, where workers are forked. Elsewhere every SIGTERM ends a worker.
     """
     gc.freeze()
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    main_process = multiprocessing.parent_process()
+    if main_process is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that are started later inherit this
+        threading.Thread(target=_end_with, args=(main_process.pid,), daemon=True).start()
+
+
+def _end_with(main_process: int) -> None:
+    """Ends this process at the first SIGTERM that comes from the process `main_process`."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)  # not another code, which torch reports in the main process as a worker that has failed
+
+
+def _worker_options(number: int) -> dict[str, Any]:
+    """What a `DataLoader` is told about its `number` workers."""
+    # Python 3.14 would start them anew: each would import torch again and share no memory.
+    forks = number > 0 and sys.platform == "linux"
+    return {
+        "num_workers": number,
+        "worker_init_fn": settle_worker,
+        "multiprocessing_context": "fork" if forks else None,
+    }
 
 
 def training_batches(
@@ -78,8 +96,7 @@ def training_batches(
         )
     options = {
         "batch_size": batch_size // accelerator.num_processes,
-        "num_workers": num_workers,
-        "worker_init_fn": settle_worker,
+        **_worker_options(num_workers),
         "pin_memory": accelerator.device.type == "cuda",
         "persistent_workers": num_workers > 0,
     }
@@ -198,8 +215,7 @@ def evaluation_batches(
     loader = DataLoader(
         split.rows if streamed else undecoded(split).with_transform(transform),
         batch_size=batch_size,
-        num_workers=num_workers,
-        worker_init_fn=settle_worker,
+        **_worker_options(num_workers),
         collate_fn=StreamCollate(transform, split.codes, leave_out=False) if streamed else None,
         pin_memory=accelerator is not None and accelerator.device.type == "cuda",
     )
