@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,14 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 from transformers import BitImageProcessor
 
 from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_seed
 from data.splits import undecoded
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
-from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken
+from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken, only_whole
 
 
 def settle_worker(_worker: int) -> None:
@@ -83,7 +84,8 @@ def training_batches(
             process is given is read over and over, and an epoch is as many batches as the images make.
         transform: `train_transform`'s, which workers apply to each image.
         finish: what is then done to each batch on the device.
-        batch_size: of all processes together. Raises ValueError if they cannot share it out evenly.
+        batch_size: of all processes together. Raises ValueError if they cannot share it out evenly. An epoch's last
+            batch may be smaller in a single process, but a last image alone joins the batch before it.
         sampler: what draws an epoch's images; by default each comes once, in random order.
         passes: how often an epoch goes through the images.
         num_workers: processes that prepare images, for each process of the accelerator.
@@ -116,9 +118,11 @@ def training_batches(
         return FinishedBatches(loader, finish, num_batches, seed=step_seed)
     rows = TrainRows(undecoded(split), transform, seed)
     order = NumberedDraws(sampler if sampler is not None else Shuffle(len(split), passes, seed), len(split))
-    # Of several processes each gets full batches, so that only one that trains alone can meet a smaller one.
-    collate = partial(leave_out_broken, full=options["batch_size"])
-    loader = DataLoader(rows, sampler=order, collate_fn=collate, **options)
+    # Accelerate completes the last batches of several processes with images of the first: all of them are full.
+    kind = JoiningBatchSampler if accelerator.num_processes == 1 else BatchSampler
+    batches = kind(order, options.pop("batch_size"), drop_last=False)
+    collate = partial(leave_out_broken, full=batches.batch_size)
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=collate, **options)
     return FinishedBatches(accelerator.prepare(loader), finish, seed=step_seed)
 
 
@@ -138,6 +142,30 @@ class Shuffle(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
         return iter((order % self.num_rows).tolist())
+
+
+class JoiningBatchSampler(BatchSampler):
+    """Torch's batches, but a last image that would be a batch of its own joins the batch before it.
+
+    A single image can be compared with no other: not by the BatchFormer, and not by BatchNorm, which raises an error
+    where a feature map is one pixel. Batches of one image that were asked for stay as they are.
+    """
+
+    def _sizes(self) -> list[int]:
+        full, rest = divmod(len(self.sampler), self.batch_size)
+        sizes = [self.batch_size] * full
+        if rest == 1 and full:
+            sizes[-1] += 1
+        elif rest:
+            sizes.append(rest)
+        return sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draws = iter(self.sampler)
+        return (list(islice(draws, size)) for size in self._sizes())
 
 
 class NumberedDraws(Sampler[int]):
@@ -167,7 +195,8 @@ class NumberedDraws(Sampler[int]):
 class TrainRows(TorchDataset):
     """Prepared images, each augmented by the number of its draw alone: whichever worker or process has it, and when.
 
-    Besides what `transform` makes of a row it has its `index` in the data set.
+    Besides what `transform` makes of a row it has its `index` in the data set. If only one image of a batch can be
+    read, the batch has a second augmentation of it too.
     """
 
     rows: Dataset
@@ -184,14 +213,17 @@ class TrainRows(TorchDataset):
 
     def __getitems__(self, draws: list[int]) -> list[dict]:
         numbers, indices = zip(*(divmod(draw, len(self.rows)) for draw in draws), strict=True)
-        prepared = []
         images = self.rows[list(indices)]
+
+        def prepare(place: int, *seed: int) -> dict:
+            torch.default_generator.manual_seed(derived_seed(self.seed, numbers[place], *seed))
+            row = self.transform({name: [values[place]] for name, values in images.items()})
+            return {name: values[0] for name, values in row.items()} | {"index": indices[place]}
+
         with torch.random.fork_rng(devices=[]):  # without workers, the generator is also that of the training step
-            for place, (number, index) in enumerate(zip(numbers, indices, strict=True)):
-                torch.default_generator.manual_seed(derived_seed(self.seed, number))
-                row = self.transform({name: [values[place]] for name, values in images.items()})
-                prepared.append({name: values[0] for name, values in row.items()} | {"index": index})
-        return prepared
+            prepared = [prepare(place) for place in range(len(draws))]
+            alone = only_whole(prepared)
+            return prepared if alone is None else [*prepared, prepare(alone, 1)]
 
     def __getitem__(self, draw: int) -> dict:
         return self.__getitems__([draw])[0]
