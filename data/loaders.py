@@ -55,6 +55,7 @@ def training_batches(
     *,
     sampler: Sampler[int] | None = None,
     passes: int = 1,
+    batches_per_step: int = 1,
     num_workers: int = 0,
     seed: int = 0,
 ) -> FinishedBatches:
@@ -68,6 +69,8 @@ def training_batches(
         batch_size: of all processes together. Raises ValueError if they cannot share it out evenly.
         sampler: what draws an epoch's images; by default each comes once, in random order.
         passes: how often an epoch goes through the images.
+        batches_per_step: whose gradients are accumulated. An epoch of a stream ends with a step; the last step of
+            any other epoch may be of fewer batches.
         num_workers: processes that prepare images, for each process of the accelerator.
         seed: of the order, of the augmentation, and of what is drawn in a training step.
     """
@@ -95,7 +98,7 @@ def training_batches(
         loader = prepare_data_loader(
             loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
         )
-        num_batches = max(1, len(split) * passes // batch_size)
+        num_batches = max(1, len(split) * passes // (batch_size * batches_per_step)) * batches_per_step
         return FinishedBatches(loader, finish, num_batches, seed=step_seed)
     rows = TrainRows(undecoded(split), transform, seed)
     order = NumberedDraws(sampler if sampler is not None else Shuffle(len(split), passes, seed), len(split))

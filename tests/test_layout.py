@@ -21,8 +21,8 @@ ORDER = (
     "ride_bf.runs",
     "ride_bf.methods",
     "ride_bf.evaluation",
-    "ride_bf.training",
     "ride_bf.hub",
+    "ride_bf.training",
     "ride_bf.benchmark",
 )
 # A metric for the evaluate library, which copies it to a place of its own.

@@ -12,7 +12,8 @@ from torch import nn
 
 from ride_bf.methods.objectives import make_objective
 from ride_bf.recipes import RECIPES
-from ride_bf.training.optimizer import make_optimizer, to_fast_layout
+from ride_bf.runs.models import to_fast_layout
+from ride_bf.training.optimizer import make_optimizer
 
 COUNTS = [50, 20, 10, 5, 2]
 RECIPE = RECIPES["digits_lt_resnet32"]

@@ -16,11 +16,11 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from test_training import SMALL_ARGUMENTS, assert_same_weights, read_metrics, train
 
-import train_accelerate
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.command_line.messages import dead_workers_as_messages
 from ride_bf.runs.checkpoints import damage, newest_whole_checkpoint
 from ride_bf.training.interruption import EXIT_CODE, Interruption
+from train_accelerate import Trainer
 
 OPTIONS = ("--epochs", 2, "--batch_size", 32, "--ema_decay", 0.9, "--max_grad_norm", 5, "--eval_steps", 4)
 
@@ -32,14 +32,14 @@ def uninterrupted(tmp_path_factory):
 
 def interrupted_at(step, monkeypatch, number=signal.SIGTERM):
     """A signal that comes while the step is under way."""
-    between = train_accelerate.between_steps
+    after_step = Trainer.after_step
 
-    def signalled(training, monitor, bar):
-        if training.progress.steps_done == step:
+    def signalled(trainer):
+        if trainer.progress.steps_done == step:
             os.kill(os.getpid(), number)
-        between(training, monitor, bar)
+        after_step(trainer)
 
-    monkeypatch.setattr(train_accelerate, "between_steps", signalled)
+    monkeypatch.setattr(Trainer, "after_step", signalled)
 
 
 def without_speed(output_dir):

@@ -166,7 +166,7 @@ def test_trackers(tmp_path, monkeypatch):
     train(tmp_path / "out", "--epochs", 1, "--report_to", "none")
     assert not (tmp_path / "out/tensorboard").exists()
     monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
-    monkeypatch.setattr(train_accelerate, "filter_trackers", lambda trackers, folder: [])
+    monkeypatch.setattr("ride_bf.training.setup.filter_trackers", lambda trackers, folder: [])
     with pytest.raises(SystemExit, match="wandb is not installed: pip install wandb, or set --report_to none"):
         train(tmp_path / "other", "--report_to", "wandb")
 

@@ -20,6 +20,7 @@ import train_accelerate
 from data import evaluation_batches, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.training.start_weights import initialise_from
+from train_accelerate import Trainer
 
 # A shallow network on small images, an epoch of which takes a second
 SMALL = {
@@ -126,17 +127,17 @@ def test_the_test_report_is_of_the_best_checkpoint(uninterrupted):
 
 def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, monkeypatch):
     """Bit for bit: order, augmentation, dropout, momentum, schedule, statistics and the best so far."""
-    epoch = train_accelerate.train_epoch
+    epoch = Trainer.train_epoch
 
-    def dies_in_epoch_three(training):
-        if training.progress.epochs_done == 2:
+    def dies_in_epoch_three(trainer):
+        if trainer.progress.epochs_done == 2:
             raise KeyboardInterrupt
-        return epoch(training)
+        return epoch(trainer)
 
-    monkeypatch.setattr(train_accelerate, "train_epoch", dies_in_epoch_three)
+    monkeypatch.setattr(Trainer, "train_epoch", dies_in_epoch_three)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "out", "--epochs", 4)
-    monkeypatch.setattr(train_accelerate, "train_epoch", epoch)
+    monkeypatch.setattr(Trainer, "train_epoch", epoch)
     train(tmp_path / "out", "--epochs", 4, "--resume")
 
     for checkpoint in ("last", "best"):
@@ -173,15 +174,15 @@ def test_resuming_from_nothing_is_explained(tmp_path):
 
 
 def test_a_lost_loss_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    epoch = train_accelerate.train_epoch
+    epoch = Trainer.train_epoch
 
-    def breaks_in_epoch_two(training):
-        if training.progress.epochs_done == 1:
+    def breaks_in_epoch_two(trainer):
+        if trainer.progress.epochs_done == 1:
             with torch.no_grad():
-                next(training.model.parameters()).fill_(torch.nan)
-        return epoch(training)
+                next(trainer.model.parameters()).fill_(torch.nan)
+        return epoch(trainer)
 
-    monkeypatch.setattr(train_accelerate, "train_epoch", breaks_in_epoch_two)
+    monkeypatch.setattr(Trainer, "train_epoch", breaks_in_epoch_two)
     with pytest.raises(SystemExit, match=r"loss is nan near step \d+ .*lost_loss.json.* in another --output_dir"):
         train(tmp_path / "out", "--epochs", 3)
     lost = json.loads((tmp_path / "out" / "lost_loss.json").read_text())
@@ -300,7 +301,7 @@ def test_a_run_that_died_before_its_first_checkpoint_is_no_run(tmp_path, monkeyp
     def dies(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_accelerate, "train_epoch", dies)
+    monkeypatch.setattr(Trainer, "train_epoch", dies)
     for _ in range(2):  # begun again without being asked to overwrite anything
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "out", "--epochs", 1)

@@ -37,7 +37,8 @@ from ride_bf.methods.losses import diversity_temperatures, effective_number_weig
 from ride_bf.methods.objectives import make_objective
 from ride_bf.methods.windows import set_batchformer_window
 from ride_bf.recipes import RECIPES, TrainingRecipe
-from ride_bf.training.optimizer import make_optimizer, to_fast_layout
+from ride_bf.runs.models import to_fast_layout
+from ride_bf.training.optimizer import make_optimizer
 
 REFERENCE, OURS, COMPILED, RESNET50 = "reference mode", "this repository", "the same, compiled", "torchvision resnet50"
 PRODUCT = "matrix product"

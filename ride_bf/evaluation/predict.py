@@ -21,6 +21,10 @@ from data import (
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.results import Predictions, describe_machine, images_digest, main_metrics, write_results
 
+# A batch of fewer is filled up: other kernels compute small ones, to other last bits, and how small a last batch is
+# depends on the number of processes.
+_FEWEST_IMAGES = 32
+
 
 def evaluate(model: nn.Module, loader: FinishedBatches, accelerator: Accelerator, class_counts: Sequence[int]) -> dict:
     """What `ride_bf.evaluation.metrics.shot_accuracy` gives, and `loss`, the mean cross-entropy of the mean logits.
@@ -41,7 +45,10 @@ def predict(model: nn.Module, loader: FinishedBatches, accelerator: Accelerator)
     model.eval()
     columns: dict[str, list[Tensor]] = {}
     for batch in loader:
-        values = _image_facts(model(batch["pixel_values"]), batch["labels"])
+        count = len(batch["labels"])
+        rows = torch.arange(max(count, _FEWEST_IMAGES), device=batch["labels"].device).clamp(max=count - 1)
+        values = _image_facts(model(batch["pixel_values"][rows]), batch["labels"][rows])
+        values = {name: column[:count] for name, column in values.items()}
         for name, gathered in accelerator.gather_for_metrics(values).items():
             columns.setdefault(name, []).append(gathered.cpu())
     images = {name: torch.cat(parts).numpy() for name, parts in columns.items()}

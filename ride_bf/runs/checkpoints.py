@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,8 @@ TRAINING_STATE = "training_state"  # beside the model in a checkpoint from which
 _STATE_FILE = f"{TRAINING_STATE}/optimizer.bin"  # written by Accelerator.save_state
 _MANIFEST = "files.json"  # every file's length and checksum, written last
 _FACTS = "checkpoint.json"
+# What errors of torch and safetensors say if a file could not be written
+_WRITE_ERRORS = ("file write failed", "failed writing", "i/o error", "no space left", "os error")
 
 
 class CheckpointError(OSError):
@@ -31,7 +34,8 @@ def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path],
     Everything is on the disk before it has its name, and where the file system can exchange two names `folder` exists
     at every instant; elsewhere a process that dies in the moment between two renames leaves it to `recover`. Returns,
     to the main process, where the former content of `folder` is now, for it to keep or to remove; None if there was
-    none. Raises CheckpointError if the disk is full or fails; `folder` is untouched then.
+    none. Raises CheckpointError if the files cannot be written, for want of room, say; `folder` is untouched then, as
+    it is by any other error of `write`, which is raised as it is.
     """
     new = _beside(folder, "writing")
     try:
@@ -47,19 +51,35 @@ def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path],
             _sync(new)
             former = _put_in_place(new, folder)
             _sync_folder(folder.parent)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # torch and safetensors have errors of their own for a full disk
+    except Exception as error:
         if accelerator.is_main_process:
             shutil.rmtree(new, ignore_errors=True)  # it takes room, and is of no use
+        if not is_write_error(error):
+            raise
         before = f"; the checkpoint that is there is untouched: {folder}" if folder.exists() else ""
         raise CheckpointError(
-            f"{folder} could not be written ({error}){before}. Make room on the disk and go on with --resume"
+            f"{folder} could not be written ({error}){before}. {_remedy(error)} and go on with --resume"
         ) from error
     accelerator.wait_for_everyone()
     return former
+
+
+def is_write_error(error: Exception) -> bool:
+    """Whether an error is that of writing a file. torch and safetensors have no types of their own for it."""
+    if isinstance(error, OSError):
+        return True
+    by_name = type(error).__name__ in ("RuntimeError", "SafetensorError")  # memory errors of CUDA have another type
+    return by_name and any(words in str(error).lower() for words in _WRITE_ERRORS)
+
+
+def _remedy(error: Exception) -> str:
+    text = str(error).lower()
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if full or not isinstance(error, OSError):  # the libraries' own errors seldom say more than that writing failed
+        return "Make room on the disk"
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) or "permission" in text:
+        return "Give this user the right to write there"
+    return "See to the disk"
 
 
 def _beside(folder: Path, what: str) -> Path:
@@ -211,6 +231,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """What `save_model` was told about the checkpoint in `folder`; empty if there is none."""
     path = folder / _FACTS
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether `folder` is one that a run wrote, whole or damaged."""
+    return any((folder / name).is_file() for name in (_MANIFEST, _FACTS))
 
 
 def is_training_state(folder: Path) -> bool:

@@ -1,7 +1,9 @@
 """What a run was made with: code, machine and libraries."""
 
 import os
+import socket
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,12 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """The commit of this code (None outside its git repository), devices, processes, precision and versions."""
+    """When, where and with what a run was started: process, commit of this code, devices, precision and versions."""
     on_gpu = accelerator.device.type == "cuda"
     return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
         **code_version(),
         "device": torch.cuda.get_device_name(accelerator.device) if on_gpu else f"{os.cpu_count()} CPU cores",
         "num_processes": accelerator.num_processes,

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from modeling_ride_bf import RideBfForImageClassification
@@ -16,9 +18,12 @@ def check_exists(folder: str | Path) -> None:
 
 
 def load_model(folder: str | Path) -> RideBfForImageClassification:
-    """A saved model of ours, by folder or Hub id; code that comes with it is not run. Raises as `check_exists`."""
+    """A saved model of ours, by folder or Hub id; code that comes with it is not run. Raises as `check_exists`.
+
+    Its layout is that of training, so that an image's logits are the same to the last bit.
+    """
     check_exists(folder)
-    return RideBfForImageClassification.from_pretrained(folder)
+    return to_fast_layout(RideBfForImageClassification.from_pretrained(folder))
 
 
 def check_classes(model: PreTrainedModel, class_names: Sequence[str], who: str) -> None:
@@ -34,3 +39,11 @@ def check_classes(model: PreTrainedModel, class_names: Sequence[str], who: str) 
             f"{who} has {len(names)} classes, the data {len(class_names)}; the first that differ, the model's and the "
             f"data's: {differing}. It must know the same classes in the same order"
         )
+
+
+def to_fast_layout(module: nn.Module) -> nn.Module:
+    """The module itself, its convolutions' weights with the channels last, as the fast kernels want them.
+
+    Feature maps follow the weights: pixel values may come in either layout.
+    """
+    return module.to(memory_format=torch.channels_last)

@@ -81,6 +81,7 @@ class RunArguments:
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
         default="tensorboard", metadata={"help": "tracker of losses and accuracies, through Accelerate"}
     )
+    logging_steps: int = field(default=10, metadata={"help": "steps between two losses that the tracker is told"})
     deterministic: bool = field(
         default=False, metadata={"help": "only operations that give the same bits every time; slower on a GPU"}
     )
@@ -104,7 +105,7 @@ class RunArguments:
         unsound = sorted(set(self.allow_changes or ()) - set(SOUND_CHANGES))
         if unsound:
             raise ValueError(f"a run cannot go on with other {unsound}; it can with other {', '.join(SOUND_CHANGES)}")
-        for name in ("save_steps", "eval_steps", "max_steps", "early_stopping_patience", "keep_last"):
+        for name in ("save_steps", "eval_steps", "max_steps", "early_stopping_patience", "keep_last", "logging_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")

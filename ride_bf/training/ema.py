@@ -18,6 +18,11 @@ class WeightAverage:
         self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if decay > 0 else None
 
     @property
+    def networks(self) -> list[nn.Module]:
+        """The network that learns and, with a decay, the average."""
+        return [self.model] if self.averaged is None else [self.model, self.averaged]
+
+    @property
     def evaluated(self) -> nn.Module:
         """What is evaluated and saved."""
         return self.model if self.averaged is None else self.averaged.module

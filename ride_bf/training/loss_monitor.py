@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-LOST_LOSS = "lost_loss.json"
+from ride_bf.runs.run_folder import LOST_LOSS
 
 
 class LossMonitor:
@@ -47,14 +47,20 @@ class LossMonitor:
             (loss.detach(), {name: value for name, value in batch.items() if name in ("index", "labels")})
         )
 
-    def read(self, step: int, learning_rate: float) -> float:
-        """Mean loss of this process so far. Raises FloatingPointError, and writes the images down, if one is lost."""
-        losses = torch.stack([loss for loss, _ in self.unread]).tolist() if self.unread else []
-        for loss, (_, batch) in zip(losses, self.unread, strict=True):
+    def read(self, step: int, learning_rate: float) -> float | None:
+        """Mean loss of all processes since it was last read; None if there was no batch since.
+
+        Called by every process. Raises FloatingPointError, and writes down the images of the batch, if a loss is not
+        finite.
+        """
+        if not self.unread:
+            return None
+        losses = torch.stack([loss for loss, _ in self.unread]).float()
+        for loss, (_, batch) in zip(losses.tolist(), self.unread, strict=True):
             if loss - loss != 0:  # infinite or not a number
                 self._lost(loss, batch, step, learning_rate)
         self.unread.clear()
-        return self.total.item() / max(1, self.batches)
+        return self.accelerator.reduce(losses.mean(), "mean").item()
 
     def _lost(self, loss: float, batch: Mapping, step: int, learning_rate: float) -> None:
         images = self.find_images(batch)

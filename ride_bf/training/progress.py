@@ -1,0 +1,26 @@
+"""Where a run is."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a run is; saved in its checkpoints."""
+
+    epochs_done: int = 0
+    batches_done: int = 0  # of the epoch that has begun
+    steps_done: int = 0
+    loss_sums: list[float] = field(default_factory=lambda: [0.0])  # of that epoch's batches, for each process
+    running_statistics: Tensor | None = None  # of each process: `RunningStatistics.gather`
+    best: dict[str, Any] = field(default_factory=dict)  # the facts of the checkpoint `best`
+    evaluations_without_gain: int = 0
+    seconds: float = 0.0  # of training, in all sessions
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.__dict__.update(state)

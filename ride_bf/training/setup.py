@@ -1,0 +1,305 @@
+"""Setting up a run: everything that training works with, from the options of the command."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.tracking import filter_trackers
+from accelerate.utils import ProjectConfiguration, set_seed
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import BitImageProcessor
+
+from data import (
+    FinishedBatches,
+    OnBrokenImage,
+    TrainBatch,
+    class_counts,
+    class_labels,
+    evaluation_batches,
+    evaluation_processor,
+    find_entry,
+    load_long_tailed,
+    train_transform,
+    training_batches,
+)
+from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.hub.upload import RunPublisher
+from ride_bf.methods.objectives import make_objective
+from ride_bf.methods.samplers import LongTailedSampler
+from ride_bf.methods.teacher import load_teacher
+from ride_bf.methods.windows import set_batchformer_window
+from ride_bf.recipes import TrainingRecipe
+from ride_bf.runs.checkpoints import TRAINING_STATE
+from ride_bf.runs.environment import check_precision
+from ride_bf.runs.models import to_fast_layout
+from ride_bf.runs.run_folder import BROKEN_IMAGES, TENSORBOARD, RunFolder
+from ride_bf.training.arguments import RunArguments, check_starting_models
+from ride_bf.training.cost import run_cost
+from ride_bf.training.ema import WeightAverage
+from ride_bf.training.freezing import train_only
+from ride_bf.training.optimizer import make_optimizer
+from ride_bf.training.progress import Progress
+from ride_bf.training.running_statistics import RunningStatistics
+from ride_bf.training.start_weights import initialise_from
+from ride_bf.training.tracking import start_tracker
+
+
+@dataclass(kw_only=True)
+class TrainingParts:
+    """What a run works with.
+
+    Attributes:
+        run, recipe: the options.
+        accelerator: devices, precision and processes.
+        folder: where results go.
+        loaders: one for each split; "validation" only if there is such a split.
+        processor: the image processor that is saved beside the model.
+        class_names, class_counts: (C,) of the training split.
+        model: the network, prepared for the accelerator's processes.
+        weights: the average of its weights, or the network itself; what is evaluated and saved.
+        statistics: the running statistics of both, by process.
+        objective: what is minimised.
+        optimizer, schedule: the schedule steps once an epoch.
+        clip_gradients: clips the gradients of a complete step, if the recipe says so.
+        progress: where the run is.
+        publisher: pushes the run to the Hub, if that was asked for.
+    """
+
+    run: RunArguments
+    recipe: TrainingRecipe
+    accelerator: Accelerator
+    folder: RunFolder
+    loaders: dict[str, FinishedBatches]
+    processor: BitImageProcessor
+    class_names: list[str]
+    class_counts: list[int]
+    model: nn.Module
+    weights: WeightAverage
+    statistics: RunningStatistics
+    objective: nn.Module
+    optimizer: Optimizer
+    schedule: LambdaLR
+    clip_gradients: Callable[[], object]
+    progress: Progress
+    publisher: RunPublisher
+
+
+def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict[str, Any] | None:
+    """The arguments of `TrainingParts`, with the run's folder opened; None after a dry run, which writes nothing.
+
+    Raises ValueError or OSError for what cannot be trained, before anything is written.
+    """
+    check_starting_models(run, recipe)
+    accelerator = make_accelerator(run, recipe)
+    check_processes(run, recipe, accelerator)
+    publisher = RunPublisher(
+        Path(run.output_dir), run.push_to_hub, run.push_every, run.push_private, accelerator.is_main_process
+    )
+    with accelerator.main_process_first():  # the others find the cache of the first
+        splits = load_long_tailed(recipe.dataset, **run.data_options())
+    counts = class_counts(splits["train"])
+    names = splits["train"].features["label"].names
+    processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
+    loaders = make_loaders(splits, processor, run, recipe, accelerator)
+    set_seed(run.seed)
+    model = make_model(names, run, recipe)
+    teacher = None if run.teacher is None else load_teacher(run.teacher, names)
+    objective = to_fast_layout(make_objective(recipe, counts, teacher)).to(accelerator.device)
+    optimizer = make_optimizer(model, recipe)
+    describe(run, recipe, model, counts, splits, accelerator)
+    if run.dry_run:
+        accelerator.print(run_cost(model, recipe, len(splits["train"]), accelerator.num_processes))
+        return None
+
+    settings = run.settings() | {
+        "num_processes": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+    }
+    folder.open(
+        accelerator,
+        recipe,
+        settings,
+        resume=run.resume,
+        overwrite=run.overwrite_output_dir,
+        allow_changes=run.allow_changes or (),
+    )
+    schedule = LambdaLR(optimizer, recipe.learning_rate_factor)
+    progress = Progress()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    weights = WeightAverage(accelerator.unwrap_model(model), recipe.ema_decay)
+    statistics = RunningStatistics(accelerator, *weights.networks)
+    # The schedule counts epochs. Were it prepared, Accelerate would step it once for every process.
+    accelerator.register_for_checkpointing(schedule, progress, weights)
+    if folder.checkpoint is not None:
+        accelerator.load_state(str(folder.checkpoint / TRAINING_STATE))
+        statistics.restore(progress.running_statistics)
+        accelerator.print(
+            f"resumed after epoch {progress.epochs_done} of {recipe.epochs}, batch {progress.batches_done} of the "
+            f"next, step {progress.steps_done}"
+        )
+    start_tracker(
+        accelerator,
+        recipe,
+        settings,
+        tracker=run.report_to,
+        name=folder.path.name,
+        run_id=folder.run_id,
+        steps_done=progress.steps_done,
+    )
+    return {
+        "run": run,
+        "recipe": recipe,
+        "accelerator": accelerator,
+        "folder": folder,
+        "loaders": loaders,
+        "processor": processor,
+        "class_names": names,
+        "class_counts": counts,
+        "model": model,
+        "weights": weights,
+        "statistics": statistics,
+        "objective": objective,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "clip_gradients": make_clipping(accelerator, model, recipe.max_grad_norm),
+        "progress": progress,
+        "publisher": publisher,
+    }
+
+
+def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
+    """Devices, precision and processes are `accelerate launch`'s business; this names folders and the data's seed."""
+    output_dir = Path(run.output_dir)
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not run.deterministic
+    trackers = [] if run.report_to == "none" else [run.report_to]
+    if trackers and not filter_trackers(trackers, str(output_dir)):
+        raise ValueError(f"{run.report_to} is not installed: pip install {run.report_to}, or set --report_to none")
+    accelerator = Accelerator(
+        log_with=trackers or None,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / TENSORBOARD)),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=run.seed, non_blocking=True),
+        # Each process keeps the running statistics of its own images: `RunningStatistics` brings them together.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    check_precision(accelerator)
+    return accelerator
+
+
+def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator) -> None:
+    """Raises ValueError for what several processes cannot do."""
+    shares = accelerator.num_processes * recipe.gradient_accumulation_steps
+    if recipe.batch_size % shares:
+        raise ValueError(
+            f"batch_size {recipe.batch_size} is that of a whole step and cannot be shared out among "
+            f"{accelerator.num_processes} process(es) of {recipe.gradient_accumulation_steps} batch(es); set "
+            "--batch_size to a multiple"
+        )
+    gathered = recipe.network.get("batchformer", "none") != "none" and recipe.batchformer_window != "local"
+    if run.on_broken_image == "skip" and gathered and accelerator.num_processes > 1:
+        raise ValueError(
+            "windows that reach across processes need equally many images in each, which --on_broken_image skip does "
+            "not leave: take the broken ones out (python -m ride_bf.check_data lists them) or set "
+            "--batchformer_window local"
+        )
+
+
+def make_clipping(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Callable[[], object]:
+    """What clips the gradients of a complete step; nothing if `max_norm` is 0."""
+
+    def clip() -> None:
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(model.parameters(), max_norm)
+
+    return clip if max_norm > 0 else lambda: None
+
+
+def make_model(names: list[str], run: RunArguments, recipe: TrainingRecipe) -> RideBfForImageClassification:
+    """The recipe's network, from the weights of another if the run says so, with all but what is to learn frozen."""
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
+    model = RideBfForImageClassification(recipe.config(**labels))
+    if run.init_from is not None:
+        initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
+    train_only(model, recipe.train_only)
+    set_batchformer_window(model, recipe.batchformer_window)
+    return to_fast_layout(model)
+
+
+def make_loaders(
+    splits, processor, run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
+) -> dict[str, FinishedBatches]:
+    """A prepared loader for each split; the training one shuffles and augments."""
+    on_broken = OnBrokenImage(
+        run.on_broken_image, partial(find_entry, recipe.dataset, run.data_dir), Path(run.output_dir) / BROKEN_IMAGES
+    )
+    loaders = {
+        name: evaluation_batches(split, processor, run.eval_batch_size, run.num_workers, accelerator, on_broken)
+        for name, split in splits.items()
+        if name != "train"
+    }
+    loaders["train"] = training_batches(
+        splits["train"],
+        train_transform(recipe.augmentation, recipe.image_size, recipe.auto_augment, on_broken),
+        TrainBatch(recipe.augmentation, recipe.image_mean, recipe.image_std, recipe.mixup_alpha, recipe.cutmix_alpha),
+        recipe.batch_size // recipe.gradient_accumulation_steps,
+        accelerator,
+        sampler=make_sampler(splits["train"], recipe, run.seed),
+        passes=recipe.passes_per_epoch,
+        batches_per_step=recipe.gradient_accumulation_steps,
+        num_workers=run.num_workers,
+        seed=run.seed,
+    )
+    return loaders
+
+
+def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler | None:
+    """What draws an epoch's images; None where each comes once, in random order."""
+    if recipe.sampler == "instance":
+        return None
+    counts = class_counts(split)
+    all_images = len(split) * recipe.passes_per_epoch
+    draws = all_images if recipe.sampler_epoch == "images" else len(counts) * max(counts)
+    return LongTailedSampler(class_labels(split), len(counts), recipe.sampler, draws, recipe.epochs, seed)
+
+
+def describe(
+    run: RunArguments,
+    recipe: TrainingRecipe,
+    model: RideBfForImageClassification,
+    counts: list[int],
+    splits,
+    accelerator: Accelerator,
+) -> None:
+    """Says what is going to be trained, on what and where, and by which rule a checkpoint is chosen."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    best = "the one of the best balanced accuracy on validation"
+    rule = best if "validation" in splits else "the last, there being no validation split"
+    accelerator.print(
+        f"{recipe.name}: {parameters:,} parameters; {sizes} images, {len(counts)} classes of {max(counts)} to "
+        f"{min(counts)} training images; {accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"precision {accelerator.mixed_precision}. The checkpoint tested is {rule}."
+    )
+    if model.batchformer is not None:
+        held = recipe.batch_size // accelerator.num_processes // recipe.gradient_accumulation_steps
+        gathered = held * accelerator.num_processes
+        window = {"local": held, "global": gathered}.get(recipe.batchformer_window, recipe.batchformer_window)
+        accelerator.print(
+            f"The BatchFormer's windows hold {min(window, gathered)} images"
+            + (
+                f", not {window}: a step's {recipe.batch_size} are accumulated from "
+                f"{recipe.gradient_accumulation_steps} batches"
+                if window > gathered
+                else ""
+            )
+        )
