@@ -1,59 +1,38 @@
 """Long-tailed image data through the `datasets` library, and its augmentation.
 
 This folder is also where users put the benchmarks: `data/ImageNet_LT/`, `data/iNaturalist18/`, `data/Places_LT/`,
-`data/cifar-100-python/`.
+`data/cifar-100-python/`. Importing it costs nothing: a module of it is imported when a name of it is first asked for.
 """
 
-from data.batches import EvaluationBatch, FinishedBatches, TrainBatch
-from data.loaders import evaluation_batches, training_batches
-from data.reading import BrokenImageError, read_image
-from data.splits import (
-    CUSTOM,
-    DATASETS,
-    NUM_CLASSES,
-    class_counts,
-    class_labels,
-    find_entry,
-    load_long_tailed,
-    recognise,
-    undecoded,
-)
-from data.streams import ImageStream
-from data.transforms import (
-    AUGMENTATIONS,
-    AUTO_AUGMENT,
-    BROKEN,
-    OnBrokenImage,
-    evaluation_processor,
-    evaluation_transform,
-    leave_out_broken,
-    train_transform,
-)
+import importlib
 
-__all__ = [
-    "AUGMENTATIONS",
-    "AUTO_AUGMENT",
-    "BROKEN",
-    "CUSTOM",
-    "DATASETS",
-    "NUM_CLASSES",
-    "BrokenImageError",
-    "EvaluationBatch",
-    "FinishedBatches",
-    "ImageStream",
-    "OnBrokenImage",
-    "TrainBatch",
-    "class_counts",
-    "class_labels",
-    "evaluation_batches",
-    "evaluation_processor",
-    "evaluation_transform",
-    "find_entry",
-    "leave_out_broken",
-    "load_long_tailed",
-    "read_image",
-    "recognise",
-    "train_transform",
-    "training_batches",
-    "undecoded",
-]
+_MODULES = {
+    "augmentations": ("AUGMENTATIONS", "AUTO_AUGMENT"),
+    "batches": ("EvaluationBatch", "FinishedBatches", "TrainBatch"),
+    "loaders": ("evaluation_batches", "training_batches"),
+    "reading": ("BrokenImageError", "read_image"),
+    "sets": ("CUSTOM", "DATA_SETS", "DataSet"),
+    "splits": ("class_counts", "class_labels", "find_entry", "load_long_tailed", "recognise", "undecoded"),
+    "streams": ("ImageStream",),
+    "transforms": (
+        *("BROKEN", "OnBrokenImage", "evaluation_processor", "evaluation_transform", "leave_out_broken"),
+        "train_transform",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = ["DATASETS", "NUM_CLASSES", *_MODULE_OF]
+
+
+def __getattr__(name: str) -> object:
+    if name == "DATASETS":
+        return tuple(__getattr__("DATA_SETS"))
+    if name == "NUM_CLASSES":  # of those whose classes are known before they are read
+        data_sets = __getattr__("DATA_SETS").items()
+        return {key: data_set.num_classes for key, data_set in data_sets if data_set.num_classes is not None}
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,48 +12,7 @@ import pyarrow.compute as pc
 from datasets import DatasetDict
 
 from data.rows import NamedRows, Rows, check_labels, load_rows, read_text
-
-MARKER = "synthetic.json"  # data.synthesize leaves it in a folder whose counts are not the published ones
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A public benchmark: where its lists are, and what is published of them."""
-
-    folder: str
-    num_classes: int
-    lists: dict[str, str]  # split -> file name
-    images: dict[str, int]  # split -> how many
-    most: int  # training images of the commonest class
-    least: int  # and of the rarest
-
-
-BENCHMARKS = {
-    "imagenet_lt": Benchmark(
-        "ImageNet_LT",
-        1000,
-        {"train": "ImageNet_LT_train.txt", "validation": "ImageNet_LT_val.txt", "test": "ImageNet_LT_test.txt"},
-        {"train": 115_846, "validation": 20_000, "test": 50_000},
-        1280,
-        5,
-    ),
-    "inaturalist18": Benchmark(
-        "iNaturalist18",
-        8142,
-        {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"},
-        {"train": 437_513, "test": 24_426},
-        1000,
-        2,
-    ),
-    "places_lt": Benchmark(
-        "Places_LT",
-        365,
-        {"train": "Places_LT_train.txt", "validation": "Places_LT_val.txt", "test": "Places_LT_test.txt"},
-        {"train": 62_500, "validation": 7_300, "test": 36_500},
-        4980,
-        5,
-    ),
-}
+from data.sets._benchmark import MARKER, Benchmark
 
 
 def read_annotation_list(path: Path) -> Rows:
@@ -128,9 +87,9 @@ def imagenet_names(synsets: Sequence[str]) -> list[str]:
     ]
 
 
-def load_benchmark(name: str, data_dir: Path) -> DatasetDict:
-    """The splits of benchmark `name` whose lists and images are in `data_dir`. See `data.load_long_tailed`."""
-    benchmark = BENCHMARKS[name]
+def load_benchmark(benchmark: Benchmark, data_dir: Path) -> DatasetDict:
+    """The splits of a benchmark whose lists and images are in `data_dir`. See `data.load_long_tailed`."""
+    name = benchmark.name
     lists = {split: data_dir / file for split, file in benchmark.lists.items()}
     missing = [str(path) for path in lists.values() if not path.is_file()]
     if missing:
@@ -141,11 +100,11 @@ def load_benchmark(name: str, data_dir: Path) -> DatasetDict:
 
     def read() -> NamedRows:
         rows = {split: read_annotation_list(path) for split, path in lists.items()}
-        published = _expected(benchmark, data_dir)
-        check_labels(rows, published.num_classes)
-        _check_counts(name, published, rows)
-        names = class_names(rows["train"], published.num_classes)
-        return NamedRows(rows, imagenet_names(names) if name == "imagenet_lt" else names)
+        expected = _expected(benchmark, data_dir)
+        check_labels(rows, expected.num_classes)
+        _check_counts(expected, rows)
+        names = class_names(rows["train"], expected.num_classes)
+        return NamedRows(rows, benchmark.class_names(names) if benchmark.class_names else names)
 
     marker = data_dir / MARKER
     return load_rows(name, data_dir, [*lists.values(), *([marker] if marker.is_file() else [])], read)
@@ -185,8 +144,8 @@ def _expected(benchmark: Benchmark, data_dir: Path) -> Benchmark:
     try:
         facts = json.loads(marker.read_text())
         counts = facts["class_counts"]
-        return Benchmark(
-            benchmark.folder, facts["num_classes"], benchmark.lists, facts["images"], max(counts), min(counts)
+        return replace(
+            benchmark, num_classes=facts["num_classes"], images=facts["images"], most=max(counts), least=min(counts)
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -194,7 +153,7 @@ def _expected(benchmark: Benchmark, data_dir: Path) -> Benchmark:
         ) from error
 
 
-def _check_counts(name: str, published: Benchmark, rows: dict[str, Rows]) -> None:
+def _check_counts(published: Benchmark, rows: dict[str, Rows]) -> None:
     counts = np.bincount(rows["train"].labels)
     expected = {f"{split} images": count for split, count in published.images.items()}
     expected |= {"images of the commonest class": published.most, "images of the rarest class": published.least}
@@ -206,8 +165,8 @@ def _check_counts(name: str, published: Benchmark, rows: dict[str, Rows]) -> Non
         if expected[fact] != found[fact]
     ]
     if wrong:
-        hint = " Two training lists of Places-LT circulate; this is the other." if name == "places_lt" else ""
+        hint = f" {published.other_lists}" if published.other_lists else ""
         raise ValueError(
-            f"the lists in {rows['train'].source.parent} are not those of {name}: {'; '.join(wrong)}.{hint} "
+            f"the lists in {rows['train'].source.parent} are not those of {published.name}: {'; '.join(wrong)}.{hint} "
             "Are they cut off, or another data set's? To train on them as they are: --dataset custom"
         )

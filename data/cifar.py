@@ -3,56 +3,13 @@
 import io
 import pickle
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
-
-@dataclass(frozen=True)
-class CifarFiles:
-    """Where CIFAR's files are, what they hold, and what the Hub's copy is called."""
-
-    hub_id: str
-    folder: str
-    archive: str
-    train: tuple[str, ...]
-    test: str
-    meta: str
-    label_key: str
-    hub_label: str
-    names_key: str
-    images_per_class: int
-
-
-CIFAR = {
-    "cifar10_lt": CifarFiles(
-        "uoft-cs/cifar10",
-        "cifar-10-batches-py",
-        "cifar-10-python.tar.gz",
-        tuple(f"data_batch_{number}" for number in range(1, 6)),
-        "test_batch",
-        "batches.meta",
-        "labels",
-        "label",
-        "label_names",
-        5000,
-    ),
-    "cifar100_lt": CifarFiles(
-        "uoft-cs/cifar100",
-        "cifar-100-python",
-        "cifar-100-python.tar.gz",
-        ("train",),
-        "test",
-        "meta",
-        "fine_labels",
-        "fine_label",
-        "fine_label_names",
-        500,
-    ),
-}
+from data.sets.cifar_lt import CifarLT
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -104,9 +61,8 @@ def long_tailed_subset(labels: np.ndarray, counts: list[int]) -> np.ndarray:
     return np.concatenate(chosen)
 
 
-def load_cifar_lt(name: str, data_dir: Path, imbalance_factor: float = 100, imbalance_type: str = "exp") -> DatasetDict:
+def load_cifar_lt(files: CifarLT, data_dir: Path, imbalance_factor: float, imbalance_type: str) -> DatasetDict:
     """`train`, the standard long-tailed subset, and `test`, all 10,000 images. See `data.load_long_tailed`."""
-    files = CIFAR[name]
     if not (data_dir / files.folder).exists() and not (data_dir / files.archive).exists():
         return _load_from_hub(files, data_dir, imbalance_factor, imbalance_type)
     names = _read(files, data_dir, files.meta)[files.names_key]
@@ -115,7 +71,9 @@ def load_cifar_lt(name: str, data_dir: Path, imbalance_factor: float = 100, imba
     labels = np.concatenate([batch[files.label_key] for batch in batches])
     wanted = files.images_per_class * len(names)
     if len(labels) != wanted or len(images) != wanted:
-        raise ValueError(f"{name} has {wanted} training images; {data_dir} has {len(images)} and {len(labels)} labels")
+        raise ValueError(
+            f"{files.name} has {wanted} training images; {data_dir} has {len(images)} and {len(labels)} labels"
+        )
     counts = long_tailed_counts(len(names), files.images_per_class, imbalance_factor, imbalance_type)
     subset = long_tailed_subset(labels, counts)
     test = _read(files, data_dir, files.test)
@@ -125,7 +83,7 @@ def load_cifar_lt(name: str, data_dir: Path, imbalance_factor: float = 100, imba
     )
 
 
-def _load_from_hub(files: CifarFiles, data_dir: Path, imbalance_factor: float, imbalance_type: str) -> DatasetDict:
+def _load_from_hub(files: CifarLT, data_dir: Path, imbalance_factor: float, imbalance_type: str) -> DatasetDict:
     """The Hub's copy, whose images are in the order of the files."""
     try:
         loaded = load_dataset(files.hub_id)
@@ -148,7 +106,7 @@ def _load_from_hub(files: CifarFiles, data_dir: Path, imbalance_factor: float, i
     return DatasetDict(train=splits["train"].select(subset), test=splits["test"])
 
 
-def _read(files: CifarFiles, data_dir: Path, member: str) -> dict:
+def _read(files: CifarLT, data_dir: Path, member: str) -> dict:
     folder, archive = data_dir / files.folder, data_dir / files.archive
     in_folder = (folder / member).is_file()
     if not in_folder and not archive.is_file():

@@ -30,9 +30,16 @@ EXPECTED = (
 )
 
 
-def load_custom(data_dir: str | Path, image_column: str = "image", label_column: str = "label") -> DatasetDict:
-    """Whatever is at `data_dir`, with the splits it has. See `data.load_long_tailed`."""
+def load_custom(data_dir: str | Path, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
+    """Whatever is at `data_dir`, with the splits it has. See `data.load_long_tailed`.
+
+    The columns, "image" and "label" by default, are those of a table or of a data set on the Hub. Raises ValueError if
+    they are named and `data_dir` is neither.
+    """
     place = Path(data_dir)
+    named = {"image_column": image_column, "label_column": label_column}
+    named = {option: column for option, column in named.items() if column is not None}
+    image_column, label_column = image_column or "image", label_column or "label"
     if place.is_file():
         if place.suffix not in _TABLES:
             raise ValueError(f"{place} is no table that can be read ({', '.join(_TABLES)}); {EXPECTED}")
@@ -44,8 +51,18 @@ def load_custom(data_dir: str | Path, image_column: str = "image", label_column:
     for suffix, load in ((".txt", load_own_lists), *((suffix, None) for suffix in _TABLES)):
         files = split_files(place, suffix)
         if "train" in files:
-            return load(place, files) if load else _load_tables(place, files, image_column, label_column)
+            if load is None:
+                return _load_tables(place, files, image_column, label_column)
+            _refuse_columns(named, files["train"])
+            return load(place, files)
+    _refuse_columns(named, place)
     return _load_folders(place)
+
+
+def _refuse_columns(named: dict[str, str], source: Path) -> None:
+    if named:
+        options = " and ".join(f"--{option} {column}" for option, column in named.items())
+        raise ValueError(f"{source} has no columns, so {options} would do nothing; leave it out")
 
 
 def looks_like_hub_id(place: str | Path) -> bool:

@@ -206,11 +206,7 @@ def evaluation_batches(
         collate_fn=StreamCollate(transform, split.codes, leave_out=False) if streamed else None,
         pin_memory=accelerator is not None and accelerator.device.type == "cuda",
     )
-    finish = EvaluationBatch(
-        processor.image_mean if processor.do_normalize else (0.0,) * 3,
-        processor.image_std if processor.do_normalize else (1.0,) * 3,
-        processor.rescale_factor if processor.do_rescale else 1.0,
-    )
+    finish = EvaluationBatch.of_processor(processor)
     if accelerator is None:
         return FinishedBatches(loader, finish)
     return FinishedBatches(accelerator.prepare(loader), finish.to(accelerator.device))

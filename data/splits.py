@@ -6,25 +6,9 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
-from data.annotation_lists import BENCHMARKS, find_line, load_benchmark
-from data.cifar import CIFAR, load_cifar_lt
-from data.custom import load_custom, split_files
-from data.digits import load_digits_lt
-from data.streams import ImageStream, load_streams
+from data.sets import CUSTOM, DATA_SETS, get_data_set
+from data.streams import ImageStream
 
-CUSTOM = "custom"
-_OPTIONS = {
-    "cifar10_lt": {"imbalance_factor", "imbalance_type"},
-    "cifar100_lt": {"imbalance_factor", "imbalance_type"},
-    CUSTOM: {"image_column", "label_column", "streaming"},
-}
-NUM_CLASSES = {
-    "digits_lt": 10,
-    "cifar10_lt": 10,
-    "cifar100_lt": 100,
-    **{name: benchmark.num_classes for name, benchmark in BENCHMARKS.items()},
-}
-DATASETS = (*NUM_CLASSES, CUSTOM)
 _TEST_FRACTION = 0.2  # of one's own images, where they have no test split
 
 
@@ -34,12 +18,12 @@ def load_long_tailed(
     """A long-tailed data set.
 
     Args:
-        name: one of `DATASETS`; "custom" is one's own, of which `data.custom.EXPECTED` tells the forms. One without a
+        name: one of `DATA_SETS`; "custom" is one's own, of which `data.custom.EXPECTED` tells the forms. One without a
             test split gets one, a fifth of each class's training images, drawn alike every time, and warns of it.
         data_dir: the folder with the annotation lists (`data/ImageNet_LT`), for CIFAR the one with
             `cifar-100-python/` (`data`), where the Hub's copy is taken if nothing is there. None: the benchmark's usual
-            place below `data/`. For "custom" a folder, a table or the id of a data set on the Hub. Not used by
-            digits_lt, whose images come with scikit-learn.
+            place below `data/`. For "custom" a folder, a table or the id of a data set on the Hub. digits_lt has none:
+            its images come with scikit-learn.
         validation_fraction: takes this share of each class's training images, at least one and never the last, as
             the validation split of a data set that has none of its own (CIFAR, iNaturalist). The training counts, and
             with them a class's shot group, are those of what is left.
@@ -48,28 +32,18 @@ def load_long_tailed(
             `ImageStream`s of tar archives or of a data set on the Hub that are never stored.
 
     Returns a `DatasetDict` of `train`, `validation` (where there is one) and `test`, with the columns `image` and
-    `label` (`ClassLabel`). Raises ValueError for an unknown name or option and for lists, tables and labels that are
-    wrong, and FileNotFoundError, saying what was looked for where, if files are missing.
+    `label` (`ClassLabel`). Raises ValueError for an unknown name or option, for one that would do nothing, and for
+    lists, tables and labels that are wrong; FileNotFoundError, saying what was looked for where, if files are missing.
     """
-    if name not in DATASETS:
-        raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
-    known = _OPTIONS.get(name, set())
-    if unknown := sorted(set(options) - known):
-        raise ValueError(f"{name} has no options {unknown}; it has {sorted(known) or 'none'}")
-    if name == "digits_lt":
-        loaded = load_digits_lt()
-    elif name == CUSTOM:
-        if data_dir is None:
-            raise ValueError("a data set of one's own needs its place: --data_dir FOLDER, TABLE or ID on the Hub")
-        if options.pop("streaming", False):
-            if validation_fraction is not None:
-                raise ValueError("nothing can be held out of a stream: leave validation_fraction out")
-            return load_streams(data_dir, **options)
-        loaded = load_custom(data_dir, **options)
-    elif name in BENCHMARKS:
-        loaded = load_benchmark(name, Path(data_dir or usual_place(name)))
-    else:
-        loaded = load_cifar_lt(name, Path(data_dir or usual_place(name)), **options)
+    data_set = get_data_set(name)
+    if unknown := sorted(set(options) - set(data_set.option_names)):
+        raise ValueError(f"{name} has no options {unknown}; it has {sorted(data_set.option_names) or 'none'}")
+    streaming = options.get("streaming", False)
+    if streaming and validation_fraction is not None:
+        raise ValueError("nothing can be held out of a stream: leave validation_fraction out")
+    loaded = data_set.load(data_set.place(data_dir), **options)
+    if streaming:
+        return loaded
     if "test" not in loaded:
         train, test = hold_out(loaded["train"], _TEST_FRACTION)
         warnings.warn(
@@ -86,31 +60,16 @@ def load_long_tailed(
     return loaded
 
 
-def usual_place(name: str) -> Path:
-    """Where a benchmark is if no other place is named, relative to the working directory."""
-    return Path("data") / BENCHMARKS[name].folder if name in BENCHMARKS else Path("data")
-
-
 def recognise(data_dir: str | Path) -> str:
-    """The name of the data set whose files are in a folder; "custom" if it is none of the benchmarks."""
-    folder = Path(data_dir)
-    for name, benchmark in BENCHMARKS.items():
-        if (folder / benchmark.lists["train"]).is_file():  # another list that is missing is then asked for
-            return name
-    for name, files in CIFAR.items():
-        if (folder / files.folder).is_dir() or (folder / files.archive).is_file():
-            return name
-    return CUSTOM
+    """The name of the data set whose files are in a folder; "custom" if it is none that has a name here."""
+    return next((name for name, data_set in DATA_SETS.items() if data_set.is_in(Path(data_dir))), CUSTOM)
 
 
 def find_entry(name: str, data_dir: str | Path | None, image: str) -> str | None:
     """Where an image is listed, as "FILE, line N"; None for data sets without lists."""
-    if name in BENCHMARKS:
-        folder = Path(data_dir or usual_place(name))
-        return find_line([folder / file for file in BENCHMARKS[name].lists.values()], folder, image)
-    if name == CUSTOM and data_dir is not None and Path(data_dir).is_dir():
-        return find_line(list(split_files(Path(data_dir), ".txt").values()), Path(data_dir), image)
-    return None
+    data_set = get_data_set(name)
+    place = data_set.usual_place if data_dir is None else data_dir
+    return None if place is None else data_set.find_entry(place, image)
 
 
 def class_counts(split: Dataset | ImageStream) -> list[int]:

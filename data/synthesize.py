@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from data.annotation_lists import BENCHMARKS, MARKER
+from data.sets import get_data_set
+from data.sets._benchmark import MARKER
 
 _CHUNK = 32  # images a worker draws between two reports
 _SUPERCATEGORIES = (
@@ -164,7 +165,7 @@ def synthesize(
     _write(unfinished, text.encode())
 
     pictures = []
-    for split_number, (split, list_name) in enumerate(BENCHMARKS[like].lists.items()):
+    for split_number, (split, list_name) in enumerate(get_data_set(like).lists.items()):
         lines = []
         for label, count in enumerate(counts):
             class_seed = int(np.random.SeedSequence([seed, label]).generate_state(1, np.uint64)[0])

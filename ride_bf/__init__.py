@@ -1,1 +1,22 @@
 """What training and evaluation need beyond the network: recipes, losses, metrics, checkpoints and commands."""
+
+import importlib
+import sys
+from types import ModuleType
+
+
+class _Alias(ModuleType):
+    """A module by another name. It is imported when something of it is first asked for: `import ride_bf` is light."""
+
+    def __init__(self, name: str, target: str):
+        super().__init__(f"{__name__}.{name}", f"The names of {__name__}.{target}.")
+        self._target = f"{__name__}.{target}"
+        sys.modules[self.__name__] = self
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # what looks at every module must not import this one
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(self._target), name)
+
+
+losses, metrics = _Alias("losses", "methods.losses"), _Alias("metrics", "evaluation.metrics")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from conftest import ROOT
 from datasets import ClassLabel
 from PIL import Image
 
-from data import class_counts, find_entry, load_long_tailed, recognise
-from data.annotation_lists import BENCHMARKS, Benchmark, class_names, imagenet_names, read_annotation_list
+from data import DATA_SETS, class_counts, find_entry, load_long_tailed, recognise
+from data.annotation_lists import class_names, imagenet_names, read_annotation_list
 from ride_bf.benchmark.lists import make_list, measure
 from ride_bf.evaluation.metrics import shot_groups
 
@@ -35,9 +36,9 @@ TRAIN = ["train/a/air field/1.jpg", "train/a/air field/2.jpg", "train/b/bar/1.jp
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """A benchmark of three classes in the layout of Places-LT."""
-    published = BENCHMARKS["places_lt"]
-    small = Benchmark(published.folder, 3, published.lists, {"train": 4, "validation": 1, "test": 1}, most=2, least=1)
-    monkeypatch.setitem(BENCHMARKS, "places_lt", small)
+    images = {"train": 4, "validation": 1, "test": 1}
+    small = replace(DATA_SETS["places_lt"], num_classes=3, images=images, most=2, least=1)
+    monkeypatch.setitem(DATA_SETS, "places_lt", small)
     folder = tmp_path / "Places LT"
     write_images(folder, [*TRAIN, "train/b/bar/9.jpg", "val/9.jpg"])
     (folder / "Places_LT_train.txt").write_text("".join(f"{p} {i}\n" for p, i in zip(TRAIN, [0, 0, 1, 2], strict=True)))
@@ -262,7 +263,7 @@ def test_published_counts(name):
     groups = shot_groups(counts)
     sizes = [int(groups[group].sum()) for group in ("many", "medium", "few")]
     assert (len(counts), sum(counts), max(counts), min(counts), *sizes) == FACTS[name]
-    benchmark = BENCHMARKS[name]
+    benchmark = DATA_SETS[name]
     assert (benchmark.num_classes, benchmark.images["train"], benchmark.most, benchmark.least) == FACTS[name][:4]
 
 
@@ -280,7 +281,7 @@ def test_lists_of_the_benchmarks_shape_load_to_the_published_numbers(name, tmp_p
     path = PATHS[name]
     lines = [f"{path(label, i)} {label}" for label, count in enumerate(PUBLISHED[name]) for i in range(count)]
     rng.shuffle(lines)
-    benchmark = BENCHMARKS[name]
+    benchmark = DATA_SETS[name]
     for split, file in benchmark.lists.items():
         if split != "train":
             labels = (index % benchmark.num_classes for index in range(benchmark.images[split]))

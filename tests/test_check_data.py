@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset, Features, Value
 from PIL import Image
 
-from data.annotation_lists import BENCHMARKS
+from data.sets import DATA_SETS
 from data.synthesize import STYLES, synthesize
 from ride_bf.check_data import main
 from ride_bf.evaluation.data_report import draw, duplicates, inspect_images, summary
@@ -43,7 +43,7 @@ def places(master, tmp_path):
 
 def listed(places, split, label):
     """Files of a class in a split, in the list's order, and their line numbers."""
-    lines = (places / BENCHMARKS["places_lt"].lists[split]).read_text().splitlines()
+    lines = (places / DATA_SETS["places_lt"].lists[split]).read_text().splitlines()
     return [
         (places / line.rsplit(" ", maxsplit=1)[0], number)
         for number, line in enumerate(lines, start=1)
@@ -151,7 +151,7 @@ class TestBrokenImages:
         }
         broken = report["findings"]["broken"]
         assert broken["count"] == 3
-        lists = {split: places / file for split, file in BENCHMARKS["places_lt"].lists.items()}
+        lists = {split: places / file for split, file in DATA_SETS["places_lt"].lists.items()}
         expected = [
             (first, f"{lists['train']}, line {first_line}"),
             (third, f"{lists['train']}, line {third_line}"),

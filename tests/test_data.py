@@ -12,11 +12,12 @@ from PIL import Image
 
 from data import (
     AUGMENTATIONS,
+    DATA_SETS,
     DATASETS,
     class_counts,
     load_long_tailed,
 )
-from data.cifar import CIFAR, long_tailed_counts, long_tailed_subset
+from data.cifar import long_tailed_counts, long_tailed_subset
 from ride_bf.recipes import RECIPES
 
 
@@ -185,7 +186,7 @@ class TestCifar:
             chosen = slice(None) if split == "test" else slice(0, 50_000)
             rows = {"img": [Image.fromarray(image) for image in pixels[chosen]], "fine_label": content["fine_labels"]}
             Dataset.from_dict(rows, features=features).to_parquet(copy / f"{split}.parquet")
-        monkeypatch.setitem(CIFAR, "cifar100_lt", replace(CIFAR["cifar100_lt"], hub_id=str(copy)))
+        monkeypatch.setitem(DATA_SETS, "cifar100_lt", replace(DATA_SETS["cifar100_lt"], hub_id=str(copy)))
         loaded = load_long_tailed("cifar100_lt", tmp_path_factory.mktemp("empty"), imbalance_factor=200)
         assert loaded["train"]["label"] == expected["train"]["label"]
         assert loaded["train"].features["label"] == expected["train"].features["label"]
@@ -202,7 +203,7 @@ class TestCifar:
 
 
 def test_unknown_names_and_options():
-    with pytest.raises(ValueError, match=r"'imagenet'; there are digits_lt.*imagenet_lt"):
+    with pytest.raises(ValueError, match=r"'imagenet'; there are cifar10_lt.*imagenet_lt"):
         load_long_tailed("imagenet")
     with pytest.raises(ValueError, match="has no options"):
         load_long_tailed("imagenet_lt", imbalance_factor=10)

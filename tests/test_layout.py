@@ -3,19 +3,25 @@
 import ast
 import subprocess
 import sys
+from textwrap import dedent
 
 import pytest
 from conftest import ROOT
 
-COMMANDS = sorted(path for path in ROOT.glob("ride_bf/*.py") if path.name != "__init__.py")
-SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("ride_bf/**/*.py")]
+import data
 
-# From the bottom to the top: a folder imports from those before it, and from itself.
+COMMANDS = sorted(path for path in ROOT.glob("ride_bf/*.py") if path.name != "__init__.py")
+SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("data/sets/*.py"), *ROOT.glob("ride_bf/**/*.py")]
+
+# From the bottom to the top: a folder imports from those before it, and from itself. Losses and samplers know nothing
+# of the recipes, whose options have their names.
 ORDER = (
     "configuration_ride_bf",
     "modeling_ride_bf",
     "data",
     "ride_bf.command_line",
+    "ride_bf.methods.losses",
+    "ride_bf.methods.samplers",
     "ride_bf.recipes",
     "ride_bf.reference",
     "ride_bf.runs",
@@ -121,21 +127,71 @@ def test_the_fixed_top_level():
         assert (ROOT / name).exists(), name
 
 
-HEAVY = ("torch", "torchvision", "transformers.modeling_utils", "accelerate", "datasets")
+HEAVY = {"torch", "torchvision", "transformers", "accelerate", "datasets", "pyarrow", "pandas", "matplotlib"}
 
 
-@pytest.mark.parametrize("path", [*COMMANDS, ROOT / "train_accelerate.py"], ids=lambda path: path.stem)
-def test_help_does_not_wait_for_torch(path):
-    """What takes seconds to import is imported once the options are known to be right."""
-    run = ["-m", module_of(path)] if path in COMMANDS else [str(path)]
+def run_and_imported(*command):
+    """What a fresh process prints, and the modules that it imports."""
     finished = subprocess.run(
-        [sys.executable, "-X", "importtime", *run, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", *command], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    imported = {
-        line.rpartition("|")[2].strip() for line in finished.stderr.splitlines() if line.startswith("import time")
-    }
-    assert not imported & set(HEAVY)
-    assert "usage:" in finished.stdout
+    lines = [line for line in finished.stderr.splitlines() if line.startswith("import time")]
+    return finished.stdout, {line.rpartition("|")[2].strip() for line in lines}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"-m {module_of(path)}" for path in COMMANDS),
+        "train_accelerate.py",
+        "train_accelerate.py --recipe imagenet_lt_resnet50",
+        "train_accelerate.py --recipe_file tests/golden/authors_checkpoint/config.json",
+        "-m ride_bf.benchmark",
+        "-m ride_bf.benchmark train",
+        "-m data.synthesize",
+    ],
+)
+def test_help_does_not_wait_for_torch(command):
+    """What takes seconds to import is imported once the options are known to be right."""
+    printed, imported = run_and_imported(*command.split(), "--help")
+    assert not imported & HEAVY
+    assert "usage:" in printed
+
+
+@pytest.mark.parametrize("name", ["data", "ride_bf", "ride_bf.recipes", "ride_bf.methods.losses"])
+def test_what_names_are_read_from_is_light(name):
+    _, imported = run_and_imported("-c", f"import {name}; dir({name}) if {name!r} == 'data' else None")
+    assert not imported & HEAVY
+
+
+def test_the_fixed_names_lead_to_the_modules_that_have_them():
+    program = """
+        import sys
+        import ride_bf
+        assert "torch" not in sys.modules
+        [getattr(module, "__file__", None) for module in list(sys.modules.values())]  # as inspect does
+        assert "torch" not in sys.modules
+        import ride_bf.losses, ride_bf.metrics
+        from ride_bf.losses import RideLoss
+        from ride_bf.metrics import shot_accuracy
+        import ride_bf.evaluation.metrics
+        import ride_bf.methods.losses
+        assert RideLoss is ride_bf.methods.losses.RideLoss is ride_bf.losses.RideLoss
+        assert shot_accuracy is ride_bf.evaluation.metrics.shot_accuracy is ride_bf.metrics.shot_accuracy
+        try:
+            from ride_bf.losses import NoLoss
+        except ImportError:
+            print("done")
+    """
+    finished = subprocess.run([sys.executable, "-c", dedent(program)], cwd=ROOT, capture_output=True, text=True)
+    assert finished.stdout == "done\n", finished.stderr
+
+
+def test_every_name_of_the_data_is_there():
+    assert {name for name in data.__all__ if not hasattr(data, name)} == set()
+    assert set(data.__all__) <= set(dir(data))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = data.nothing
 
 
 def functions_of(path):
@@ -168,6 +224,7 @@ def test_randomness_is_local(path):
     """No generator that the whole program shares, but torch's, which a run seeds for each of its batches."""
     called = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
     local = ("np.random.default_rng", "np.random.RandomState", "np.random.SeedSequence", "np.random.Generator")
+    local += ("random.Random(",)
     shared = {name for name in called if name.startswith(("np.random.", "random.")) and not name.startswith(local)}
     assert shared <= {"random.Random", "random.sample"}, shared
 

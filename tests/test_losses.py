@@ -2,21 +2,26 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from modeling_ride_bf import RideBfOutput
 from ride_bf.methods.losses import (
+    BalancedSoftmaxLoss,
     CollaborativeLoss,
     CrossEntropyLoss,
     FocalLoss,
     LDAMLoss,
     LogitAdjustedLoss,
+    ReweightedCrossEntropyLoss,
     RideLoss,
     diversity_temperatures,
     effective_number_weights,
     ldam_margins,
+    loss_names,
+    options_read,
 )
 from ride_bf.methods.objectives import (
     ClassificationObjective,
@@ -38,6 +43,8 @@ ALL_LOSSES = [
     CrossEntropyLoss(effective_number_weights(COUNTS)),
     CollaborativeLoss(COUNTS),
     LogitAdjustedLoss(COUNTS),
+    ReweightedCrossEntropyLoss(COUNTS, beta=0.99),
+    BalancedSoftmaxLoss(COUNTS),
 ]
 
 
@@ -207,8 +214,8 @@ def test_the_recipe_chooses_criterion_and_objective():
         "ldam": LDAMLoss,
         "focal": FocalLoss,
         "cross_entropy": CrossEntropyLoss,
-        "reweighted_cross_entropy": CrossEntropyLoss,
-        "balanced_softmax": LogitAdjustedLoss,
+        "reweighted_cross_entropy": ReweightedCrossEntropyLoss,
+        "balanced_softmax": BalancedSoftmaxLoss,
         "logit_adjusted": LogitAdjustedLoss,
         "collaborative": CollaborativeLoss,
     }
@@ -220,6 +227,49 @@ def test_the_recipe_chooses_criterion_and_objective():
     for recipe in RECIPES.values():
         shared = recipe.network["batchformer"] == "shared_classifier"
         assert isinstance(make_objective(recipe, COUNTS), SharedClassifierObjective) == shared
+
+
+def test_a_loss_is_made_with_what_it_reads_of_the_recipe():
+    recipe = DIGITS_LT_RESNET32.with_overrides(
+        max_margin=0.25, cosine_scale=20.0, diversity_factor=-0.3, reweight_factor=0.5, label_smoothing=0.1
+    )
+    made, expected = make_criterion(recipe, COUNTS), RideLoss(COUNTS, -0.3, 1.0, 0.25, 20.0, 0.5, 0.1)
+    torch.testing.assert_close(made(LOGITS, LABELS, reweight=True), expected(LOGITS, LABELS, reweight=True))
+    made = make_criterion(replace(recipe, loss="reweighted_cross_entropy", class_weight_beta=0.9), COUNTS)
+    expected = CrossEntropyLoss(effective_number_weights(COUNTS, 0.9), 0.1)
+    torch.testing.assert_close(made(LOGITS, LABELS), expected(LOGITS, LABELS))
+    recipe = replace(recipe, label_smoothing=0.0, logit_adjustment_tau=0.5, focal_gamma=3.0)
+    for loss, expected in (
+        ("logit_adjusted", LogitAdjustedLoss(COUNTS, 0.5)),
+        ("balanced_softmax", LogitAdjustedLoss(COUNTS, 1.0)),
+        ("focal", FocalLoss(3.0)),
+    ):
+        made = make_criterion(replace(recipe, loss=loss), COUNTS)
+        torch.testing.assert_close(made(LOGITS, LABELS), expected(LOGITS, LABELS))
+
+
+@pytest.mark.parametrize("name", loss_names())
+def test_a_loss_says_whether_it_is_reweighted(name):
+    """By its values: re-weighting changes those that say so, and no other."""
+    criterion = make_criterion(DIGITS_LT_RESNET32.with_overrides(loss=name), COUNTS)
+    plain, reweighted = (criterion(LOGITS, LABELS, reweight=reweight) for reweight in (False, True))
+    assert torch.equal(plain, reweighted) != criterion.reweights
+
+
+@pytest.mark.parametrize("name", loss_names())
+def test_a_loss_reads_the_options_that_it_names_and_no_other(name):
+    """By its values: each option of a recipe changes those losses that say they read it."""
+    others = {"diversity_factor": -0.7, "reweight_factor": 0.9, "max_margin": 0.1, "cosine_scale": 9.0}
+    others |= {"focal_gamma": 3.0, "class_weight_beta": 0.5, "logit_adjustment_tau": 0.3}
+    losses = {
+        option: make_criterion(DIGITS_LT_RESNET32.with_overrides(loss=name, **{option: value}), COUNTS)(
+            LOGITS, LABELS, reweight=True
+        )
+        for option, value in {"epochs": 3, **others}.items()
+    }
+    changed = {option for option, loss in losses.items() if not torch.equal(loss, losses["epochs"])}
+    read = {"cosine_scale" if option == "margin_scale" else option for option in options_read(name)}
+    assert changed == read - {"label_smoothing", "reweight_epoch"}
 
 
 def test_logits_of_another_shape_are_refused():

@@ -251,7 +251,7 @@ def test_results_of_another_model_or_checkpoint_are_not_shown(tmp_path):
 
 def test_examples_must_be_images_with_names_of_their_own(run, image, tmp_path):
     saved = read_saved_run(run)
-    with pytest.raises(ValueError, match="no image that can be read"):
+    with pytest.raises(ValueError, match="is no image of a known format; name another with --examples"):
         export(saved, tmp_path / "a", "user/name", examples=[run / "recipe.json"])
     with pytest.raises(ValueError, match=r"several called image\.jpg"):
         export(saved, tmp_path / "b", "user/name", examples=[image, image])

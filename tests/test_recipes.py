@@ -1,5 +1,6 @@
 """Recipes against the published settings, written out, and the command line that overrides them."""
 
+import inspect
 import json
 import math
 import re
@@ -8,8 +9,11 @@ from dataclasses import asdict, replace
 import pytest
 from conftest import ROOT
 
-from ride_bf.recipes import DEFAULT_RECIPE, RECIPES
-from ride_bf.training.arguments import parse_arguments
+from configuration_ride_bf import RideBfConfig
+from ride_bf.command_line.options import options_of
+from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
+from ride_bf.training.arguments import _HEADINGS, RunArguments, parse_arguments
 
 NAMES = {
     "digits_lt_resnet32",
@@ -184,19 +188,40 @@ def test_no_arguments_are_the_default_recipe():
         ("--num-expert 3", ["did you mean --num_experts?"]),
         ("--add_bt 33", ["unknown arguments ['--add_bt', '33']", "batchformer"]),
         ("--epochs many", ["--epochs", "invalid int value: 'many'"]),
-        ("--loss mse", ["invalid choice", "ride", "focal"]),
+        ("--loss mse", ["--loss", "invalid choice: 'mse'", "ride", "focal"]),
+        ("--dataset places", ["--dataset", "invalid choice: 'places'", "places_lt", "custom"]),
+        ("--augmentation heavy", ["--augmentation", "invalid choice: 'heavy'", "imagenet", "digits"]),
+        ("--sampler balanced", ["--sampler", "invalid choice: 'balanced'", "class_balanced"]),
+        ("--auto_augment much", ["--auto_augment", "invalid choice: 'much'", "randaugment"]),
         ("--batch_size 0", ["batch_size must be 1 or more, not 0"]),
         ("--learning_rate -1", ["learning_rate must be positive, not -1.0"]),
         ("--lr_steps 80 60", ["ascending order, not [80, 60]"]),
         ("--image_size 64 --resize_size 32", ["resize_size 32 is less than image_size 64"]),
         ("--image_mean 0.5", ["image_mean and image_std three numbers"]),
-        ("--num_channels 1", ["num_channels must be 3"]),
+        ("--image_std 0.5 0.5 0", ["image_std must be positive, not 0.5 0.5 0.0"]),
+        ("--num_channels 1", ["unknown arguments ['--num_channels', '1']"]),
         ("--momentum 0", ["set --no_nesterov"]),
         ("--momentum 1", ["momentum must be 0 or more and less than 1, not 1.0"]),
         ("--weight_decay -1", ["weight_decay must be 0 or more, not -1.0"]),
         ("--lr_gamma -1", ["lr_gamma must be positive, not -1.0"]),
         ("--class_weight_beta 1", ["class_weight_beta must be 0 or more and less than 1"]),
-        ("--diversity_temperature 0", ["diversity_temperature must be positive"]),
+        ("--diversity_temperature 2", ["unknown arguments ['--diversity_temperature', '2']"]),
+        ("--learning_rate inf", ["learning_rate must be a finite number, not inf"]),
+        ("--diversity_factor nan", ["diversity_factor must be a finite number, not nan"]),
+        ("--cosine_scale nan", ["cosine_scale must be a finite number, not nan"]),
+        ("--reweight_factor 2", ["reweight_factor must be 0 to 1, not 2.0"]),
+        ("--schedule step --lr_steps -1", ["lr_steps must be 1 or more, not -1"]),
+        ("--schedule step --lr_steps 0 2", ["lr_steps must be 1 or more, not 0 2"]),
+        ("--reweight_epoch -3", ["reweight_epoch must be 0 or more, not -3"]),
+        ("--seed -1", ["seed must be 0 to 4294967295, not -1"]),
+        ("--validation_fraction 1.5", ["validation_fraction must be between 0 and 1, not 1.5"]),
+        ("--push_to_hub user/x --push_every 0", ["push_every must be 1 or more, not 0"]),
+        ("--output_dir=", ["output_dir is empty; give it a value or leave it out"]),
+        ("--dataset custom --data_dir=", ["data_dir is empty"]),
+        ("--init_from=", ["init_from is empty"]),
+        ("--recipe_file=", ["recipe_file"]),
+        ("--resume maybe", ["'maybe' is neither true nor false"]),
+        ("--resume --overwrite_output_dir", ["deletes the run with which --resume goes on; give one of them"]),
         ("--reweight_epoch soon", ["invalid int value: 'soon'"]),
         ("--recipe digits_lt_resnet32 --recipe_file x.json", ["two recipes; give one of them"]),
         ("--router true", ["a router is trained after the experts", "--train_only router"]),
@@ -222,8 +247,83 @@ def test_help_says_what_every_option_means(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "images in a step, all processes and accumulated batches together (default: 32)" in shown
-    assert "how many experts follow the shared trunk; 1 is a plain ResNet. (default: 3)" in shown
+    assert "images in a step, all processes and accumulated batches together; 1 or more (default: 32)" in shown
+    assert "number of experts on the shared trunk; 1 is a plain ResNet (default: 3)" in shown
+
+
+def test_help_has_every_option_under_a_heading_and_a_whole_sentence_for_it():
+    for kind in (RunArguments, TrainingRecipe, NetworkOptions):
+        for name, option in options_of(kind).items():
+            assert option.group in _HEADINGS, name
+            assert option.help == option.help.strip(" .,:;"), name
+            assert option.help.count("(") == option.help.count(")"), name
+
+
+def test_the_networks_options_are_those_of_its_configuration():
+    """Names, types and defaults, which `--help` has without importing transformers."""
+    assert inspect.get_annotations(NetworkOptions) == inspect.get_annotations(RideBfConfig)
+    assert {name: getattr(RideBfConfig, name) for name in NETWORK_DEFAULTS} == NETWORK_DEFAULTS
+    assert set(options_of(NetworkOptions)) == set(NETWORK_DEFAULTS) - {"num_channels"}
+
+
+def test_what_the_command_line_gave_is_known():
+    run, _ = parse_arguments(["--epochs", "3", "--num-experts=2", "--no_nesterov", "--data_dir", "none"])
+    assert run.given == {"epochs", "num_experts", "nesterov", "data_dir"}
+    assert RunArguments(seed=3).given == frozenset()
+    assert RunArguments(seed=3).output_dir == f"outputs/{DEFAULT_RECIPE}"
+
+
+def test_options_with_hyphens_and_flags_with_values():
+    run, recipe = parse_arguments(["--router=false", "--nesterov", "false", "--dry-run", "--keep-last=3"])
+    assert (recipe.nesterov, run.dry_run, run.keep_last, run.resume) == (False, True, 3, False)
+    assert parse_arguments(["--recipe", "cifar100_lt_resnet32_ce", "--nesterov"])[1].nesterov
+
+
+def test_a_printed_recipe_is_the_recipe(tmp_path):
+    options = "--recipe cifar100_lt_resnet32 --num_experts 2 --depths 1 1 1 --reweight_epoch none --lr_steps 5"
+    _, recipe = parse_arguments(options.split())
+    (tmp_path / "mine.json").write_text(recipe.as_json())
+    assert parse_arguments(["--recipe_file", str(tmp_path / "mine.json")])[1] == recipe
+    assert recipe.differences(recipe.as_json()) == []
+
+
+FORMER = {"diversity_temperature": 1.0, "distillation_loss_factor": 1.0, "router_positive_weight": 100.0}
+FORMER |= {"margin_scale": 30.0}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_of_earlier_versions_are_read(name, tmp_path):
+    written = {**json.loads(RECIPES[name].as_json()), **FORMER}
+    assert TrainingRecipe.from_json(written) == RECIPES[name]
+    assert RECIPES[name].differences(json.dumps(written)) == [], "such a run can be resumed"
+
+
+@pytest.mark.parametrize("option", FORMER)
+def test_what_cannot_be_set_any_more_is_said(option, tmp_path, capsys):
+    written = {**json.loads(RECIPES[DEFAULT_RECIPE].as_json()), **FORMER, option: 2.0}
+    (tmp_path / "old.json").write_text(json.dumps(written))
+    with pytest.raises(SystemExit):
+        parse_arguments(["--recipe_file", str(tmp_path / "old.json")])
+    assert f"{option} 2.0 of an earlier version cannot be set any more; here it is {FORMER[option]:g}" in (
+        capsys.readouterr().err
+    )
+    assert RECIPES[DEFAULT_RECIPE].differences(json.dumps(written)) == [f"{option}: 2.0 -> {FORMER[option]}"]
+
+
+def test_the_margins_have_the_scale_of_the_cosine():
+    recipe = RECIPES[DEFAULT_RECIPE].with_overrides(cosine_scale=20.0)
+    assert recipe.margin_scale == 20.0
+    assert TrainingRecipe.from_json({**json.loads(recipe.as_json()), "margin_scale": 20.0}) == recipe
+    with pytest.raises(ValueError, match=r"margin_scale 30.0 of an earlier version .* here it is 20"):
+        TrainingRecipe.from_json({**json.loads(recipe.as_json()), "margin_scale": 30.0})
+    assert RECIPES["cifar100_lt_resnet32_ce"].margin_scale == 30.0, "with a linear classifier too"
+
+
+def test_a_recipe_names_what_its_network_does_not_have():
+    with pytest.raises(ValueError, match=r"a network has no options \['width'\]; it has .*hidden_sizes"):
+        RECIPES[DEFAULT_RECIPE].with_overrides(width=3)
+    with pytest.raises(ValueError, match="num_channels must be 3"):
+        RECIPES[DEFAULT_RECIPE].with_overrides(num_channels=1)
 
 
 def test_differences_between_recipes():
@@ -264,6 +364,9 @@ def test_recipe_files_of_the_authors():
     [
         (("loss", "type"), "PaCoLoss", "loss 'PaCoLoss' is not one of RIDELoss"),
         (("loss", "args", "margin"), 1, r"arguments \['margin'\] of RIDELoss have no counterpart"),
+        (("loss", "args", "s"), 20, "RIDELoss has s 20; here it is 30 and cannot be set"),
+        (("loss", "args", "base_diversity_temperature"), 2.0, "has base_diversity_temperature 2.0; here it is 1 and"),
+        (("loss", "args", "ride_loss_factor"), 0.5, "RIDELoss has ride_loss_factor 0.5; here it is 1 and cannot"),
         (("optimizer", "type"), "Adam", "optimizer 'Adam' is not SGD"),
         (("data_loader", "type"), "MyLoader", "data_loader 'MyLoader'"),
         (("lr_scheduler", "type"), "StepLR", "lr_scheduler 'StepLR'"),
@@ -294,8 +397,15 @@ def test_their_configurations_of_other_kinds(tmp_path):
     assert read(add_extra_info=False).loss == "cross_entropy"
     cosine = read(lr_scheduler={"type": "CosLR", "args": {"step1": 60, "step2": 80, "gamma": 0.1, "warmup_epoch": 5}})
     assert (cosine.schedule, cosine.warmup_epochs) == ("cosine", 5)
-    distilled = {"distill_temperature": 1.5, "reweight": True, "reweight_factor": 0.015, "reweight_epoch": 80}
-    recipe = read(loss={"type": "RIDELossWithDistill", "args": distilled})
+    constants = {"s": 30, "base_diversity_temperature": 1.0, "ride_loss_factor": 1.0}
+    distilled = {
+        **constants,
+        "distill_temperature": 1.5,
+        "reweight": True,
+        "reweight_factor": 0.015,
+        "reweight_epoch": 80,
+    }
+    recipe = read(loss={"type": "RIDELossWithDistill", "args": {**constants, **distilled}})
     assert (recipe.loss, recipe.distillation_temperature, recipe.distillation_factor) == ("ride", 1.5, 1.0)
     assert read(loss={"type": "CrossEntropyLoss", "args": {"reweight_CE": True}}).loss == "reweighted_cross_entropy"
     ldam = read(loss={"type": "LDAMLoss", "args": {"max_m": 0.5, "s": 30, "reweight_epoch": 160}})
@@ -344,14 +454,18 @@ def test_none_can_be_asked_for():
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("epochs", "two", "epochs must be int, not 'two'"),
-        ("epochs", True, "epochs must be int, not True"),
-        ("batchformer_window", "wide", "batchformer_window must be .*, not 'wide'"),
+        ("epochs", "two", "epochs must be a whole number, not 'two'"),
+        ("epochs", True, "epochs must be a whole number, not True"),
+        ("batchformer_window", "wide", "batchformer_window must be a whole number or one of local, global, not 'wide'"),
         ("batchformer_window", True, "batchformer_window must be .*, not True"),
-        ("learning_rate", None, "learning_rate must be float, not None"),
-        ("loss", "mse", "loss must be .*'ride'.*, not 'mse'"),
-        ("lr_steps", ["a"], "lr_steps must be .*, not "),
+        ("learning_rate", None, "learning_rate must be a number, not None"),
+        ("loss", "mse", "no loss is called 'mse'; there are .*, ride"),
+        ("dataset", "places", "no data set is called 'places'; there are .*, places_lt"),
+        ("sampler", "even", "no sampler is called 'even'; there are instance, "),
+        ("augmentation", "heavy", "no augmentation is called 'heavy'; there are imagenet, "),
+        ("lr_steps", ["a"], "lr_steps must be a list, each of it a whole number, not "),
         ("network", 3, "network must be .*, not 3"),
+        ("network", {"width": 3}, r"a network has no options \['width'\]"),
     ],
 )
 def test_a_wrong_type_in_a_recipe_file_is_named(option, value, message, tmp_path, capsys):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.annotation_lists import BENCHMARKS
+from data.sets import DATA_SETS
 from data.synthesize import MARKER, STYLES, main, make_image, scaled_class_counts, synthesize
 
 COUNTS = [3, 12, 5, 40, 7]  # of a benchmark small enough for a test, as synthesised at scale 1
@@ -108,7 +108,7 @@ class TestLayout:
     def test_lists_and_files(self, tmp_path, like, patterns, held_out):
         written = write(tmp_path, like)
         everywhere = []
-        for split, list_name in BENCHMARKS[like].lists.items():
+        for split, list_name in DATA_SETS[like].lists.items():
             paths, labels = read_list(tmp_path / list_name)
             expected = COUNTS if split == "train" else [held_out[split]] * len(COUNTS)
             assert np.bincount(labels).tolist() == expected
@@ -117,13 +117,13 @@ class TestLayout:
                 assert re.fullmatch(patterns[split].replace("LABEL", str(label)), path), path
             everywhere += paths
         assert len(set(everywhere)) == len(everywhere)
-        images = set(contents(tmp_path)) - set(BENCHMARKS[like].lists.values()) - {MARKER}
+        images = set(contents(tmp_path)) - set(DATA_SETS[like].lists.values()) - {MARKER}
         assert images == set(everywhere)
 
     def test_a_class_has_one_folder_for_all_splits(self, tmp_path):
         write(tmp_path)
         folders = {}
-        for list_name in BENCHMARKS["imagenet_lt"].lists.values():
+        for list_name in DATA_SETS["imagenet_lt"].lists.values():
             for path, label in zip(*read_list(tmp_path / list_name), strict=True):
                 folders.setdefault(label, set()).add(path.split("/")[1])
         assert all(len(names) == 1 for names in folders.values())
@@ -147,7 +147,7 @@ class TestLayout:
         [("imagenet_lt", (250, 640), 110), ("inaturalist18", (600, 800), 225), ("places_lt", (256, 256), 18)],
     )
     def test_files_are_jpegs_of_realistic_sizes(self, tmp_path, monkeypatch, like, width_and_height, kilobytes):
-        splits = BENCHMARKS[like].lists
+        splits = DATA_SETS[like].lists
         monkeypatch.setattr("data.synthesize._real_class_counts", lambda: {like: [12, 8]})
         monkeypatch.setitem(STYLES, like, replace(STYLES[like], held_out_per_class=dict.fromkeys(splits, 1)))
         write(tmp_path, like, image_scale=1.0)
@@ -170,7 +170,7 @@ class TestWriting:
         assert one == two
         assert set(one) == set(other)
         same = [path for path in one if one[path] == other[path]]
-        assert sorted(same) == sorted(BENCHMARKS["imagenet_lt"].lists.values())
+        assert sorted(same) == sorted(DATA_SETS["imagenet_lt"].lists.values())
 
     def test_no_two_images_are_equal(self, tmp_path):
         write(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT, tiny_model
 from safetensors.torch import load_file
-from test_training import read_metrics, train
+from test_streams import write_shards
+from test_training import SMALL_ARGUMENTS, read_metrics, train
 
 import train_accelerate
 from ride_bf.methods.losses import CrossEntropyLoss, LDAMLoss, RideLoss
 from ride_bf.recipes import RECIPES
 from ride_bf.training.cost import activation_bytes
 from ride_bf.training.ema import WeightAverage
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def weights(output_dir):
@@ -140,7 +144,7 @@ def test_label_smoothing_in_ride():
     logits, labels = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2])
     losses = [RideLoss([5, 3, 2], label_smoothing=share)(logits, labels) for share in (0.0, 0.3)]
     assert losses[0] != losses[1]
-    with pytest.raises(ValueError, match="label_smoothing is for losses of cross-entropy, not for focal"):
+    with pytest.raises(ValueError, match=r"label_smoothing 0.1 would do nothing: the loss focal does not read it"):
         RECIPES["digits_lt_resnet32"].with_overrides(loss="focal", label_smoothing=0.1)
 
 
@@ -150,6 +154,49 @@ def test_a_dry_run_prints_and_writes_nothing(tmp_path, capsys):
     assert "2 epochs of 337 images: 12 steps of 64" in printed
     assert "GiB for weights, gradients and optimizer" in printed
     assert not (tmp_path / "out/recipe.json").exists()
+
+
+def said_and_done(capsys, folder, *options):
+    """Steps that a dry run says, and steps that the run takes."""
+    train(folder / "dry", *options, "--dry_run")
+    said = re.search(r"(\d[\d,]*) steps of", capsys.readouterr().out).group(1)
+    train(folder / "out", *options)
+    return int(said.replace(",", "")), read_metrics(folder / "out")[-1]["step"]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ("--epochs 2", 12),
+        ("--epochs 2 --batch_size 48 --gradient_accumulation_steps 3", 2 * 8),  # 22 batches of 16
+        ("--epochs 2 --passes_per_epoch 2", 2 * 11),
+        ("--epochs 1 --sampler class_balanced", 6),
+        ("--epochs 1 --sampler class_balanced --sampler_epoch largest_class --batch_size 128", 10),  # 1,200 draws
+        ("--epochs 9 --max_steps 8", 8),
+        ("--epochs 1 --max_steps 8", 6),
+    ],
+)
+def test_a_dry_run_says_the_steps_that_are_taken(tmp_path, capsys, options, steps):
+    assert said_and_done(capsys, tmp_path, *options.split()) == (steps, steps)
+
+
+def test_a_dry_run_says_the_steps_of_a_stream(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = f"--dataset custom --data_dir {write_shards(tmp_path / 'tars')} --streaming --epochs 2 --batch_size 8 "
+    options += "--gradient_accumulation_steps 2 --hidden_sizes 4 4 4"
+    assert said_and_done(capsys, tmp_path, *options.split()) == (4, 4)  # 21 images: two steps of two batches
+
+
+def test_a_dry_run_of_processes_says_the_steps_that_are_taken(tmp_path):
+    """337 images of two processes in batches of 9: they share 19 batches of each, and the last step is of one."""
+    command = [*TORCHRUN, "train_accelerate.py", *SMALL_ARGUMENTS, "--epochs", "1", "--batch_size", "36"]
+    command += ["--gradient_accumulation_steps", "2", "--output_dir", str(tmp_path / "out")]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    options = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "check": True}
+    dry = subprocess.run([*command, "--dry_run"], **options).stdout
+    subprocess.run(command, **options)
+    assert "1 epochs of 337 images: 10 steps of 36" in dry
+    assert read_metrics(tmp_path / "out")[-1]["step"] == 10
 
 
 def test_activations_are_counted(monkeypatch):
@@ -165,10 +212,20 @@ def test_activations_are_counted(monkeypatch):
 def test_trackers(tmp_path, monkeypatch):
     train(tmp_path / "out", "--epochs", 1, "--report_to", "none")
     assert not (tmp_path / "out/tensorboard").exists()
-    monkeypatch.setattr("accelerate.tracking.is_wandb_available", lambda: False)
-    monkeypatch.setattr("ride_bf.training.setup.filter_trackers", lambda trackers, folder: [])
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
     with pytest.raises(SystemExit, match="wandb is not installed: pip install wandb, or set --report_to none"):
         train(tmp_path / "other", "--report_to", "wandb")
+
+
+def test_a_tracker_that_is_not_installed_is_one_line(tmp_path):
+    """In a process of its own, where nothing has been set up before it is looked for."""
+    command = [sys.executable, "train_accelerate.py", "--output_dir", str(tmp_path / "out"), "--report_to", "wandb"]
+    hidden = (
+        "import sys; sys.modules['wandb'] = None; import runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+    )
+    finished = subprocess.run([command[0], "-c", hidden, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert finished.stderr == "error: wandb is not installed: pip install wandb, or set --report_to none\n"
 
 
 def test_deterministic(tmp_path):

@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,12 +21,13 @@ from transformers import AutoImageProcessor
 import train_accelerate
 from data import evaluation_batches, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.recipes import DEFAULT_RECIPE, RECIPES
 from ride_bf.training.start_weights import initialise_from
 from train_accelerate import Trainer
 
 # A shallow network on small images, an epoch of which takes a second
 SMALL = {
-    "depths": "1 1 1",
+    "depths": [1, 1, 1],
     "image_size": 8,
     "resize_size": 8,
     "passes_per_epoch": 1,
@@ -32,22 +35,30 @@ SMALL = {
     "learning_rate": 0.1,
     "warmup_epochs": 5,
     "schedule": "step",
-    "lr_steps": 2,
+    "lr_steps": (2,),
     "lr_gamma": 0.01,
     "reweight_epoch": 2,
-    "batchformer": "shared_classifier",
     "batchformer_window": "global",
 }
-SMALL_ARGUMENTS = [word for name, value in SMALL.items() for word in (f"--{name}", *str(value).split())]
+SMALL_RECIPES = {
+    name: recipe.with_overrides(**SMALL) for name, recipe in RECIPES.items() if recipe.dataset == "digits_lt"
+}
+# The default recipe made small, for processes of their own
+FOLDER = tempfile.TemporaryDirectory()
+SMALL_RECIPE = Path(FOLDER.name) / "small.json"
+SMALL_RECIPE.write_text(SMALL_RECIPES[DEFAULT_RECIPE].as_json())
+SMALL_ARGUMENTS = ["--recipe_file", str(SMALL_RECIPE)]
 
 
 def train(output_dir, *arguments):
-    """Runs the command in this process, as `accelerate launch` does in one of its own."""
+    """Runs the command on a small recipe in this process, as `accelerate launch` does in one of its own."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    command = [*SMALL_ARGUMENTS, "--output_dir", str(output_dir), *map(str, arguments)]
+    command = ["train_accelerate.py", "--output_dir", str(output_dir), *map(str, arguments)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train_accelerate.py", *command])
+        patch.setattr(sys, "argv", command)
+        for name, recipe in SMALL_RECIPES.items():
+            patch.setitem(RECIPES, name, recipe)
         train_accelerate.main()
     return output_dir
 
@@ -270,9 +281,7 @@ def test_samplers(tmp_path, sampler):
         ("--recipe digits_lt_resnet32_router --batchformer none --init_from x --teacher y", "not from a --teacher"),
         ("--teacher {run}/nowhere", "nowhere does not exist"),
         ("--teacher {other}", r"has 5 classes, the data 10; .*must know the same classes"),
-        ("--dataset places", "no data set is called 'places'; there are digits_lt"),
         ("--dataset imagenet_lt --data_dir {run}", "imagenet_lt needs the lists .*ImageNet_LT_train.txt"),
-        ("--augmentation heavy", "no augmentation is called 'heavy'; there are imagenet"),
         ("--validation_fraction 0.1", "has a validation split of its own"),
         ("--init_from {run}/nowhere", "nowhere does not exist"),
         ("--recipe digits_lt_resnet32_router --router_top_k 11 --batchformer none --init_from {run}/last", "not 11"),

@@ -1,22 +1,18 @@
 """Measurements that the README shows: `python -m ride_bf.benchmark NAME`."""
 
 import argparse
+import importlib
 
-from ride_bf.benchmark import digits, input, lists, scale, train
-
-# name -> module with add_arguments(parser) and run(options); its docstring says what it measures
-BENCHMARKS = {"digits": digits, "input": input, "lists": lists, "train": train, "scale": scale}
+from ride_bf.benchmark.arguments import BENCHMARKS
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m ride_bf.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
-    for name, module in BENCHMARKS.items():
-        summary = module.__doc__.splitlines()[0]
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
-        module.add_arguments(command)
+    for name, (add_arguments, summary) in BENCHMARKS.items():
+        add_arguments(commands.add_parser(name, help=summary, description=summary))
     options = parser.parse_args(arguments)
-    BENCHMARKS[options.name].run(options)
+    importlib.import_module(f"ride_bf.benchmark.{options.name}").run(options)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,6 @@ from ride_bf.evaluation.metrics import shot_accuracy
 from ride_bf.training.arguments import parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "docs" / "digits_lt.json"
-PICTURE = ROOT / "docs" / "digits_lt.png"
 
 ONE_EXPERT = "--num_experts 1 --hidden_sizes 16 32 64 --batchformer none"
 # Method -> what it changes in the default recipe. Images, augmentation, steps and schedule are the same for all.
@@ -39,15 +37,6 @@ COLUMNS = {
     "medium_shot_accuracy": "medium",
     "few_shot_accuracy": "few",
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="finished runs are reused")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file for the measurements")
-    parser.add_argument("--plot_only", action="store_true", help="draw what --results holds already")
-    parser.add_argument("--picture", type=Path, default=PICTURE)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -24,15 +24,7 @@ from data.synthesize import synthesize
 from ride_bf.benchmark.measure import machine, write_results
 from ride_bf.recipes import RECIPES
 
-RESULTS = Path(__file__).resolve().parent.parent.parent / "docs" / "benchmark_input.json"
 BATCH = 64
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data_dir", type=Path, help="lists and images of ImageNet-LT, in place of drawn ones")
-    parser.add_argument("--images", type=int, default=512, help="how many are read in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file for the measurements")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -16,14 +16,6 @@ from pathlib import Path
 from ride_bf.benchmark.measure import machine, write_results
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "docs" / "benchmark_lists.json"
-LENGTHS = (115_846, 437_513)  # the training lists of ImageNet-LT and iNaturalist 2018
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lines", type=int, nargs="+", default=LENGTHS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file for the measurements")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the process that is measured: its folder
 
 
 def run(options: argparse.Namespace) -> None:

@@ -15,7 +15,10 @@ import torch
 
 from ride_bf.runs.environment import code_version
 
-DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+
+def default_precision() -> str:
+    """That of a measurement for which none is named: fp16 on a GPU."""
+    return "fp16" if torch.cuda.is_available() else "no"
 
 
 def command(options: argparse.Namespace) -> str:

@@ -8,41 +8,20 @@ backward on the features of a large batch.
 import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from data import NUM_CLASSES
-from ride_bf.benchmark.measure import DOCS, command, machine, peak_bytes, seconds_in_turns, write_results
+from ride_bf.benchmark.measure import command, default_precision, machine, peak_bytes, seconds_in_turns, write_results
 from ride_bf.benchmark.train import long_tail, network_multiply_adds, random_batch, this_repository
 from ride_bf.methods.windows import set_batchformer_window
 from ride_bf.recipes import RECIPES, TrainingRecipe
 
-EXPERTS = (1, 2, 3, 4, 6)
-CLASSES = (100, 1000, 8142, 100_000)
-WINDOWS = (8, 32, 128, 512)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    inserted = [name for name, recipe in RECIPES.items() if recipe.network["batchformer"] != "none"]
-    parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=inserted, metavar="NAME")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--experts", type=int, nargs="+", default=EXPERTS)
-    parser.add_argument("--classes", type=int, nargs="+", default=CLASSES)
-    parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS, help="the batch is of the largest")
-    parser.add_argument(
-        "--mixed_precision",
-        choices=("no", "fp16", "bf16"),
-        default="fp16" if torch.cuda.is_available() else "no",
-        help="by default fp16 on a GPU",
-    )
-    parser.add_argument("--results", type=Path, default=DOCS / "scale.json", help="JSON file for the measurements")
-
 
 def run(options: argparse.Namespace) -> None:
+    options.mixed_precision = options.mixed_precision or default_precision()
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
     recipe = RECIPES[options.recipe].with_overrides(batch_size=options.batch_size)
     results = {

@@ -18,7 +18,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from torch.optim import SGD, Optimizer
 from configuration_ride_bf import RideBfConfig
 from data import NUM_CLASSES
 from modeling_ride_bf import RideBfForImageClassification, RideBfOutput
-from ride_bf.benchmark.measure import DOCS, command, machine, peak_bytes, seconds_in_turns, write_results
+from ride_bf.benchmark.measure import command, default_precision, machine, peak_bytes, seconds_in_turns, write_results
 from ride_bf.evaluation.compute import multiply_adds, profile
 from ride_bf.methods.losses import diversity_temperatures, effective_number_weights, ldam_margins
 from ride_bf.methods.objectives import make_objective
@@ -46,22 +45,8 @@ PASSES = 3  # forward, and backward for the features and for the weights: of as 
 COMPARED_IMAGES = 4  # float64 is slow
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    trained = [name for name, recipe in RECIPES.items() if recipe.loss == "ride" and recipe.train_only == "all"]
-    parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=trained, metavar="NAME")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument(
-        "--mixed_precision",
-        choices=("no", "fp16", "bf16"),
-        default="fp16" if torch.cuda.is_available() else "no",
-        help="of all but the reference mode; by default fp16 on a GPU",
-    )
-    parser.add_argument("--compile", action="store_true", help="measure our network under torch.compile too")
-    parser.add_argument("--results", type=Path, default=DOCS / "train_step.json", help="JSON file for the measurements")
-
-
 def run(options: argparse.Namespace) -> None:
+    options.mixed_precision = options.mixed_precision or default_precision()
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
     recipe = RECIPES[options.recipe].with_overrides(batch_size=options.batch_size)
     results = measure_train(recipe, accelerator, options.rounds, options.compile)
@@ -185,7 +170,7 @@ class ReferenceLoss(nn.Module):
         self.register_buffer("margins", recipe.margin_scale * ldam_margins(counts, recipe.max_margin))
         self.register_buffer("weights", effective_number_weights(counts))
         factors = diversity_temperatures(counts, recipe.reweight_factor)
-        self.register_buffer("temperatures", recipe.diversity_temperature * factors)
+        self.register_buffer("temperatures", factors)
 
     def forward(self, outputs: RideBfOutput, labels: Tensor) -> Tensor:
         loss = self.stream(outputs.expert_logits, labels)

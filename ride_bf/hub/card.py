@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from data.sets import DATA_SETS
 from ride_bf.evaluation.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, shot_groups
 from ride_bf.evaluation.plots import (
     COLOURS,
@@ -23,15 +24,6 @@ from ride_bf.hub.run_files import SavedRun
 from ride_bf.runs.provenance import CORRECTION
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "model_card.md"
-DATASET_TITLES = {
-    "digits_lt": "Digits-LT",
-    "cifar10_lt": "CIFAR-10-LT",
-    "cifar100_lt": "CIFAR-100-LT",
-    "imagenet_lt": "ImageNet-LT",
-    "inaturalist18": "iNaturalist 2018",
-    "places_lt": "Places-LT",
-    "custom": "a data set of its own",
-}
 # Metrics that the card's table and its metadata have, in this order, where they were measured.
 METRIC_NAMES = {
     "accuracy": "Accuracy",
@@ -141,7 +133,7 @@ def published_results(description: str) -> str | None:
 
 
 def _dataset_title(dataset: str | None) -> str | None:
-    return DATASET_TITLES.get(dataset, dataset) if dataset else None
+    return DATA_SETS[dataset].title if dataset in DATA_SETS else dataset
 
 
 def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import pipeline
 
+from data import BrokenImageError
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.evaluation.classify import ImageClassifier
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.hub.card import Example, Published, make_card, write_plots
 from ride_bf.hub.run_files import SavedRun
@@ -112,13 +113,13 @@ def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example
     if repeated:
         raise ValueError(f"examples need names of their own; there are several called {', '.join(repeated)}")
     (folder / "examples").mkdir()
-    classify = pipeline("image-classification", model=str(folder), trust_remote_code=True)  # as those who find the page
+    classify = ImageClassifier(folder)
     shown = []
     for path in examples:
         try:
-            answers = classify(str(path), top_k=_TOP_K)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the example {path} is no image that can be read: {error}") from error
+            answers = classify(path, _TOP_K)
+        except BrokenImageError as error:
+            raise ValueError(f"the example {error}; name another with --examples") from error
         shutil.copyfile(path, folder / "examples" / path.name)
         rounded = [{"label": answer["label"], "score": round(answer["score"], 6)} for answer in answers]
         shown.append(Example(f"examples/{path.name}", rounded))

@@ -10,16 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ride_bf.methods.losses import (
-    CollaborativeLoss,
-    Criterion,
-    CrossEntropyLoss,
-    FocalLoss,
-    LDAMLoss,
-    LogitAdjustedLoss,
-    RideLoss,
-    effective_number_weights,
-)
+from ride_bf.methods.losses import make_loss
+from ride_bf.methods.losses._shared import Criterion
 from ride_bf.recipes import TrainingRecipe
 
 
@@ -46,7 +38,7 @@ class SharedClassifierObjective(ClassificationObjective):
     """The criterion on both streams of a "shared_classifier" network.
 
     loss = criterion(raw stream) + batchformer_loss_weight * criterion(BatchFormer's stream), each with its own mean
-    logits. The paper's weight is 1.
+    logits. The paper's weight is 1. In evaluation, without gradients, there is the raw stream alone.
     """
 
     def __init__(self, criterion: nn.Module, batchformer_loss_weight: float = 1.0):
@@ -54,6 +46,8 @@ class SharedClassifierObjective(ClassificationObjective):
         self.batchformer_loss_weight = batchformer_loss_weight
 
     def streams(self, outputs) -> list[tuple[float, Tensor]]:
+        if outputs.batchformer_expert_logits is None and not torch.is_grad_enabled():
+            return super().streams(outputs)
         if outputs.batchformer_expert_logits is None:
             raise ValueError(
                 "outputs have no batchformer_expert_logits: this objective needs a network with "
@@ -165,41 +159,13 @@ def next_expert_needed(expert_logits: Tensor, labels: Tensor) -> Tensor:
 
 def make_criterion(recipe: TrainingRecipe, class_counts: Sequence[int]) -> Criterion:
     """The recipe's loss for a training split of these counts. Raises ValueError on a class without images."""
-    if recipe.loss == "ride":
-        return RideLoss(
-            class_counts,
-            diversity_factor=recipe.diversity_factor,
-            diversity_temperature=recipe.diversity_temperature,
-            max_margin=recipe.max_margin,
-            scale=recipe.margin_scale,
-            reweight_factor=recipe.reweight_factor,
-            label_smoothing=recipe.label_smoothing,
-        )
-    if recipe.loss in ("ldam", "collaborative"):
-        kind = LDAMLoss if recipe.loss == "ldam" else CollaborativeLoss
-        return kind(
-            class_counts,
-            max_margin=recipe.max_margin,
-            scale=recipe.margin_scale,
-            label_smoothing=recipe.label_smoothing,
-        )
-    if recipe.loss == "focal":
-        return FocalLoss(gamma=recipe.focal_gamma)
-    if recipe.loss == "reweighted_cross_entropy":
-        weights = effective_number_weights(class_counts, beta=recipe.class_weight_beta)
-        return CrossEntropyLoss(weights, recipe.label_smoothing)
-    if recipe.loss == "cross_entropy":
-        return CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    if recipe.loss in ("balanced_softmax", "logit_adjusted"):
-        tau = 1.0 if recipe.loss == "balanced_softmax" else recipe.logit_adjustment_tau
-        return LogitAdjustedLoss(class_counts, tau=tau)
-    raise ValueError(f"no loss is called {recipe.loss!r}")
+    return make_loss(recipe.loss, class_counts, recipe.loss_options())
 
 
 def make_objective(recipe: TrainingRecipe, class_counts: Sequence[int], teacher: nn.Module | None = None) -> nn.Module:
     """What a run of the recipe minimises on a training split of these counts, with a teacher if there is one."""
     if recipe.train_only == "router":
-        return RouterObjective(recipe.router_positive_weight)
+        return RouterObjective()
     criterion = make_criterion(recipe, class_counts)
     objective = ClassificationObjective(criterion)
     if recipe.network.get("batchformer") == "shared_classifier":
@@ -213,5 +179,4 @@ def make_objective(recipe: TrainingRecipe, class_counts: Sequence[int], teacher:
         teacher,
         distillation_factor=recipe.distillation_factor,
         temperature=recipe.distillation_temperature,
-        loss_factor=recipe.distillation_loss_factor,
     )

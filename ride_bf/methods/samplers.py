@@ -1,46 +1,71 @@
-"""Which training images an epoch shows, and how often."""
+"""Which training images an epoch shows, and how often.
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+A function of this file that is decorated with `_sampler` is known by its name to the recipe's option `sampler`, to
+`--help` and to the errors. Kang et al.: Decoupling Representation and Classifier for Long-Tailed Recognition, 2020,
+section 3.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from torch.utils.data import Sampler
 
-Strategy = Literal["instance", "square_root", "class_balanced", "progressively_balanced"]
+# name -> (training images of each class (C,) in float64, progress of the run from 0 to 1) -> probabilities (C,)
+SAMPLERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {}
+INSTANCE = "instance"  # every image once in an epoch: its order needs no draws
 
 
-def class_probabilities(class_counts: Sequence[int], strategy: Strategy, progress: float = 0.0) -> np.ndarray:
-    """How probable each class (C,) is at each draw.
+def _sampler(probabilities: Callable[[np.ndarray, float], np.ndarray]) -> Callable[[np.ndarray, float], np.ndarray]:
+    SAMPLERS[probabilities.__name__] = probabilities
+    return probabilities
 
-    "instance": by its images; "square_root": by their square root; "class_balanced": all alike;
-    "progressively_balanced": from the first to the third as `progress` goes from 0 to 1. Kang et al.: Decoupling
-    Representation and Classifier for Long-Tailed Recognition, 2020, section 3. Raises ValueError for another strategy.
+
+@_sampler
+def instance(counts: np.ndarray, progress: float) -> np.ndarray:
+    """A class is as probable as its share of the images."""
+    return counts / counts.sum()
+
+
+@_sampler
+def square_root(counts: np.ndarray, progress: float) -> np.ndarray:
+    """By the square root of a class's images."""
+    return np.sqrt(counts) / np.sqrt(counts).sum()
+
+
+@_sampler
+def class_balanced(counts: np.ndarray, progress: float) -> np.ndarray:
+    """All classes are equally probable."""
+    return np.full(len(counts), 1 / len(counts))
+
+
+@_sampler
+def progressively_balanced(counts: np.ndarray, progress: float) -> np.ndarray:
+    """From `instance` at the start of the run to `class_balanced` at its end."""
+    return (1 - progress) * instance(counts, progress) + progress * class_balanced(counts, progress)
+
+
+def class_probabilities(class_counts: Sequence[int], strategy: str, progress: float = 0.0) -> np.ndarray:
+    """How probable each class (C,) is at each draw, by a name of `SAMPLERS`.
+
+    `progress` goes from 0 in the first epoch of the run to 1 in the last. Raises ValueError for another name.
     """
-    counts = np.asarray(class_counts, dtype=np.float64)
-    by_image, alike = counts / counts.sum(), np.full(len(counts), 1 / len(counts))
-    if strategy == "instance":
-        return by_image
-    if strategy == "square_root":
-        return np.sqrt(counts) / np.sqrt(counts).sum()
-    if strategy == "class_balanced":
-        return alike
-    if strategy == "progressively_balanced":
-        return (1 - progress) * by_image + progress * alike
-    raise ValueError(f"no sampling strategy is called {strategy!r}")
+    if strategy not in SAMPLERS:
+        raise ValueError(f"no sampler is called {strategy!r}; there are {', '.join(SAMPLERS)}")
+    return SAMPLERS[strategy](np.asarray(class_counts, dtype=np.float64), progress)
 
 
-class LongTailedSampler(Sampler[int]):
+class LongTailedSampler:
     """Draws a class, then the next image of that class's shuffled list, which is shuffled anew when used up.
 
     The order is a function of seed and epoch alone: every process of a distributed run draws the same one, of which
-    Accelerate gives each its own batches, and a resumed run goes on with it. `set_epoch` is called by the loader.
+    Accelerate gives each its own batches, and a resumed run goes on with it. `set_epoch` is called by the loader. For
+    `DataLoader(sampler=...)`, which takes any iterable of a known length.
 
     Args:
         labels (N,): class of each training image. Raises ValueError if a class has none.
         num_classes: C.
-        strategy: see `class_probabilities`.
+        strategy: a name of `SAMPLERS`.
         num_samples: draws in an epoch.
-        num_epochs: epochs over which "progressively_balanced" goes from one end to the other.
+        num_epochs: epochs of the run, over which "progressively_balanced" goes from one end to the other.
         seed: of the order.
     """
 
@@ -48,7 +73,7 @@ class LongTailedSampler(Sampler[int]):
         self,
         labels: np.ndarray,
         num_classes: int,
-        strategy: Strategy,
+        strategy: str,
         num_samples: int,
         num_epochs: int = 1,
         seed: int = 0,
@@ -59,7 +84,7 @@ class LongTailedSampler(Sampler[int]):
         if empty.size:
             raise ValueError(f"classes without images cannot be drawn: {empty[:10].tolist()}")
         self.members = np.split(order, np.cumsum(self.counts)[:-1])
-        self.strategy: Strategy = strategy
+        self.strategy = strategy
         self.num_samples, self.num_epochs, self.seed = num_samples, num_epochs, seed
         self.epoch = 0
         class_probabilities(self.counts, strategy)  # an unknown strategy is refused now, not in the first epoch

@@ -2,18 +2,54 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from configuration_ride_bf import RideBfConfig
+from data.augmentations import AUGMENTATIONS, AUTO_AUGMENT
+from data.sets import DATA_SETS
+from ride_bf.command_line.options import Need, check_values, not_with, only_with, option
+from ride_bf.methods.losses import loss_names, losses_that_read, options_read
+from ride_bf.methods.samplers import INSTANCE, SAMPLERS
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
+
+if TYPE_CHECKING:
+    from configuration_ride_bf import RideBfConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Options of earlier versions, and what they are now: a recipe that has them otherwise cannot be run any more.
+_FORMER_OPTIONS = {"diversity_temperature": 1.0, "distillation_loss_factor": 1.0, "router_positive_weight": 100.0}
+
+_SEVERAL_EXPERTS = Need("--num_experts 2 or more", ("num_experts",), lambda number: number > 1)
+_TRAINED_BY_LOSS = not_with("train_only", "router", in_help=False)
+
+_image = partial(option, group="images")
+_optimisation = partial(option, group="optimisation")
+_sampling = partial(option, group="sampling")
+_distillation = partial(option, group="distillation", needs=(only_with("teacher"),))
 
 
-def _option(meaning: str, default: Any = MISSING) -> Any:
-    """A field with the text that `train_accelerate.py --help` shows."""
-    return field(default=default, metadata={"help": meaning})
+def _within_epochs(name: str) -> Need:
+    """An option that names epochs, all of which must come in the run."""
+    return Need(
+        "--epochs above that",
+        (name, "epochs"),
+        lambda named, epochs: max(named if isinstance(named, tuple) else (named,)) < epochs,
+        in_help=False,
+    )
+
+
+def _loss(name: str, help: str, default: Any, *, needs: tuple[Need, ...] = (), **facts: Any) -> Any:
+    """An option that some losses read."""
+    readers = Need(
+        lambda: f"a loss that reads it, --loss {' or '.join(losses_that_read(name))}",
+        ("loss",),
+        lambda loss: name in options_read(loss),
+        in_help=False,  # torch would have to be imported to say which
+    )
+    return option(help, default, group="loss", needs=(_TRAINED_BY_LOSS, readers, *needs), **facts)
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -30,6 +66,19 @@ def _is_of(value: Any, hint: Any) -> bool:
     return isinstance(value, (int, float) if hint is float else origin or hint)
 
 
+def _in_words(hint: Any) -> str:
+    """An annotation as a person says it."""
+    origin, members = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return " or ".join(map(_in_words, members))
+    if origin is Literal:
+        return f"one of {', '.join(members)}"
+    if origin is tuple:
+        return f"a list, each of it {_in_words(members[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(hint, "an object with the options of the network")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
     """One training run, but for its seed, its data's place and its hardware.
@@ -41,111 +90,177 @@ class TrainingRecipe:
     description: str = field(repr=False)
     """Source, published result and cost."""
 
-    dataset: str = _option("name for data.load_long_tailed")
+    dataset: str = option("name of the data set", group="data", kind="data set", choices=lambda: DATA_SETS)
     network: dict[str, Any] = field()
     """Options of `RideBfConfig`."""
 
-    image_size: int = _option("side of a training crop and of evaluation's centre crop, in pixels", 224)
-    resize_size: int = _option("length to which evaluation resizes the shorter side, in pixels", 256)
-    augmentation: str = _option("name for data.train_transform", "imagenet")
-    auto_augment: Literal["none", "randaugment", "trivialaugment"] = _option("policy of more augmentation", "none")
-    mixup_alpha: float = _option("of mixup: images blended with another; 0: none", 0.0)
-    cutmix_alpha: float = _option("of CutMix: a part of another image put in; 0: none", 0.0)
-    image_mean: tuple[float, ...] = _option("of each channel, subtracted", IMAGENET_MEAN)
-    image_std: tuple[float, ...] = _option("of each channel, divided by", IMAGENET_STD)
+    image_size: int = _image(
+        "side of a training crop, and of the centre crop in evaluation, in pixels", 224, must_be="1 or more"
+    )
+    resize_size: int = _image(
+        "length to which evaluation resizes the shorter side, in pixels", 256, must_be="1 or more"
+    )
+    augmentation: str = _image("crops, flips and colours of training images", "imagenet", choices=lambda: AUGMENTATIONS)
+    auto_augment: str = _image("further random operations on training images", "none", choices=lambda: AUTO_AUGMENT)
+    mixup_alpha: float = _image("alpha of mixup, which blends images; 0: no mixup", 0.0, must_be="0 or more")
+    cutmix_alpha: float = _image(
+        "alpha of CutMix, which pastes a part of another image; 0: no CutMix", 0.0, must_be="0 or more"
+    )
+    image_mean: tuple[float, ...] = _image("number for each channel that is subtracted", IMAGENET_MEAN)
+    image_std: tuple[float, ...] = _image(
+        "number for each channel that the rest is divided by", IMAGENET_STD, must_be="positive"
+    )
 
-    epochs: int = _option("how many")
-    passes_per_epoch: int = _option("how often an epoch goes through the training images", 1)
-    batch_size: int = _option("images in a step, all processes and accumulated batches together")
-    gradient_accumulation_steps: int = _option("batches whose gradients make a step; a window is within one batch", 1)
-    max_grad_norm: float = _option("to which the gradient's norm is clipped; 0: not", 0.0)
-    ema_decay: float = _option("of an average of the weights, evaluated and saved in their place; 0: without", 0.0)
-    learning_rate: float = _option("after warm-up, before decay", 0.1)
-    momentum: float = _option("of SGD", 0.9)
-    nesterov: bool = _option("Nesterov's momentum", True)
-    weight_decay: float = _option("on every parameter", 2e-4)
-    schedule: Literal["step", "cosine"] = _option("of the learning rate, by epoch", "step")
-    lr_steps: tuple[int, ...] = _option("0-based epochs from which the rate is multiplied by lr_gamma", ())
-    lr_gamma: float = _option("factor at each of lr_steps", 0.1)
-    warmup_epochs: int = _option("epochs of linear warm-up; 0: none", 5)
+    epochs: int = _optimisation("number of epochs", must_be="1 or more")
+    passes_per_epoch: int = _optimisation(
+        "how often an epoch goes through the training images",
+        1,
+        must_be="1 or more",
+        needs=(
+            Need(
+                "--sampler instance or --sampler_epoch images",
+                ("sampler", "sampler_epoch"),
+                lambda sampler, epoch: sampler == INSTANCE or epoch == "images",
+            ),
+        ),
+    )
+    batch_size: int = _optimisation(
+        "images in a step, all processes and accumulated batches together", must_be="1 or more"
+    )
+    gradient_accumulation_steps: int = _optimisation(
+        "number of batches whose gradients make a step; a window of the BatchFormer is within one batch",
+        1,
+        must_be="1 or more",
+    )
+    max_grad_norm: float = _optimisation(
+        "norm to which a larger gradient is clipped; 0: no clipping", 0.0, must_be="0 or more"
+    )
+    ema_decay: float = _optimisation(
+        "decay of an average of the weights, which is evaluated and saved in their place; 0: no average",
+        0.0,
+        must_be="0 or more and less than 1",
+    )
+    learning_rate: float = _optimisation("learning rate after warm-up and before decay", 0.1, must_be="positive")
+    momentum: float = _optimisation("momentum of SGD", 0.9, must_be="0 or more and less than 1")
+    nesterov: bool = _optimisation("Nesterov's form of the momentum", True)
+    weight_decay: float = _optimisation("weight decay on every parameter", 2e-4, must_be="0 or more")
+    schedule: Literal["step", "cosine"] = _optimisation("schedule of the learning rate, by epoch", "step")
+    lr_steps: tuple[int, ...] = _optimisation(
+        "0-based epochs from which on the learning rate is multiplied by lr_gamma",
+        (),
+        must_be="1 or more",
+        needs=(only_with("schedule", "step"), _within_epochs("lr_steps")),
+    )
+    lr_gamma: float = _optimisation(
+        "factor on the learning rate at each of lr_steps",
+        0.1,
+        must_be="positive",
+        needs=(
+            only_with("schedule", "step"),
+            Need("--lr_steps", ("lr_steps",), bool),
+        ),
+    )
+    warmup_epochs: int = _optimisation("epochs of linear warm-up; 0: no warm-up", 5, must_be="0 or more")
+    train_only: Literal["all", "classifiers", "class_scales", "router"] = _optimisation(
+        "what learns. classifiers: new ones (cRT); class_scales: the lengths of the class vectors (LWS); router. All "
+        "but all needs --init_from",
+        "all",
+    )
 
-    loss: Literal[
-        "ride",
-        "collaborative",
-        "ldam",
-        "focal",
-        "cross_entropy",
-        "reweighted_cross_entropy",
-        "balanced_softmax",
-        "logit_adjusted",
-    ] = _option("criterion", "ride")
-    diversity_factor: float = _option("weight of RIDE's diversity term; negative rewards difference", -0.2)
-    diversity_temperature: float = _option("temperature of RIDE's diversity term", 1.0)
-    reweight_factor: float = _option("how far that temperature follows the class counts once re-weighted", 0.05)
-    reweight_epoch: int | None = _option("re-weighting is on after this 1-based epoch; None: never", None)
-    label_smoothing: float = _option("share of the target spread over all classes", 0.0)
-    max_margin: float = _option("margin of the rarest class, in cosine units", 0.5)
-    margin_scale: float = _option("what the margins are multiplied with, as the classifier's cosine", 30.0)
-    focal_gamma: float = _option("exponent of the focal loss", 1.0)
-    class_weight_beta: float = _option("beta of the effective numbers that re-weight cross-entropy", 0.9999)
-    logit_adjustment_tau: float = _option("factor on the log of a class's share in the logit-adjusted loss", 1.0)
+    loss: str = option(
+        "what the experts learn from", "ride", group="loss", choices=loss_names, needs=(_TRAINED_BY_LOSS,)
+    )
+    reweight_epoch: int | None = _loss(
+        "reweight_epoch",
+        "1-based epoch after which the loss is re-weighted; none: never",
+        None,
+        must_be="0 or more",
+        needs=(_within_epochs("reweight_epoch"),),
+    )
+    diversity_factor: float = _loss(
+        "diversity_factor",
+        "weight of RIDE's diversity term; a negative one rewards experts that differ",
+        -0.2,
+        needs=(_SEVERAL_EXPERTS,),
+    )
+    reweight_factor: float = _loss(
+        "reweight_factor",
+        "how far the temperature of RIDE's diversity term follows the class counts once the loss is re-weighted",
+        0.05,
+        must_be="0 to 1",
+        needs=(_SEVERAL_EXPERTS, only_with("reweight_epoch")),
+    )
+    max_margin: float = _loss(
+        "max_margin", "margin of the rarest class in RIDE's loss and LDAM, in cosine units", 0.5, must_be="0 or more"
+    )
+    label_smoothing: float = _loss(
+        "label_smoothing",
+        "share of the target that is spread over all classes",
+        0.0,
+        must_be="0 or more and less than 1",
+        off=0.0,
+    )
+    focal_gamma: float = _loss("focal_gamma", "exponent of the focal loss", 1.0, must_be="0 or more")
+    class_weight_beta: float = _loss(
+        "class_weight_beta",
+        "beta of the effective numbers that re-weight cross-entropy",
+        0.9999,
+        must_be="0 or more and less than 1",
+    )
+    logit_adjustment_tau: float = _loss(
+        "logit_adjustment_tau",
+        "factor on the log of a class's share of the images in the logit-adjusted loss",
+        1.0,
+        must_be="0 or more",
+    )
+
     needs_teacher: bool = field(default=False)
     """Whether it is meant to be trained with a teacher."""
-    distillation_factor: float = _option("weight of the divergence from the teacher, if there is one", 1.0)
-    distillation_loss_factor: float = _option("weight of the loss itself beside that divergence", 1.0)
-    distillation_temperature: float = _option("temperature of that divergence", 1.5)
-    sampler: Literal["instance", "square_root", "class_balanced", "progressively_balanced"] = _option(
-        "how often each class is drawn", "instance"
+    distillation_factor: float = _distillation(
+        "weight of the divergence from the teacher beside the loss", 1.0, must_be="0 or more"
     )
-    sampler_epoch: Literal["images", "largest_class"] = _option(
-        "draws in an epoch, unless by instance: as many as there are images, or classes times the largest", "images"
+    distillation_temperature: float = _distillation("temperature of that divergence", 1.5, must_be="positive")
+
+    sampler: str = _sampling("how often the images of each class are drawn", INSTANCE, choices=lambda: SAMPLERS)
+    sampler_epoch: Literal["images", "largest_class"] = _sampling(
+        "draws in an epoch. images: as many as there are training images; largest_class: the number of classes times "
+        "the images of the largest",
+        "images",
+        needs=(not_with("sampler", INSTANCE),),
     )
-    train_only: Literal["all", "classifiers", "class_scales", "router"] = _option(
-        "part that learns: classifiers anew (cRT), their lengths (LWS), the router; needs --init_from", "all"
+
+    batchformer_loss_weight: float = option(
+        "weight of the loss with the BatchFormer beside that without it; 1 in the paper",
+        1.0,
+        group="BatchFormer",
+        must_be="0 or more",
+        needs=(only_with("batchformer", "shared_classifier"),),
     )
-    router_positive_weight: float = _option("weight of the images that need a later expert", 100.0)
-    batchformer_loss_weight: float = _option('of its stream in "shared_classifier" networks; the paper has 1', 1.0)
-    batchformer_window: int | Literal["local", "global"] = _option(
-        "images that attend to each other in the BatchFormer: a number, to which a process's batch is cut or completed "
-        "from other processes; local: a process's batch; global: all of a step. Gradient accumulation adds none",
+    batchformer_window: int | Literal["local", "global"] = option(
+        "images that attend to each other in the BatchFormer. local: the batch of a process; global: the images of a "
+        "step; N: windows of N images, gathered across processes or split. Gradient accumulation does not enlarge it",
         "local",
+        group="BatchFormer",
+        must_be="1 or more",
+        needs=(not_with("batchformer", "none"),),
     )
 
     def __post_init__(self):
-        allowed = {
-            **dict.fromkeys(("epochs", "passes_per_epoch", "batch_size", "image_size", "resize_size"), "1 or more"),
-            **dict.fromkeys(
-                ("warmup_epochs", "weight_decay", "focal_gamma", "max_margin", "margin_scale"), "0 or more"
-            ),
-            **dict.fromkeys(
-                ("mixup_alpha", "cutmix_alpha", "distillation_factor", "distillation_loss_factor"), "0 or more"
-            ),
-            **dict.fromkeys(("learning_rate", "lr_gamma", "diversity_temperature"), "positive"),
-            **dict.fromkeys(("distillation_temperature", "router_positive_weight"), "positive"),
-            **dict.fromkeys(
-                ("momentum", "class_weight_beta", "ema_decay", "label_smoothing"), "0 or more and less than 1"
-            ),
-            "gradient_accumulation_steps": "1 or more",
-            "max_grad_norm": "0 or more",
-        }
-        holds = {
-            "1 or more": lambda value: value >= 1,
-            "0 or more": lambda value: value >= 0,
-            "positive": lambda value: value > 0,
-            "0 or more and less than 1": lambda value: 0 <= value < 1,
-        }
-        for name, rule in allowed.items():
-            if not holds[rule](getattr(self, name)):
-                raise ValueError(f"{name} must be {rule}, not {getattr(self, name)}")
+        unknown = sorted(set(self.network) - set(NETWORK_DEFAULTS))
+        if unknown:
+            raise ValueError(f"a network has no options {unknown}; it has {', '.join(NETWORK_DEFAULTS)}")
+        check_values(self)
+        check_values(NetworkOptions(**self.network))
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} is that of a whole step and cannot be accumulated from "
                 f"{self.gradient_accumulation_steps} equal batches; set --batch_size to a multiple"
             )
-        if self.label_smoothing and self.loss in ("focal", "balanced_softmax", "logit_adjusted"):
-            raise ValueError(f"label_smoothing is for losses of cross-entropy, not for {self.loss}")
-        if isinstance(self.batchformer_window, int) and self.batchformer_window < 1:
-            raise ValueError(f"batchformer_window must be local, global or 1 or more, not {self.batchformer_window}")
+        if self.label_smoothing and "label_smoothing" not in options_read(self.loss):
+            raise ValueError(
+                f"label_smoothing {self.label_smoothing} would do nothing: the loss {self.loss} does not read it, "
+                f"{', '.join(losses_that_read('label_smoothing'))} do; set --label_smoothing 0"
+            )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0; with momentum 0 set --no_nesterov")
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
@@ -162,7 +277,10 @@ class TrainingRecipe:
                 "--train_only router --init_from MODEL, or with a recipe whose name ends in _router"
             )
         if self.train_only == "router" and self.mixup_alpha + self.cutmix_alpha > 0:
-            raise ValueError("a router learns which images need a later expert, which mixed ones do not tell: no mixup")
+            raise ValueError(
+                "a router learns which images need a later expert, and mixed images do not tell: set --mixup_alpha 0 "
+                "and --cutmix_alpha 0"
+            )
         if self.train_only != "all" and self.network.get("batchformer", "none") != "none":
             raise ValueError(
                 f"train_only {self.train_only!r} learns on features as evaluation sees them: set --batchformer none"
@@ -173,9 +291,33 @@ class TrainingRecipe:
         """Images in the BatchFormer's window when one process has all of a step."""
         return self.batch_size if isinstance(self.batchformer_window, str) else self.batchformer_window
 
-    def config(self, **labels) -> RideBfConfig:
+    @property
+    def margin_scale(self) -> float:
+        """What the losses multiply their margins with: the cosine classifier's factor, with a linear one as well."""
+        return float(self.network_value("cosine_scale"))
+
+    def network_value(self, name: str) -> Any:
+        """An option of the network, or `RideBfConfig`'s default of it."""
+        return self.network.get(name, NETWORK_DEFAULTS[name])
+
+    def loss_options(self) -> dict[str, Any]:
+        """What a loss may read."""
+        return {"margin_scale": self.margin_scale, **{f.name: getattr(self, f.name) for f in fields(self)}}
+
+    def config(self, **labels) -> "RideBfConfig":
         """The network's configuration; pass `num_labels`, or `id2label` and `label2id`."""
+        from configuration_ride_bf import RideBfConfig  # which imports transformers
+
         return RideBfConfig(**self.network, **labels)
+
+    def check_network(self) -> None:
+        """Raises ValueError for a network that cannot be built, whatever its classes are."""
+        from huggingface_hub.errors import StrictDataclassError
+
+        try:
+            self.config(num_labels=max(2, self.network_value("router_top_k")))
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
 
     def learning_rate_factor(self, epoch: int) -> float:
         """What `learning_rate` is multiplied with throughout the 0-based `epoch`."""
@@ -197,26 +339,36 @@ class TrainingRecipe:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "TrainingRecipe":
-        """The recipe that `as_json` wrote. Raises ValueError for unknown or missing options."""
-        known = {option.name: option for option in fields(cls)}
-        unknown = sorted(set(content) - set(known))
-        missing = sorted(name for name, option in known.items() if option.default is MISSING and name not in content)
+        """The recipe that `as_json` wrote. Raises ValueError for unknown or missing options.
+
+        Options that earlier versions had are passed over if they are what is constant now.
+        """
+        known = {own.name: own for own in fields(cls)}
+        former = _former_options(content)
+        for name, now in former.items():
+            if content.get(name, now) != now:
+                raise ValueError(
+                    f"{name} {content[name]} of an earlier version cannot be set any more; here it is {now:g}"
+                )
+        unknown = sorted(set(content) - set(known) - set(former))
+        missing = sorted(name for name, own in known.items() if own.default is MISSING and name not in content)
         if unknown or missing:
             raise ValueError(f"unknown options {unknown}, missing options {missing}; known are {', '.join(known)}")
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+        values = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in known
+        }
         for name, hint in get_type_hints(cls).items():
             if name in values and not _is_of(values[name], hint):
-                expected = hint.__name__ if isinstance(hint, type) else hint
-                raise ValueError(f"{name} must be {expected}, not {values[name]!r}")
+                raise ValueError(f"{name} must be {_in_words(hint)}, not {values[name]!r}")
         return cls(**values)
 
     def differences(self, written: str) -> list[str]:
         """What another recipe, written by `as_json`, has that this one has not: "option: theirs -> ours"."""
         theirs, ours = json.loads(written), json.loads(self.as_json())
-        for option in fields(self):  # one that a later version brought was at its default before
-            if option.default is not MISSING:
-                default = option.default
-                theirs.setdefault(option.name, list(default) if isinstance(default, tuple) else default)
+        ours |= {name: now for name, now in _former_options(ours).items() if theirs.get(name, now) != now}
+        for own in fields(self):  # one that a later version brought was at its default before
+            if own.default is not MISSING:
+                theirs.setdefault(own.name, list(own.default) if isinstance(own.default, tuple) else own.default)
         names = [name for name in ours if name != "description"]
         return [f"{name}: {theirs.get(name)} -> {ours[name]}" for name in names if theirs.get(name) != ours[name]]
 
@@ -226,3 +378,10 @@ class TrainingRecipe:
         network = {key: value for key, value in overrides.items() if key not in own}
         rest = {key: value for key, value in overrides.items() if key in own}
         return replace(self, network={**self.network, **network}, **rest)
+
+
+def _former_options(content: Mapping[str, Any]) -> dict[str, float]:
+    """Options that only earlier versions had, and their values now, for a recipe of this content."""
+    network = content.get("network")
+    scale = network.get("cosine_scale") if isinstance(network, dict) else None
+    return _FORMER_OPTIONS | {"margin_scale": NETWORK_DEFAULTS["cosine_scale"] if scale is None else scale}

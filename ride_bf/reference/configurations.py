@@ -5,10 +5,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from configuration_ride_bf import RideBfConfig
 from ride_bf.recipes import RECIPES, TrainingRecipe
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS
+
+if TYPE_CHECKING:
+    from configuration_ride_bf import RideBfConfig
 
 _NETWORKS = {  # arch.type without "Model" or "EAModel" -> depths and whether it is a ResNeXt
     "ResNet10": ([1, 1, 1, 1], False),
@@ -82,7 +85,7 @@ def _batchformer_mode(add_bt: int, cifar: bool, resnext: bool, experts: int) -> 
     return "shared_classifier" if add_bt in _SHARED_CLASSIFIER and multi_expert_resnet else "insert"
 
 
-def reference_arch(config: RideBfConfig) -> dict[str, Any]:
+def reference_arch(config: "RideBfConfig") -> dict[str, Any]:
     """The `arch` entry of the authors' config.json. Raises ConversionError for a network their code cannot build."""
     kinds = {(tuple(depths), resnext): name for name, (depths, resnext) in _NETWORKS.items()}
     resnext = (config.groups, config.width_per_group) == (32, 4)
@@ -141,16 +144,15 @@ _SCHEDULES = {"CustomLR": "step", "CosLR": "cosine"}
 # Arguments of their losses -> ours
 _LOSS_ARGUMENTS = {
     "additional_diversity_factor": "diversity_factor",
-    "base_diversity_temperature": "diversity_temperature",
     "reweight_factor": "reweight_factor",
     "reweight_epoch": "reweight_epoch",
     "max_m": "max_margin",
-    "s": "margin_scale",
     "gamma": "focal_gamma",
     "distill_temperature": "distillation_temperature",
     "additional_distill_loss_factor": "distillation_factor",
-    "ride_loss_factor": "distillation_loss_factor",
 }
+# Arguments that are constants here
+_LOSS_CONSTANTS = {"base_diversity_temperature": 1.0, "ride_loss_factor": 1.0}
 _LOSS_DEFAULTS: dict[str, dict[str, Any]] = {  # theirs, where a file does not say; a reweight_epoch of -1 is never
     "RIDELoss": {"diversity_factor": -0.2, "reweight_factor": 0.05, "reweight_epoch": -1},
     "RIDELossWithDistill": {
@@ -184,6 +186,11 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
 
     arguments = dict(loss.get("args", {}))
     reweight, reweight_ce = arguments.pop("reweight", True), arguments.pop("reweight_CE", False)
+    # their losses scale the margins by 30 if they are not told, whatever the classifier
+    constants = _LOSS_CONSTANTS | {"s": network.get("cosine_scale", NETWORK_DEFAULTS["cosine_scale"])}
+    for name, value in constants.items():
+        if (given := arguments.pop(name, value)) != value:
+            raise ConversionError(f"{loss['type']} has {name} {given}; here it is {value:g} and cannot be set")
     unknown = sorted(set(arguments) - set(_LOSS_ARGUMENTS))
     if unknown:
         raise ConversionError(f"arguments {unknown} of {loss['type']} have no counterpart here")

@@ -1,22 +1,28 @@
 """The training command's arguments: how to run, which recipe, and what to override in it."""
 
 import difflib
-import inspect
-import re
 import sys
-from argparse import ArgumentTypeError
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, make_dataclass
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
-
-from configuration_ride_bf import RideBfConfig
+from data.sets import data_options, with_option
+from ride_bf.command_line.options import (
+    Option,
+    OptionParser,
+    add_options,
+    check_values,
+    only_with,
+    option,
+    options_of,
+    with_underscores,
+)
 from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
-from ride_bf.reference.configurations import read_recipe_file
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
+from ride_bf.training.effects import check_effects
 
 RECIPE_OPTIONS = "Also: --recipe, --recipe_file, --data_dir and every other option of train_accelerate.py --help."
 
@@ -24,102 +30,118 @@ RECIPE_OPTIONS = "Also: --recipe, --recipe_file, --data_dir and every other opti
 # What a run can go on with in another way and still be one run: --allow_changes.
 SOUND_CHANGES = ("num_processes", "mixed_precision", "data_dir", "epochs")
 
+_HEADINGS = {
+    "run": "What is run, and how.",
+    "data": "What it is run on. python -m ride_bf.check_data tells whether the data are in order.",
+    "start": "Models to start from and to learn from.",
+    "checkpoints and evaluation": None,
+    "Hub": None,
+    "optimisation": "The recipe: everything from here on changes it.",
+    "loss": None,
+    "sampling": None,
+    "images": None,
+    "distillation": None,
+    "network": None,
+    "BatchFormer": None,
+    "router": "Expert assignment: which images need a later expert.",
+}
+_run = partial(option, group="run")
+_data = partial(option, group="data")
+_start = partial(option, group="start", metavar="MODEL")
+_checkpoints = partial(option, group="checkpoints and evaluation")
+_hub = partial(option, group="Hub")
 
-@dataclass
+
+@dataclass(kw_only=True)
 class RunArguments:
-    """How and where to run a recipe."""
+    """How and where to run a recipe. Raises ValueError, naming option and value, for what cannot be."""
 
-    recipe: str = field(default=DEFAULT_RECIPE, metadata={"help": f"one of {', '.join(RECIPES)}"})
-    recipe_file: str | None = field(
-        default=None, metadata={"help": "a recipe as --print_recipe shows it, or one of the authors' config.json files"}
+    recipe: str = _run(f"one of {', '.join(RECIPES)}", DEFAULT_RECIPE, metavar="NAME")
+    recipe_file: str | None = _run(
+        "a recipe as --print_recipe prints it, or one of the authors' config.json files", None, metavar="FILE"
     )
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder of the data set's lists and images, if not its usual place in data/; with --dataset custom "
-            "a folder, a table or a data set's id on the Hub"
-        },
+    print_recipe: bool = _run("print the recipe with its overrides, and stop", False)
+    dry_run: bool = _run("print what would be trained, on what, at what cost and memory, and stop", False)
+    output_dir: str | None = _run("folder of the results; outputs/RECIPE if it is not given", None, metavar="DIR")
+    overwrite_output_dir: bool = _run("delete the run that output_dir holds", False)
+    resume: bool = _run("go on from the last checkpoint in output_dir", False)
+    allow_changes: list[str] | None = _run(  # noqa: RUF009
+        f"what may differ from the run so far: {', '.join(SOUND_CHANGES)}", None, needs=(only_with("resume", True),)
     )
-    imbalance_factor: float | None = field(default=None, metadata={"help": "of CIFAR: largest over smallest class"})
-    imbalance_type: str | None = field(default=None, metadata={"help": "of CIFAR: exp or step"})
-    image_column: str | None = field(default=None, metadata={"help": "of one's own table; image by default"})
-    label_column: str | None = field(default=None, metadata={"help": "of one's own table; label by default"})
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "read tar archives or a data set on the Hub while training, never storing it"},
+    max_steps: int | None = _run("steps after which the run ends, whatever its epochs", None, must_be="1 or more")
+    seed: int = _run("seed of initialisation, order, augmentation and dropout", 0, must_be="0 to 4294967295")
+    deterministic: bool = _run("use operations that give the same bits every time; slower on a GPU", False)
+    num_workers: int = _run(
+        "number of processes that prepare images, for each training process", 0, must_be="0 or more"
     )
-    on_broken_image: Literal["stop", "skip"] = field(
-        default="stop",
-        metadata={"help": "what to do where an image cannot be read; skip leaves it out and lists it in the results"},
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = _run(
+        "tracker that is told losses and accuracies, through Accelerate", "tensorboard"
     )
-    validation_fraction: float | None = field(
-        default=None,
-        metadata={"help": "share of the training images to choose the best epoch on, if there is no validation split"},
+    logging_steps: int = _run("steps between two losses that the tracker is told", 10, must_be="1 or more")
+
+    data_dir: str | None = _data(
+        "folder of the data set's lists and images, if it is not in its usual place in data/; with --dataset custom a "
+        "folder, a table or a data set's id on the Hub",
+        None,
+        metavar="PLACE",
     )
-    init_from: str | None = field(
-        default=None, metadata={"help": "folder or Hub id of a model to start from; its code is not run"}
+    validation_fraction: float | None = _data(
+        "share of the training images on which the best epoch is chosen, for a data set without a validation split",
+        None,
+        must_be="between 0 and 1",
     )
-    teacher: str | None = field(
-        default=None, metadata={"help": "folder or Hub id of an image classifier to distil from; its code is run"}
+    on_broken_image: Literal["stop", "skip"] = _data(
+        "what to do where an image cannot be read; skip: leave it out and list it in the results", "stop"
     )
-    output_dir: str | None = field(default=None, metadata={"help": "where results go; outputs/RECIPE by default"})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "delete a run that output_dir holds"})
-    resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in output_dir"})
-    allow_changes: list[str] | None = field(
-        default=None,
-        metadata={"help": f"with --resume, what may differ from the run so far: {', '.join(SOUND_CHANGES)}"},
+    dataset_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the data set itself, by name."""
+
+    init_from: str | None = _start(
+        "folder or Hub id of a model to start from; its code is not run", None, metavar="MODEL"
     )
-    save_steps: int | None = field(default=None, metadata={"help": "steps between checkpoints, beside those of epochs"})
-    keep_last: int = field(default=2, metadata={"help": "checkpoints to go on from that are kept, the newest included"})
-    eval_steps: int | None = field(
-        default=None, metadata={"help": "steps between evaluations on validation, beside those of epochs"}
+    teacher: str | None = _start(
+        "folder or Hub id of an image classifier to distil from; its code is run", None, metavar="MODEL"
     )
-    max_steps: int | None = field(default=None, metadata={"help": "after which the run ends, whatever its epochs"})
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "evaluations without a better one after which the run ends"}
+
+    save_steps: int | None = _checkpoints(
+        "steps between checkpoints, beside those at the ends of epochs", None, must_be="1 or more"
     )
-    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = field(
-        default="tensorboard", metadata={"help": "tracker of losses and accuracies, through Accelerate"}
+    keep_last: int = _checkpoints(
+        "number of checkpoints to go on from that are kept, the newest included", 2, must_be="1 or more"
     )
-    logging_steps: int = field(default=10, metadata={"help": "steps between two losses that the tracker is told"})
-    deterministic: bool = field(
-        default=False, metadata={"help": "only operations that give the same bits every time; slower on a GPU"}
+    eval_steps: int | None = _checkpoints(
+        "steps between evaluations on the validation images, beside those at the ends of epochs",
+        None,
+        must_be="1 or more",
     )
-    dry_run: bool = field(
-        default=False, metadata={"help": "print what would be trained, on what, at what cost and memory, and stop"}
+    early_stopping_patience: int | None = _checkpoints(
+        "number of evaluations without a better one after which the run ends", None, must_be="1 or more"
     )
-    seed: int = field(default=0, metadata={"help": "of initialisation, order, augmentation and dropout"})
-    num_workers: int = field(default=0, metadata={"help": "processes that prepare images, for each training process"})
-    eval_batch_size: int = field(default=256, metadata={"help": "images in an evaluation batch of one process"})
-    push_to_hub: str | None = field(
-        default=None, metadata={"help": "USER/NAME of a repository on the Hub, to publish the model there in the end"}
+    eval_batch_size: int = _checkpoints("images in an evaluation batch of one process", 256, must_be="1 or more")
+
+    push_to_hub: str | None = _hub("repository on the Hub to which the model is published", None, metavar="USER/NAME")
+    push_every: int | None = _hub(
+        "epochs between two publications before the end", None, must_be="1 or more", needs=(only_with("push_to_hub"),)
     )
-    push_every: int | None = field(default=None, metadata={"help": "publish every so many epochs too"})
-    push_private: bool = field(default=False, metadata={"help": "make a new repository on the Hub private"})
-    print_recipe: bool = field(default=False, metadata={"help": "print the recipe with its overrides, and stop"})
+    push_private: bool = _hub("make a new repository on the Hub private", False, needs=(only_with("push_to_hub"),))
+
+    given: frozenset[str] = field(default=frozenset(), repr=False)
+    """The options that the command line gave, the recipe's and the network's too."""
 
     def __post_init__(self):
+        check_values(self)
         if self.output_dir is None:
             name = self.recipe if self.recipe_file is None else Path(self.recipe_file).stem
             self.output_dir = str(Path("outputs") / name)
         unsound = sorted(set(self.allow_changes or ()) - set(SOUND_CHANGES))
         if unsound:
             raise ValueError(f"a run cannot go on with other {unsound}; it can with other {', '.join(SOUND_CHANGES)}")
-        for name in ("save_steps", "eval_steps", "max_steps", "early_stopping_patience", "keep_last", "logging_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}")
-        if self.num_workers < 0 or self.eval_batch_size < 1:
-            raise ValueError(
-                f"num_workers must be 0 or more and eval_batch_size 1 or more, not {self.num_workers} and "
-                f"{self.eval_batch_size}"
-            )
+        if self.resume and self.overwrite_output_dir:
+            raise ValueError("--overwrite_output_dir deletes the run with which --resume goes on; give one of them")
 
     def data_options(self) -> dict[str, Any]:
         """What `data.load_long_tailed` is to be told beside the data set's name: the options that were given."""
-        names = ("imbalance_factor", "imbalance_type", "image_column", "label_column")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        given |= {"streaming": True} if self.streaming else {}
+        given = {name: value for name, value in self.dataset_options.items() if value not in (None, False)}
         return {"data_dir": self.data_dir, "validation_fraction": self.validation_fraction, **given}
 
     def settings(self) -> dict[str, Any]:
@@ -137,121 +159,87 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
         raise ValueError("a router learns from the experts' mistakes, not from a --teacher")
 
 
-def _words_or_number(annotation: Any) -> tuple[str, ...]:
-    """The words of an annotation such as `int | Literal["local", "global"]`; none of any other."""
-    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
-    literals = [member for member in members if get_origin(member) is Literal]
-    return get_args(literals[0]) if literals and int in members else ()
-
-
-def _argument_type(annotation: Any) -> Any:
-    """An annotation as HfArgumentParser can take it: tuples as lists, `float | int` as float, others as str."""
-    if _words_or_number(annotation):
-        return str
-    if get_origin(annotation) in (Union, UnionType):
-        members = [_argument_type(member) for member in get_args(annotation)]
-        optional = type(None) in members
-        members = [member for member in members if member not in (type(None), int)] or [int]
-        return members[0] | None if optional else members[0]
-    if get_origin(annotation) is tuple:
-        return list[get_args(annotation)[0]]
-    return annotation
-
-
-def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Reads the word None as None, for options that may be so."""
-
-    def convert_or_none(text: str) -> Any:
-        return None if text.lower() == "none" else convert(text)
-
-    convert_or_none.__name__ = getattr(convert, "__name__", "value")  # for argparse's message
-    return convert_or_none
-
-
-def _word_or_int(words: tuple[str, ...]) -> Callable[[str], str | int]:
-    """Reads one of the words as it is, anything else as a whole number."""
-
-    def convert(text: str) -> str | int:
-        if text in words or text.lstrip("-").isdecimal():
-            return text if text in words else int(text)
-        raise ArgumentTypeError(f"{text!r} is neither a whole number nor one of {', '.join(words)}")
-
-    return convert
-
-
-def _network_value(recipe: TrainingRecipe, option: str) -> Any:
-    value = recipe.network.get(option, getattr(RideBfConfig, option))
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _overrides(recipe: TrainingRecipe) -> tuple[type, type]:
-    """Two dataclasses of what can be overridden, the recipe's own fields and its network's, with its values."""
-    hints = get_type_hints(TrainingRecipe)
-    own = [
-        (f.name, hints[f.name], getattr(recipe, f.name), f.metadata["help"])
-        for f in fields(recipe)
-        if "help" in f.metadata
-    ]
-    meanings = dict(re.findall(r"^ {8}(\w+): (.+)$", RideBfConfig.__doc__, re.MULTILINE))
-    hints = inspect.get_annotations(RideBfConfig)  # the class's own, without those of every PreTrainedConfig
-    network = [(name, hint, _network_value(recipe, name), meanings[name]) for name, hint in hints.items()]
-
-    def to_dataclass(name: str, options: list[tuple[str, Any, Any, str]]) -> type:
-        members = []
-        for option, hint, value, meaning in options:
-            shown = list(value) if isinstance(value, tuple) else value
-            default = {"default_factory": lambda shown=shown: shown} if isinstance(shown, list) else {"default": shown}
-            members.append((option, _argument_type(hint), field(**default, metadata={"help": meaning})))
-        return make_dataclass(name, members)
-
-    return to_dataclass("RecipeOverrides", own), to_dataclass("NetworkOverrides", network)
-
-
-def parse_arguments(arguments: list[str] | None = None) -> tuple[RunArguments, TrainingRecipe]:
+def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[RunArguments, TrainingRecipe]:
     """The run's arguments and its recipe with the command line's overrides.
 
-    Exits with a message that lists what there is for an unknown recipe or option or an impossible value.
+    Exits with a message for an unknown recipe or option, an impossible value, a network that cannot be built, and an
+    option that would do nothing.
     """
-    chooser = HfArgumentParser(RunArguments, allow_abbrev=False, add_help=False)
-    chosen = chooser.parse_known_args(arguments)[0]
-    given = sys.argv[1:] if arguments is None else arguments
-    if chosen.recipe_file is not None and any(word.split("=")[0] == "--recipe" for word in given):
-        chooser.exit(2, "error: --recipe and --recipe_file name two recipes; give one of them\n")
-    if chosen.recipe not in RECIPES:
-        chooser.exit(2, f"error: no recipe is called {chosen.recipe!r}; there are {', '.join(RECIPES)}\n")
+    words = with_underscores(sys.argv[1:] if arguments is None else arguments)
+    recipe = _chosen_recipe(words)
+    parser = _parser(recipe)
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].lstrip("-"), parser.names, n=1)
+        hint = f"; did you mean --{close[0]}?" if close else ""
+        parser.error(f"unknown arguments {unknown}{hint}\nknown: {' '.join(sorted(parser.names))}")
+    given = vars(parsed)
     try:
-        recipe = RECIPES[chosen.recipe] if chosen.recipe_file is None else read_recipe_file(Path(chosen.recipe_file))
+        own = {name: given[name] for name in options_of(RunArguments) if name in given}
+        of_data = {name: given[name] for name in data_options() if name in given}
+        run = RunArguments(**own, dataset_options=of_data, given=frozenset(given))
+        recipe = recipe.with_overrides(**_changes(recipe, given))
+        recipe.check_network()
+        check_effects(run, recipe, given)
     except ValueError as error:
-        chooser.exit(2, f"error: {error}\n")
-
-    parser = HfArgumentParser(
-        (RunArguments, *_overrides(recipe)),
-        allow_abbrev=False,
-        description=f"Train a long-tailed image classifier. Recipe {recipe.name}: {recipe.description}",
-    )
-    hints = {**get_type_hints(RunArguments), **get_type_hints(TrainingRecipe), **inspect.get_annotations(RideBfConfig)}
-    for action in parser._actions:
-        if type(None) in get_args(hints.get(action.dest)):
-            action.type = _or_none(action.type)
-        if words := _words_or_number(hints.get(action.dest)):
-            action.type = _word_or_int(words)
-    try:
-        run, own, network, unknown = parser.parse_args_into_dataclasses(
-            arguments, return_remaining_strings=True, look_for_args_file=False
-        )
-        if unknown:
-            options = [option.removeprefix("--") for option in parser._option_string_actions if "-" not in option[2:]]
-            close = difflib.get_close_matches(unknown[0].lstrip("-").replace("-", "_"), options, n=1)
-            hint = f"; did you mean --{close[0]}?" if close else ""
-            parser.exit(2, f"error: unknown arguments {unknown}{hint}\nknown: {' '.join(sorted(options))}\n")
-        changed = {
-            name: tuple(value) if isinstance(getattr(recipe, name), tuple) else value
-            for name, value in vars(own).items()
-        }
-        # only what the command line changes: RideBfConfig's defaults need not be written down in every recipe
-        changed |= {name: value for name, value in vars(network).items() if value != _network_value(recipe, name)}
-        recipe = recipe.with_overrides(**changed)
-        recipe.config(num_labels=max(2, network.router_top_k))  # an impossible network is refused before data is read
-    except (ValueError, StrictDataclassError) as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.error(str(error))
     return run, recipe
+
+
+def _chosen_recipe(words: list[str]) -> TrainingRecipe:
+    chooser = OptionParser(add_help=False)
+    hints = get_type_hints(RunArguments)
+    for name in ("recipe", "recipe_file"):
+        chooser.add_option(name, hints[name], options_of(RunArguments)[name], None)
+    chosen = vars(chooser.parse_known_args(words)[0])
+    if len(chosen) == 2:
+        chooser.error("--recipe and --recipe_file name two recipes; give one of them")
+    if chosen.get("recipe_file") is None:
+        name = chosen.get("recipe", DEFAULT_RECIPE)
+        if name not in RECIPES:
+            chooser.error(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
+        return RECIPES[name]
+    if not chosen["recipe_file"]:
+        chooser.error("recipe_file is empty; give it a value or leave it out")
+    from ride_bf.reference.configurations import read_recipe_file
+
+    try:
+        return read_recipe_file(Path(chosen["recipe_file"]))
+    except ValueError as error:
+        chooser.error(str(error))
+
+
+def _parser(recipe: TrainingRecipe) -> OptionParser:
+    """A parser of every option there is; the recipe's own values are its defaults."""
+    parser = OptionParser(
+        usage="accelerate launch train_accelerate.py [--recipe NAME] [--OPTION VALUE ...]",
+        description="Train a long-tailed image classifier. The defaults below are those of the recipe "
+        f"{recipe.name}.\n\n{recipe.description}",
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    for title, description in _HEADINGS.items():
+        parser.add_heading(title, description)
+    add_options(parser, NetworkOptions, NETWORK_DEFAULTS | recipe.network)
+    add_options(parser, TrainingRecipe, vars(recipe))
+    add_options(parser, RunArguments, {f.name: f.default for f in fields(RunArguments)})
+    for name, of_data in data_options().items():
+        facts = Option(
+            help=f"{of_data.help}; only with --dataset {' or '.join(with_option(name))}",
+            group="data",
+            choices=None if of_data.choices is None else partial(list, of_data.choices),
+        )
+        parser.add_option(name, of_data.kind if of_data.kind is bool else of_data.kind | None, facts, None)
+    return parser
+
+
+def _changes(recipe: TrainingRecipe, given: dict[str, Any]) -> dict[str, Any]:
+    """What the command line changes in a recipe and its network.
+
+    What the network is already need not be written down: a recipe names what differs from `RideBfConfig`'s defaults.
+    """
+    own = {name: given[name] for name in options_of(TrainingRecipe) if name in given}
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+    network = {name: given[name] for name in options_of(NetworkOptions) if name in given}
+    as_is = {name: recipe.network_value(name) for name in network}
+    as_is = {name: list(value) if isinstance(value, tuple) else value for name, value in as_is.items()}
+    return own | {name: value for name, value in network.items() if value != as_is[name]}

@@ -48,16 +48,19 @@ class LossMonitor:
         )
 
     def read(self, step: int, learning_rate: float) -> float | None:
-        """Mean loss of this process since it was last read; None if there was no batch since.
+        """Mean loss of all processes since it was last read; None if there was no batch since.
 
-        Raises FloatingPointError, and writes down the images of the batch, if a loss is not finite.
+        Called by every process. Raises FloatingPointError, and writes down the images of the batch, if a loss is not
+        finite.
         """
-        losses = torch.stack([loss for loss, _ in self.unread]).tolist() if self.unread else []
-        for loss, (_, batch) in zip(losses, self.unread, strict=True):
+        if not self.unread:
+            return None
+        losses = torch.stack([loss for loss, _ in self.unread]).float()
+        for loss, (_, batch) in zip(losses.tolist(), self.unread, strict=True):
             if loss - loss != 0:  # infinite or not a number
                 self._lost(loss, batch, step, learning_rate)
         self.unread.clear()
-        return sum(losses) / len(losses) if losses else None
+        return self.accelerator.reduce(losses.mean(), "mean").item()
 
     def _lost(self, loss: float, batch: Mapping, step: int, learning_rate: float) -> None:
         images = self.find_images(batch)

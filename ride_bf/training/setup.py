@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
-from accelerate.tracking import filter_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 from torch.optim import Optimizer
@@ -32,7 +31,7 @@ from data import (
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.methods.objectives import make_objective
-from ride_bf.methods.samplers import LongTailedSampler
+from ride_bf.methods.samplers import INSTANCE, LongTailedSampler
 from ride_bf.methods.teacher import load_teacher
 from ride_bf.methods.windows import set_batchformer_window
 from ride_bf.recipes import TrainingRecipe
@@ -43,13 +42,14 @@ from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data
 from ride_bf.runs.run_folder import BROKEN_IMAGES, TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
 from ride_bf.training.cost import run_cost
+from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.freezing import train_only
 from ride_bf.training.optimizer import make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
 from ride_bf.training.start_weights import check_frozen_classes, initialise_from
-from ride_bf.training.tracking import start_tracker
+from ride_bf.training.tracking import check_tracker, start_tracker
 
 
 @dataclass(kw_only=True)
@@ -107,6 +107,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     )
     with accelerator.main_process_first():  # the others find the cache of the first
         splits = load_long_tailed(recipe.dataset, **run.data_options())
+    check_effect_of_options(run, splits)
     data = describe_data(splits, recipe.dataset, **run.data_options())
     counts, names = data.train_class_counts, data.class_names
     processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
@@ -118,7 +119,15 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     optimizer = make_optimizer(model, recipe)
     describe(run, recipe, model, counts, splits, accelerator)
     if run.dry_run:
-        accelerator.print(run_cost(model, recipe, len(splits["train"]), accelerator.num_processes))
+        cost = run_cost(
+            model,
+            recipe,
+            batches_per_epoch=len(loaders["train"]),
+            draws_per_epoch=draws_per_epoch(counts, recipe),
+            num_processes=accelerator.num_processes,
+            max_steps=run.max_steps,
+        )
+        accelerator.print(cost)
         return None
 
     settings = run.settings() | {
@@ -188,8 +197,7 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not run.deterministic
     trackers = [] if run.report_to == "none" else [run.report_to]
-    if trackers and not filter_trackers(trackers, str(output_dir)):
-        raise ValueError(f"{run.report_to} is not installed: pip install {run.report_to}, or set --report_to none")
+    check_tracker(run.report_to)
     accelerator = Accelerator(
         log_with=trackers or None,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
@@ -274,12 +282,18 @@ def make_loaders(
 
 def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler | None:
     """What draws an epoch's images; None where each comes once, in random order."""
-    if recipe.sampler == "instance":
+    if recipe.sampler == INSTANCE:
         return None
     counts = class_counts(split)
-    all_images = len(split) * recipe.passes_per_epoch
-    draws = all_images if recipe.sampler_epoch == "images" else len(counts) * max(counts)
+    draws = draws_per_epoch(counts, recipe)
     return LongTailedSampler(class_labels(split), len(counts), recipe.sampler, draws, recipe.epochs, seed)
+
+
+def draws_per_epoch(counts: list[int], recipe: TrainingRecipe) -> int:
+    """Images that are drawn in an epoch, of classes with so many training images."""
+    if recipe.sampler != INSTANCE and recipe.sampler_epoch == "largest_class":
+        return len(counts) * max(counts)
+    return sum(counts) * recipe.passes_per_epoch
 
 
 def describe(

@@ -4,10 +4,17 @@ from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 
 from ride_bf.recipes import TrainingRecipe
 
 PROJECT = "ride_bf"
+
+
+def check_tracker(name: str) -> None:
+    """Raises ValueError if the tracker, a choice of `--report_to`, is not installed."""
+    if name != "none" and name not in map(str, get_available_trackers()):
+        raise ValueError(f"{name} is not installed: pip install {name}, or set --report_to none")
 
 
 def start_tracker(

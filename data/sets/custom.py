@@ -1,0 +1,70 @@
+"""One's own images: lists, folders, a table, tar archives, or a data set on the Hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data.sets._data_set import DataOption, DataSet
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from data.streams import ImageStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnImages(DataSet):
+    """What `data.custom.EXPECTED` and, with `streaming`, `data.streams.EXPECTED` say."""
+
+    def place(self, data_dir: str | Path | None) -> str | Path:
+        if data_dir is None:
+            raise ValueError("a data set of your own needs its place: --data_dir FOLDER, TABLE or ID on the Hub")
+        return data_dir
+
+    def load(
+        self,
+        place: str | Path,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        streaming: bool = False,
+    ) -> "DatasetDict | dict[str, ImageStream]":
+        if streaming:
+            from data.streams import load_streams
+
+            return load_streams(place, image_column, label_column)
+        from data.custom import load_custom
+
+        return load_custom(place, image_column, label_column)
+
+    def find_entry(self, place: str | Path, image: str) -> str | None:
+        from data.annotation_lists import find_line
+        from data.custom import split_files
+
+        folder = Path(place)
+        return find_line(list(split_files(folder, ".txt").values()), folder, image) if folder.is_dir() else None
+
+
+DATA_SETS = (
+    OwnImages(
+        name="custom",
+        title="a data set of its own",
+        num_classes=None,
+        options=(
+            DataOption(
+                name="image_column",
+                kind=str,
+                help="column of the images in a table or a data set on the Hub; image if it is not given",
+            ),
+            DataOption(
+                name="label_column",
+                kind=str,
+                help="column of the labels in a table or a data set on the Hub; label if it is not given",
+            ),
+            DataOption(
+                name="streaming",
+                kind=bool,
+                help="read tar archives, or a data set on the Hub, while training, and never store them",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,26 @@
+"""ImageNet-LT. Liu et al.: Large-Scale Long-Tailed Recognition in an Open World, 2019."""
+
+from collections.abc import Sequence
+
+from data.sets._benchmark import Benchmark
+
+
+def _names(synsets: Sequence[str]) -> list[str]:
+    from data.annotation_lists import imagenet_names
+
+    return imagenet_names(synsets)
+
+
+DATA_SETS = (
+    Benchmark(
+        name="imagenet_lt",
+        title="ImageNet-LT",
+        num_classes=1000,
+        usual_place="data/ImageNet_LT",
+        lists={"train": "ImageNet_LT_train.txt", "validation": "ImageNet_LT_val.txt", "test": "ImageNet_LT_test.txt"},
+        images={"train": 115_846, "validation": 20_000, "test": 50_000},
+        most=1280,
+        least=5,
+        class_names=_names,
+    ),
+)

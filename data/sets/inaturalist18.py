@@ -1,0 +1,16 @@
+"""iNaturalist 2018. Van Horn et al.: The iNaturalist Species Classification and Detection Dataset, 2018."""
+
+from data.sets._benchmark import Benchmark
+
+DATA_SETS = (
+    Benchmark(
+        name="inaturalist18",
+        title="iNaturalist 2018",
+        num_classes=8142,
+        usual_place="data/iNaturalist18",
+        lists={"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"},
+        images={"train": 437_513, "test": 24_426},
+        most=1000,
+        least=2,
+    ),
+)

@@ -1,0 +1,17 @@
+"""Places-LT. Liu et al.: Large-Scale Long-Tailed Recognition in an Open World, 2019."""
+
+from data.sets._benchmark import Benchmark
+
+DATA_SETS = (
+    Benchmark(
+        name="places_lt",
+        title="Places-LT",
+        num_classes=365,
+        usual_place="data/Places_LT",
+        lists={"train": "Places_LT_train.txt", "validation": "Places_LT_val.txt", "test": "Places_LT_test.txt"},
+        images={"train": 62_500, "validation": 7_300, "test": 36_500},
+        most=4980,
+        least=5,
+        other_lists="Two training lists of Places-LT circulate; this is the other.",
+    ),
+)

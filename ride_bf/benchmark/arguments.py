@@ -1,0 +1,78 @@
+"""What each measurement can be told; by itself, so that `--help` does not wait for torch."""
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ride_bf.recipes import RECIPES
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+
+
+def _digits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="finished runs are reused")
+    _add_results(parser, "digits_lt.json")
+    parser.add_argument("--plot_only", action="store_true", help="draw what --results holds already")
+    parser.add_argument("--picture", type=Path, default=DOCS / "digits_lt.png")
+
+
+def _input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data_dir", type=Path, help="lists and images of ImageNet-LT, in place of drawn ones")
+    parser.add_argument("--images", type=int, default=512, help="how many are read in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    _add_results(parser, "benchmark_input.json")
+
+
+def _lists(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lines",
+        type=int,
+        nargs="+",
+        default=(115_846, 437_513),
+        help="lengths of the lists; by default those of the training lists of ImageNet-LT and iNaturalist 2018",
+    )
+    _add_results(parser, "benchmark_lists.json")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the process that is measured: its folder
+
+
+def _train(parser: argparse.ArgumentParser) -> None:
+    trained = [name for name, recipe in RECIPES.items() if recipe.loss == "ride" and recipe.train_only == "all"]
+    parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=trained, metavar="NAME")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=9)
+    _add_precision(parser, "of all but the reference mode; by default fp16 on a GPU, else no")
+    parser.add_argument("--compile", action="store_true", help="measure our network under torch.compile too")
+    _add_results(parser, "train_step.json")
+
+
+def _scale(parser: argparse.ArgumentParser) -> None:
+    inserted = [name for name, recipe in RECIPES.items() if recipe.network["batchformer"] != "none"]
+    parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=inserted, metavar="NAME")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--experts", type=int, nargs="+", default=(1, 2, 3, 4, 6))
+    parser.add_argument("--classes", type=int, nargs="+", default=(100, 1000, 8142, 100_000))
+    parser.add_argument("--windows", type=int, nargs="+", default=(8, 32, 128, 512), help="the batch is of the largest")
+    _add_precision(parser, "by default fp16 on a GPU, else no")
+    _add_results(parser, "scale.json")
+
+
+def _add_precision(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help=help)
+
+
+def _add_results(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--results", type=Path, default=DOCS / name, help="JSON file for the measurements")
+
+
+# name of the module, whose run(options) measures -> what adds its arguments, what it measures
+BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "digits": (_digits, "The methods on the default images, several seeds each, as a table and a picture."),
+    "input": (_input, "The input pipeline of one process against the classic one, on the same files in one run."),
+    "lists": (_lists, "Reading and caching annotation lists as long as those of ImageNet-LT and iNaturalist 2018."),
+    "train": (_train, "A training step against the authors' way of taking it, and against torchvision's resnet50."),
+    "scale": (_scale, "What experts, classes and the BatchFormer's window cost in a training step: time and memory."),
+}

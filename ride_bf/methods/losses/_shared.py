@@ -1,0 +1,124 @@
+"""What the losses share: their base class, and what they make of the class counts."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Criterion(nn.Module):
+    """A loss of float32 logits. Subclasses define `compute`, which autocast does not touch.
+
+    A constructor that has an argument `class_counts` is given the training images of each class.
+
+    Attributes:
+        options: the options of a recipe that the loss reads, and the arguments of its constructor that they are.
+        reweights: whether deferred re-weighting (`reweight=True`) changes it.
+    """
+
+    options: ClassVar[Mapping[str, str]] = {}
+    reweights: ClassVar[bool] = False
+
+    def forward(self, expert_logits: Tensor, labels: Tensor, reweight: bool = False) -> Tensor:
+        classes = next((buffer.numel() for buffer in self.buffers() if buffer.numel() > 1), None)
+        if expert_logits.ndim != 3 or classes not in (None, expert_logits.shape[2]):
+            expected = f"(batch, experts, {'classes' if classes is None else classes})"
+            raise ValueError(f"expert_logits must be {expected}, got {tuple(expert_logits.shape)}")
+        with torch.autocast(expert_logits.device.type, enabled=False):
+            return self.compute(expert_logits.float(), labels, reweight)
+
+    def compute(self, expert_logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
+        raise NotImplementedError
+
+
+def checked_counts(class_counts: Sequence[int]) -> Tensor:
+    """Class counts as float64 (C,). Raises ValueError on a class without images."""
+    counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    if counts.ndim != 1 or counts.numel() == 0:
+        raise ValueError(f"class_counts must be one number a class, got {class_counts!r}")
+    empty = torch.nonzero(counts < 1).flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"classes without images: {empty[:10]}{' and more' if len(empty) > 10 else ''}; "
+            "are these the counts of the training split?"
+        )
+    return counts
+
+
+def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor:
+    """LDAM margins (C,), in cosine units: n_c^(-1/4), scaled so that the rarest class has `max_margin`.
+
+    Raises ValueError on a class without images. Cao et al.: Learning Imbalanced Datasets with
+    Label-Distribution-Aware Margin Loss, 2019, eq. 12.
+    """
+    margins = checked_counts(class_counts).pow(-0.25)
+    return (margins * (max_margin / margins.max())).float()
+
+
+def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) -> Tensor:
+    """Class weights (C,), summing to C: inverse of the effective number of samples.
+
+    Raises ValueError on a class without images. Cui et al.: Class-Balanced Loss Based on Effective Number of
+    Samples, 2019.
+    """
+    weights = (1.0 - beta) / (1.0 - beta ** checked_counts(class_counts))
+    return (weights * (len(weights) / weights.sum())).float()
+
+
+def log_prior(class_counts: Sequence[int]) -> Tensor:
+    """Logarithm of each class's share of the training images (C,). Raises ValueError on a class without images."""
+    counts = checked_counts(class_counts)
+    return (counts / counts.sum()).log().float()
+
+
+def diversity_temperatures(class_counts: Sequence[int], reweight_factor: float) -> Tensor:
+    """RIDE's distribution-aware factors (C,) on the temperature of the diversity term, in (0, 1].
+
+    d_c = C p_c f + 1 - f, divided by its largest, with p_c the class's share of the images: the rarer a class, the
+    smaller its temperature and the more different the experts may be on it.
+    """
+    counts = checked_counts(class_counts)
+    factors = len(counts) * counts / counts.sum() * reweight_factor + 1.0 - reweight_factor
+    return (factors / factors.max()).float()
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Mean of `losses` (B,) weighted with `weights` (B,), as PyTorch's weighted cross-entropy has it.
+
+    The weights it divides by are of the images of all processes, over the number of processes: every process must call
+    it in the same step.
+    """
+    total = weights.sum()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return (weights * losses).sum() / total
+
+
+class MarginLoss(Criterion):
+    """What LDAM and RIDE share: margins and the weights of deferred re-weighting."""
+
+    options: ClassVar = {"max_margin": "max_margin", "margin_scale": "scale", "label_smoothing": "label_smoothing"}
+    reweights = True
+
+    def __init__(self, class_counts: Sequence[int], max_margin: float, scale: float, label_smoothing: float):
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("margins", scale * ldam_margins(class_counts, max_margin), persistent=False)
+        self.register_buffer("class_weights", effective_number_weights(class_counts), persistent=False)
+
+    def margin_cross_entropy(self, expert_logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
+        """Cross-entropy with the true class's logit lowered by its margin, summed over the experts (B, E, C)."""
+        batch, experts, classes = expert_logits.shape
+        lowered = expert_logits - (F.one_hot(labels, classes) * self.margins)[:, None]
+        each = F.cross_entropy(  # (B * E,)
+            lowered.flatten(0, 1),
+            labels.repeat_interleave(experts),
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        losses = each.unflatten(0, (batch, experts)).sum(dim=1)
+        return weighted_mean(losses, self.class_weights[labels]) if reweight else losses.mean()

@@ -1,0 +1,83 @@
+"""`NetworkOptions`: the options of `RideBfConfig` as a command line has them.
+
+Names, types and defaults are `RideBfConfig`'s own, which takes seconds to import; a test holds the two equal.
+"""
+
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Literal
+
+from ride_bf.command_line.options import not_with, only_with, option
+
+_network = partial(option, group="network")
+_batchformer = partial(option, group="BatchFormer", needs=(not_with("batchformer", "none"),))
+_router = partial(option, group="router", needs=(only_with("router", True),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What a recipe's `network` can have, with the values of what it has not."""
+
+    num_channels: int = 3
+    """Not an option of the command line: images are read in three channels."""
+    stem_type: Literal["imagenet", "cifar"] = _network(
+        "imagenet: a 7x7 convolution of stride 2 and a max-pool, projection shortcuts; cifar: one 3x3 convolution, "
+        "parameter-free shortcuts. The initialisation of the weights follows it",
+        "imagenet",
+    )
+    block_type: Literal["basic", "bottleneck"] = _network(
+        "basic: two 3x3 convolutions; bottleneck: 1x1, 3x3 and 1x1, whose output is four times as wide", "bottleneck"
+    )
+    depths: list[int] | tuple[int, ...] = _network(  # noqa: RUF009
+        "number of blocks in each stage", (3, 4, 6, 3)
+    )
+    hidden_sizes: list[int] | tuple[int, ...] = _network(  # noqa: RUF009
+        "base width of each stage; the stem has the first. A bottleneck stage puts out four times its own",
+        (64, 128, 192, 384),
+    )
+    groups: int = _network(
+        "groups of a bottleneck's 3x3 convolution; 32 in ResNeXt", 1, needs=(only_with("block_type", "bottleneck"),)
+    )
+    width_per_group: int = _network(
+        "width of one group at a base width of 64; 4 in ResNeXt-50 32x4d, 64 in a ResNet",
+        64,
+        needs=(only_with("block_type", "bottleneck"),),
+    )
+    num_experts: int = _network("number of experts on the shared trunk; 1 is a plain ResNet", 3)
+    num_shared_stages: int = _network("number of stages that all experts share; the stem is not counted", 2)
+    classifier: Literal["linear", "cosine"] = _network(
+        "linear, or cosine: cosine_scale times the cosine between feature and class vector", "cosine"
+    )
+    cosine_scale: float | int = _network(
+        "factor of the cosine classifier, and of the loss's margins", 30.0, needs=(only_with("classifier", "cosine"),)
+    )
+    batchformer: Literal["none", "insert", "shared_classifier"] = option(
+        "layer across the images of a batch, in training only. insert: the classifiers see its output alone; "
+        "shared_classifier: the same classifiers see the features with and without it",
+        "none",
+        group="BatchFormer",
+    )
+    batchformer_num_layers: int = _batchformer("number of encoder layers", 1)
+    batchformer_num_heads: int | None = _batchformer(
+        "number of attention heads; none: 4 if the feature is wider than 128, else 1", None
+    )
+    batchformer_dropout: float | int = _batchformer("dropout of the encoder layers", 0.5)
+    batchformer_layer_scale_init_value: float | int | None = _batchformer(
+        "none: the paper's post-norm layer; a number: a pre-norm layer whose branches are multiplied by learned gates "
+        "of this initial value, which is not in the paper",
+        None,
+    )
+    router: bool = option(
+        "add the expert assignment module, which decides for each image whether the next expert is needed",
+        False,
+        group="router",
+    )
+    router_top_k: int = _router("how many of the largest logits a router sees", 30)
+    router_hidden_size: int = _router("width to which a router reduces the features", 16)
+    router_shared_output: bool = _router("one output layer for all routers, or one for each", True)
+    router_threshold: float | int = _router(
+        "probability above which an image is sent on to the next expert; 0: always, 1: never", 0.5
+    )
+
+
+NETWORK_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(NetworkOptions)}
