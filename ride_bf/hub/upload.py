@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # Files that an export may have. One that a later export has not is deleted, such as an ONNX file of other weights.
 _OPTIONAL = (
     *("recipe.json", "results.json", "test_results.json", "report.html", "class_counts.json", "plots/*", "examples/*"),
-    *("model*.safetensors*", "model.onnx*"),
+    *("model*.safetensors*", "model.onnx*", "checkpoint.json"),
 )
 
 
