@@ -1,10 +1,11 @@
 """Commands in processes of their own, which start at once.
 
-A process that imports PyTorch and transformers anew needs five seconds of a core before its first step. These are forked
-from a server that has imported them, and has done nothing else. Everything after the imports is as in a shell.
+A process that imports PyTorch and transformers anew needs five seconds of a core before its first step. These are
+forked from a server that has imported them, and has done nothing else. Everything after the imports is as in a shell.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -64,10 +65,8 @@ class Command:
 
     def signal(self, number):
         """Sends a signal to all its processes, if one is there still."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass
 
     def communicate(self, timeout=120):
         """Waits until its last process has ended. Returns the exit code and what was printed."""
