@@ -58,6 +58,15 @@ class RideBfConfig(PreTrainedConfig):
     """
 
     model_type = "ride_bf"
+    # what transformers.Trainer leaves out of an evaluation's predictions: all but `logits`
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (transformers' own form)
+        "expert_logits",
+        "expert_features",
+        "batchformer_expert_logits",
+        "router_logits",
+        "num_experts_used",
+        "hidden_states",
+    ]
 
     num_channels: int = 3
     stem_type: Literal["imagenet", "cifar"] = "imagenet"

@@ -206,11 +206,11 @@ class RideBfGatedEncoderLayer(nn.Module):
         self.gate_init_value = gate_init_value
         self.norm1 = nn.LayerNorm(feature_size)
         self.self_attn = nn.MultiheadAttention(feature_size, num_heads, dropout=dropout)
-        self.attention_gate = nn.Parameter(torch.empty(feature_size))
+        self.attention_gate = nn.Parameter(torch.full((feature_size,), gate_init_value))
         self.norm2 = nn.LayerNorm(feature_size)
         self.linear1 = nn.Linear(feature_size, feature_size)
         self.linear2 = nn.Linear(feature_size, feature_size)
-        self.feedforward_gate = nn.Parameter(torch.empty(feature_size))
+        self.feedforward_gate = nn.Parameter(torch.full((feature_size,), gate_init_value))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, sequence: Tensor) -> Tensor:
@@ -231,20 +231,48 @@ class RideBfBatchFormer(nn.Module):
 
     There is no positional encoding, so a permutation of the images permutes the output. One encoder serves all
     experts. Which images attend to each other is up to `windows(expert_features, encode)`, for which training may set
-    another function; the batch is all that it sees of the images.
+    another function. Another module can stand in its place: all that the network asks of it is `forward`.
+
+    Args:
+        feature_size: D.
+        num_heads: attention heads.
+        num_layers: encoder layers.
+        dropout: of the encoder layers.
+        layer_scale_init_value: None: the paper's post-norm layers; a number: gated layers that start with it.
     """
 
-    def __init__(self, config: RideBfConfig):
+    def __init__(
+        self,
+        feature_size: int,
+        num_heads: int,
+        num_layers: int = 1,
+        dropout: float = 0.5,
+        layer_scale_init_value: float | None = None,
+    ):
         super().__init__()
-        self.layers = nn.ModuleList(self._layer(config) for _ in range(config.batchformer_num_layers))
+        if layer_scale_init_value is None:
+            layers = (
+                nn.TransformerEncoderLayer(feature_size, num_heads, dim_feedforward=feature_size, dropout=dropout)
+                for _ in range(num_layers)
+            )
+        else:
+            layers = (
+                RideBfGatedEncoderLayer(feature_size, num_heads, dropout, layer_scale_init_value)
+                for _ in range(num_layers)
+            )
+        self.layers = nn.ModuleList(layers)
         self.windows = _batch_is_window
 
-    @staticmethod
-    def _layer(config: RideBfConfig) -> nn.Module:
-        size, heads, dropout = config.feature_size, config.num_batchformer_heads, float(config.batchformer_dropout)
-        if config.batchformer_layer_scale_init_value is None:
-            return nn.TransformerEncoderLayer(size, heads, dim_feedforward=size, dropout=dropout)
-        return RideBfGatedEncoderLayer(size, heads, dropout, float(config.batchformer_layer_scale_init_value))
+    @classmethod
+    def from_config(cls, config: RideBfConfig) -> "RideBfBatchFormer":
+        scale = config.batchformer_layer_scale_init_value
+        return cls(
+            feature_size=config.feature_size,
+            num_heads=config.num_batchformer_heads,
+            num_layers=config.batchformer_num_layers,
+            dropout=float(config.batchformer_dropout),
+            layer_scale_init_value=None if scale is None else float(scale),
+        )
 
     def forward(self, expert_features: Tensor) -> Tensor:
         return self.windows(expert_features, self.encode)  # (B, E, D)
@@ -363,9 +391,11 @@ class RideBfPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{expected}; got shape {tuple(pixel_values.shape)}")
         if not pixel_values.is_floating_point():
             raise TypeError(f"{expected}; got {pixel_values.dtype}")
-        if pixel_values.dtype != self.dtype and not torch.is_autocast_enabled(pixel_values.device.type):
+        # Not `self.dtype`, which looks through the parameters: a replica of nn.DataParallel has none.
+        dtype = self.base_model.trunk.stem[0].convolution.weight.dtype
+        if pixel_values.dtype != dtype and not torch.is_autocast_enabled(pixel_values.device.type):
             raise TypeError(
-                f"pixel_values are {pixel_values.dtype}, the model is {self.dtype}: "
+                f"pixel_values are {pixel_values.dtype}, the model is {dtype}: "
                 "pass pixel_values.to(model.dtype), or run under torch.autocast"
             )
 
@@ -425,7 +455,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.ride_bf = RideBfModel(config)
-        self.batchformer = None if config.batchformer == "none" else RideBfBatchFormer(config)
+        self.batchformer = None if config.batchformer == "none" else RideBfBatchFormer.from_config(config)
         self.classifiers = nn.ModuleList(self._classifier(config) for _ in range(config.num_experts))
         self.router = RideBfRouter(config) if config.router else None
         self.post_init()

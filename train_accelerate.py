@@ -26,6 +26,7 @@ from ride_bf.evaluation.predict import evaluate
 from ride_bf.evaluation.tables import accuracy_table, shot_summary
 from ride_bf.runs.checkpoints import BEST, LAST, CheckpointError, read_facts, save_model, save_training_state
 from ride_bf.runs.models import load_model
+from ride_bf.runs.provenance import DATA
 from ride_bf.runs.run_folder import TEST_RESULTS, RunFolder, log_metrics, read_broken_images
 from ride_bf.training.clock import TrainingClock
 from ride_bf.training.freezing import set_train_mode
@@ -209,7 +210,7 @@ class Trainer(TrainingParts):
         return {
             "epoch": progress.epochs_done + share if share else progress.epochs_done,
             "step": progress.steps_done,
-            "train_class_counts": self.class_counts,
+            DATA: self.data.as_dict(),
         }
 
     def save(self) -> None:

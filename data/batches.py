@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import rgb_to_grayscale
+from transformers import BaseImageProcessor
 
 from data.augmentations import AUGMENTATIONS
 
@@ -25,6 +26,15 @@ class EvaluationBatch(nn.Module):
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, (torch.tensor(values) * (1.0 / rescale_factor))[:, None, None], persistent=False)
+
+    @classmethod
+    def of_processor(cls, processor: BaseImageProcessor) -> "EvaluationBatch":
+        """The arithmetic of an image processor."""
+        return cls(
+            processor.image_mean if processor.do_normalize else (0.0,) * 3,
+            processor.image_std if processor.do_normalize else (1.0,) * 3,
+            processor.rescale_factor if processor.do_rescale else 1.0,
+        )
 
     def forward(self, batch: dict) -> dict:
         return {**batch, "pixel_values": self.normalise(batch["pixel_values"].to(torch.float32))}

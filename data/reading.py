@@ -32,6 +32,10 @@ DECODER_ERRORS = (
 )
 
 
+# Where a file says how it is to be turned: EXIF, or Adobe's XMP. PIL reads both.
+_NOTES = (b"Exif\x00\x00", b"tiff:Orientation")
+
+
 class BrokenImageError(ValueError):
     """An image that cannot be read; its message names the file and what is wrong with it."""
 
@@ -45,15 +49,16 @@ def read_image(image: dict) -> Tensor:
     """
     try:
         content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-        if decode_jpeg is not None and content[:2] == b"\xff\xd8":  # a JPEG: faster than by PIL, to the same pixels
+        # a JPEG that need not be turned: faster than by PIL, to the same pixels
+        if decode_jpeg is not None and content[:2] == b"\xff\xd8" and not any(note in content for note in _NOTES):
             data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            pixels = decode_jpeg(data, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+            pixels = decode_jpeg(data, mode=ImageReadMode.UNCHANGED)
             if len(pixels) in (1, 3):  # four are CMYK, which PIL converts
                 return pixels.expand(3, -1, -1)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as opened:
-                return pil_to_tensor(convert_to_rgb(ImageOps.exif_transpose(opened)))
+                return pil_to_tensor(convert_to_rgb(upright(opened)))
     except DECODER_ERRORS as error:
         name = image["path"] or "an image stored in the data set"
         if isinstance(error, UnidentifiedImageError):  # whose message, an address in memory, is never the same
@@ -63,10 +68,19 @@ def read_image(image: dict) -> Tensor:
         raise BrokenImageError(f"{name} cannot be read: {reason}") from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF note says. A note that is damaged says nothing; damaged pixels raise PIL's errors."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except DECODER_ERRORS:
+        return image
+
+
 def convert_to_rgb(image: Image.Image) -> Image.Image:
     """An image in RGB; what is transparent in it lies on white.
 
-    So have it the image processors of transformers 5.23 in a pipeline; those of 5.17 drop the transparency instead.
+    Matches the image processors of transformers 5.23 in a pipeline; those of 5.17 drop the transparency instead.
     """
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which PIL would cut off at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))

@@ -8,6 +8,7 @@ be answered raises `BadRequestError`, which says why, and which the toolkit send
 import base64
 import binascii
 import io
+import struct
 import warnings
 from typing import Any
 
@@ -23,6 +24,10 @@ MAX_IMAGES = 64  # in one request
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none that Pillow reads by another program
 IMAGES_AT_ONCE = 16
 TOP_K = 5
+
+
+# what Pillow raises on damaged files
+_DECODER_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, SyntaxError, EOFError, struct.error)
 
 
 class BadRequestError(ValueError):
@@ -51,8 +56,8 @@ def read_image(source: Any) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that is damaged but not needed
-            return _to_rgb(ImageOps.exif_transpose(source))
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, MemoryError) as error:
+            return _to_rgb(_upright(source))
+    except (*_DECODER_ERRORS, ArithmeticError, MemoryError) as error:
         raise BadRequestError(f"the image cannot be read: {error}") from error
 
 
@@ -81,6 +86,15 @@ def _open(content: bytes | bytearray) -> Image.Image:
         raise BadRequestError(f"the image has far more pixels than the {MAX_PIXELS:,} that are read") from error
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError) as error:
         raise BadRequestError(f"no image; formats that are read: {', '.join(FORMATS)}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF note says; a note that is damaged says nothing."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODER_ERRORS:
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,27 +1,52 @@
-"""Classify image files with a saved model: `python -m ride_bf.classify MODEL IMAGE [IMAGE ...]`."""
+"""Classify image files with a saved model: `python -m ride_bf.classify MODEL IMAGE [IMAGE ...]`.
+
+Files are read as in training and evaluation. A file that cannot be read is named; the others are classified all the
+same, and the exit code is 1.
+"""
 
 import argparse
+import sys
 from pathlib import Path
 
-from transformers import pipeline
-from transformers.utils import logging
+from ride_bf.command_line.messages import errors_as_messages
+from ride_bf.command_line.parser import command_parser
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="folder of a checkpoint, or a model id on the Hub; its code is run")
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = command_parser("classify", __doc__)
+    parser.add_argument(
+        "model", help="a run's output folder, a checkpoint's, or a model's id on the Hub; its code is run"
+    )
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--top_k", type=int, default=3, help="classes to print for each image")
     options = parser.parse_args(arguments)
-    missing = [str(path) for path in options.images if not path.is_file()]
-    if missing:
-        parser.error(f"no such image file: {', '.join(missing)}")
+    if options.top_k < 1:
+        parser.error(f"--top_k must be 1 or more, not {options.top_k}")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+    from transformers.utils import logging
+
+    from data import BrokenImageError
+    from ride_bf.evaluation.classify import ImageClassifier
+    from ride_bf.runs.models import find_model
 
     logging.disable_progress_bar()
-    classifier = pipeline("image-classification", model=options.model, trust_remote_code=True)
+    with errors_as_messages():
+        classify = ImageClassifier(find_model(options.model))
+    broken = 0
     for path in options.images:
-        answers = classifier(str(path), top_k=options.top_k)
+        try:
+            answers = classify(path, options.top_k)
+        except BrokenImageError as error:
+            broken += 1
+            print(f"error: {error}", file=sys.stderr)
+            continue
         print(f"{path}: " + ", ".join(f"{answer['label']} ({100 * answer['score']:.1f} %)" for answer in answers))
+    if broken:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

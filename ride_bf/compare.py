@@ -1,9 +1,9 @@
 """Models side by side, on the same test images: `python -m ride_bf.compare A B [C ...]`.
 
-A, B, C are folders that `python -m ride_bf.evaluate` wrote, or their `results.json`. Each model is compared with the
-first one: the difference of every accuracy and its confidence interval, by a bootstrap that draws the same images for
-both. It tells how far other test images would move a difference; what another seed of the training would do, only more
-runs tell.
+A, B, C are output folders of runs whose models `python -m ride_bf.evaluate` has evaluated, folders that it wrote, or
+their `results.json`. Each model is compared with the first one: the difference of every accuracy and its confidence
+interval, by a bootstrap that draws the same images for both. It tells how far other test images would move a
+difference; what another seed of the training would do, only more runs tell.
 """
 
 import argparse

@@ -1,70 +1,86 @@
 """Correct a trained classifier for its long tail, without training: tau-normalisation and post-hoc logit adjustment.
 
-    python -m ride_bf.decouple tau_normalisation MODEL --recipe NAME --output_dir OUT [--strength T]
-    python -m ride_bf.decouple logit_adjustment  MODEL --recipe NAME --output_dir OUT [--strength T]
+    python -m ride_bf.decouple tau_normalisation MODEL --output_dir OUT [--strength T]
+    python -m ride_bf.decouple logit_adjustment  MODEL --output_dir OUT [--strength T]
 
-The strength is chosen on the validation images, never on the test, unless it is given. The recipe names the data;
-`--data_dir` and `--validation_fraction` are as in training. (Training the classifiers alone is training:
-`train_accelerate.py --train_only classifiers` is cRT, `--train_only class_scales` learnable weight scaling.)
+MODEL is a run's output folder, a checkpoint's folder or a Hub id. The strength is chosen on the validation images,
+never on the test, unless it is given. Several processes share the images: `accelerate launch -m ride_bf.decouple ...`.
+(Training the classifiers alone is training: `train_accelerate.py --train_only classifiers` is cRT, `--train_only
+class_scales` learnable weight scaling.)
 """
 
 import json
 from pathlib import Path
 
+from ride_bf.command_line.data_options import add_data_options, given_data_options
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
-from ride_bf.training.arguments import RECIPE_OPTIONS, parse_arguments
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_parser("decouple", __doc__, epilog=RECIPE_OPTIONS)
+    parser = command_parser("decouple", __doc__)
     parser.add_argument("method", choices=("tau_normalisation", "logit_adjustment"))
-    parser.add_argument("model", type=Path, help="folder of a trained model with a linear classifier")
-    parser.add_argument("--output_dir", type=Path, required=True, help="where the corrected model goes")
+    parser.add_argument("model", help="a trained model with linear classifiers")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="where the corrected model goes: a folder that is new or empty"
+    )
     parser.add_argument("--strength", type=float, help="tau; by default chosen on the validation images")
-    options, rest = parser.parse_known_args(arguments)
-    run, recipe = parse_arguments(rest)
+    parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of one process")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    add_data_options(parser)
+    options = parser.parse_args(arguments)
     from accelerate import Accelerator
-    from transformers import AutoImageProcessor
     from transformers.utils import logging
 
-    from data import FinishedBatches, class_counts, evaluation_batches, load_long_tailed
-    from ride_bf.evaluation.decoupling import check_linear, choose_strength, correct
-    from ride_bf.evaluation.predict import evaluate
+    from data import BrokenImageError, FinishedBatches, evaluation_batches
+    from ride_bf.evaluation.decoupling import check_linear, choose_strength, correct, evaluate_both
     from ride_bf.evaluation.tables import shot_summary
-    from ride_bf.runs.models import load_model
+    from ride_bf.runs.checkpoints import save_model
+    from ride_bf.runs.environment import check_precision
+    from ride_bf.runs.models import check_classes, find_model, load_model, load_processor
+    from ride_bf.runs.provenance import CORRECTION, DATA, load_splits_of, read_checkpoint_facts
 
     logging.disable_progress_bar()
     with errors_as_messages():
-        splits = load_long_tailed(recipe.dataset, **run.data_options())
-        counts = class_counts(splits["train"])
-        model = load_model(options.model)
+        if options.output_dir.exists() and any(options.output_dir.iterdir()):
+            raise ValueError(f"{options.output_dir} is not empty; name another --output_dir")
+        accelerator = Accelerator()
+        check_precision(accelerator)
+        place = find_model(options.model)
+        model, processor = load_model(place), load_processor(place)
         check_linear(model, options.method)
+        with accelerator.main_process_first():  # the others find the cache of the first
+            splits, data = load_splits_of(place, **given_data_options(options))
         if options.strength is None and "validation" not in splits:
-            raise ValueError(f"{recipe.dataset} has no validation images: pass --validation_fraction or --strength")
-        if model.config.num_labels != len(counts):
-            raise ValueError(f"{options.model} has {model.config.num_labels} classes, the data {len(counts)}")
-    processor = AutoImageProcessor.from_pretrained(options.model)
+            raise ValueError(f"{place} was trained without validation images, on which to choose: pass --strength")
+        check_classes(model, data.class_names, f"the model {place}")
+    method, strength, counts = options.method, options.strength, data.train_class_counts
+    prepared = accelerator.prepare_model(model, evaluation_mode=True)
 
     def loader(split: str) -> FinishedBatches:
-        return evaluation_batches(splits[split], processor, run.eval_batch_size, run.num_workers)
+        return evaluation_batches(splits[split], processor, options.batch_size, options.num_workers, accelerator)
 
-    strength, curve = options.strength, {}
-    if strength is None:
-        curve = choose_strength(model, options.method, loader("validation"), counts)
-        strength = max(curve, key=lambda tau: (curve[tau], -tau))  # of equals the least correction
-        print(f"{options.method}: {strength} is best of {len(curve)} strengths on {len(splits['validation'])} images")
-    accelerator = Accelerator(cpu=True)
-    results = {"method": options.method, "strength": strength, "validation_balanced_accuracy": curve}
-    results["test_before"] = evaluate(model, loader("test"), accelerator, counts)
-    correct(model, options.method, strength, counts)
-    results["test"] = evaluate(model, loader("test"), accelerator, counts)
-    model.save_pretrained(options.output_dir)
-    processor.save_pretrained(options.output_dir)
-    (options.output_dir / "decoupling.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"test before: {shot_summary(results['test_before'])}")
-    print(f"test after:  {shot_summary(results['test'])}")
-    print(options.output_dir)
+    curve = {}
+    with errors_as_messages(BrokenImageError, FloatingPointError):
+        if strength is None:
+            curve = choose_strength(prepared, method, loader("validation"), accelerator, counts)
+            strength = max(curve, key=lambda tau: (curve[tau], -tau))  # of equals the least correction
+            accelerator.print(
+                f"{method}: {strength} is best of {len(curve)} strengths on {len(splits['validation'])} images"
+            )
+        before, after = evaluate_both(prepared, method, strength, loader("test"), accelerator, counts)
+    facts = {name: value for name, value in read_checkpoint_facts(place).items() if name != "balanced_accuracy"}
+    facts |= {DATA: data.as_dict(), CORRECTION: {"method": method, "strength": strength}}
+    correct(model, method, strength, counts)
+    save_model(options.output_dir, accelerator, prepared, processor, facts)
+    if accelerator.is_main_process:
+        results = {"method": method, "strength": strength, "validation_balanced_accuracy": curve}
+        results |= {"test_before": before, "test": after}
+        (options.output_dir / "decoupling.json").write_text(json.dumps(results, indent=2) + "\n")
+    accelerator.print(f"test before: {shot_summary(before)}")
+    accelerator.print(f"test after:  {shot_summary(after)}")
+    accelerator.print(options.output_dir)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

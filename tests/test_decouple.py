@@ -21,11 +21,6 @@ def linear(tmp_path_factory):
     return train(tmp_path_factory.mktemp("linear") / "out", "--epochs", 4, *LINEAR) / "last"
 
 
-@pytest.fixture
-def data_options():
-    return ["--recipe", "digits_lt_resnet32"]
-
-
 def test_tau_normalisation_by_hand():
     weight, bias = torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([1.0, -1.0])
     expected = {
@@ -58,8 +53,8 @@ def test_cosine_classifiers_are_refused_with_the_reason():
 
 
 @pytest.mark.parametrize("method", decoupling.METHODS)
-def test_the_strength_is_chosen_on_validation(linear, tmp_path, method, data_options, capsys):
-    decouple.main([method, str(linear), "--output_dir", str(tmp_path / "out"), *data_options])
+def test_the_strength_is_chosen_on_validation(linear, tmp_path, method, capsys):
+    decouple.main([method, str(linear), "--output_dir", str(tmp_path / "out")])
     results = json.loads((tmp_path / "out" / "decoupling.json").read_text())
     curve = {float(tau): accuracy for tau, accuracy in results["validation_balanced_accuracy"].items()}
     assert len(curve) == 21
@@ -74,10 +69,8 @@ def test_the_strength_is_chosen_on_validation(linear, tmp_path, method, data_opt
     assert "test after" in capsys.readouterr().out
 
 
-def test_a_given_strength_is_taken(linear, tmp_path, data_options):
-    decouple.main(
-        ["tau_normalisation", str(linear), "--output_dir", str(tmp_path / "out"), "--strength", "1", *data_options]
-    )
+def test_a_given_strength_is_taken(linear, tmp_path):
+    decouple.main(["tau_normalisation", str(linear), "--output_dir", str(tmp_path / "out"), "--strength", "1"])
     model = RideBfForImageClassification.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(model.classifiers[0].weight.norm(dim=1), torch.ones(10))
 
@@ -123,7 +116,7 @@ def test_the_routers_curve(tmp_path, capsys):
     first = train(tmp_path / "first", "--epochs", 3, "--batchformer", "none")
     stage_two = ["--recipe", "digits_lt_resnet32_router", "--epochs", "2", "--batchformer", "none", "--init_from"]
     routed = train(tmp_path / "routed", *stage_two, first / "last") / "last"
-    route.main([str(routed), "--output_dir", str(tmp_path / "curve"), "--recipe", "digits_lt_resnet32"])
+    route.main([str(routed), "--output_dir", str(tmp_path / "curve")])
     curve = json.loads((tmp_path / "curve" / "routing.json").read_text())
     assert [point["threshold"] for point in curve] == list(routing.THRESHOLDS)
     experts = [point["mean_experts"] for point in curve]
@@ -135,7 +128,7 @@ def test_the_routers_curve(tmp_path, capsys):
     model = RideBfForImageClassification.from_pretrained(routed)
     assert model.config.router_threshold == 0.5
     assert (tmp_path / "curve" / "routing.png").stat().st_size > 5000
-    route.main([str(routed), "--recipe", "digits_lt_resnet32", "--set_threshold", "0.2"])
+    route.main([str(routed), "--set_threshold", "0.2"])
     assert RideBfForImageClassification.from_pretrained(routed).config.router_threshold == 0.2
     with pytest.raises(SystemExit, match="has no router"):
-        route.main([str(first / "last"), "--recipe", "digits_lt_resnet32"])
+        route.main([str(first / "last")])

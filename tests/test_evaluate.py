@@ -16,11 +16,12 @@ from PIL import Image as PilImage
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, precision_score, top_k_accuracy_score
 
 from data import evaluation_processor, load_long_tailed
+from data.digest import images_digest
 from ride_bf import evaluate
 from ride_bf.evaluation import results
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.plots import COLOURS, FIGURES
-from ride_bf.evaluation.results import Predictions, images_digest, measure, read_results, write_results
+from ride_bf.evaluation.results import Predictions, measure, read_results, write_results
 
 DIGITS = [str(digit) for digit in range(10)]
 GROUPS = {"many": [0], "medium": [1, 2, 3, 4], "few": [5, 6, 7, 8, 9]}
@@ -250,7 +251,7 @@ def test_the_digest_knows_the_images_and_not_their_place(tmp_path):
         (["--split", "third"], "has no split 'third'; it has train, validation, test"),
         (["--imbalance_factor", "10"], "digits_lt has no options"),
         (["--batch_size", "0"], "--batch_size must be 1 or more"),
-        (["--dataset", "mnist"], "invalid choice: 'mnist'"),
+        (["--dataset", "mnist"], "no data set is called 'mnist'"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(evaluated, arguments, message, capsys):

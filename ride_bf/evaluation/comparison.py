@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from data.digest import DIGITS
 from ride_bf.evaluation.metrics import (
     accuracy_weights,
     bootstrap,
@@ -14,14 +15,17 @@ from ride_bf.evaluation.metrics import (
     distribution_weights,
     weighted_mean,
 )
-from ride_bf.evaluation.results import LEVEL, PREDICTIONS, RESAMPLES, SEED, Predictions, read_results
+from ride_bf.evaluation.results import LEVEL, PREDICTIONS, RESAMPLES, RESULTS, SEED, Predictions, read_results
+from ride_bf.runs.models import find_model
 
 
 def read_evaluation(path: Path) -> tuple[dict[str, Any], Predictions]:
-    """The results and the predictions of an evaluation, by its folder or its `results.json`.
+    """The results and the predictions of an evaluation, by its folder, its `results.json` or a run's output folder.
 
     Raises FileNotFoundError if they are not there, ValueError if they are not of one evaluation.
     """
+    if path.is_dir() and not (path / RESULTS).is_file():
+        path = Path(find_model(path))
     results = read_results(path)
     beside = (path if path.is_dir() else path.parent) / PREDICTIONS
     predictions = Predictions.load(beside)
@@ -37,6 +41,12 @@ def check_comparable(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -
     """Raises ValueError unless all are of the same test images, and the classes' training counts are the same."""
     first = results[0]
     for path, other in zip(paths[1:], results[1:], strict=True):
+        if len(other["images_digest"]) != len(first["images_digest"]):
+            older = path if len(other["images_digest"]) != DIGITS else paths[0]
+            raise ValueError(
+                f"{older} was evaluated by an earlier version, which told the images apart in another way; evaluate "
+                "the model anew"
+            )
         if other["images_digest"] != first["images_digest"]:
             raise ValueError(
                 f"{paths[0]} and {path} are of different test images: {first['num_images']:,} of {first['dataset']}'s "
@@ -45,8 +55,8 @@ def check_comparable(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -
         if other["train_class_counts"] != first["train_class_counts"]:
             raise ValueError(
                 f"{paths[0]} and {path} count other training images, {sum(first['train_class_counts']):,} and "
-                f"{sum(other['train_class_counts']):,}, so that their shot groups differ; evaluate both with the "
-                "options of one data set"
+                f"{sum(other['train_class_counts']):,}, so that their shot groups differ: the models were trained on "
+                "different images, or one was evaluated with other options"
             )
 
 

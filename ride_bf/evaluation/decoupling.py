@@ -1,19 +1,23 @@
 """Corrections of a trained linear classifier for its long tail: tau-normalisation and post-hoc logit adjustment."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from modeling_ride_bf import RideBfForImageClassification
+from data import FinishedBatches
+from modeling_ride_bf import RideBfForImageClassification, RideBfOutput
 from ride_bf.evaluation.metrics import shot_accuracy
+from ride_bf.evaluation.predict import as_predictions, gather_columns, image_facts
+from ride_bf.evaluation.results import main_metrics
 from ride_bf.methods.losses import log_prior
 
 STRENGTHS = tuple(np.linspace(0, 1, 21).round(2).tolist())  # 0 leaves the classifier as it is
-
+_AFTER = "after_"  # before the names of columns that are of the corrected model
 
 _WHY_LINEAR = {
     "tau_normalisation": "a cosine classifier normalises each class's weights already. Train with --classifier linear",
@@ -23,9 +27,14 @@ _WHY_LINEAR = {
 
 
 def check_linear(model: RideBfForImageClassification, method: str) -> None:
-    """Raises ValueError, with the reason, for a cosine classifier."""
+    """Raises ValueError, with the reason, for a cosine classifier, and for a network with a router."""
     if model.config.classifier != "linear":
         raise ValueError(f"{method} needs a linear classifier: {_WHY_LINEAR[method]}")
+    if model.router is not None:
+        raise ValueError(
+            f"{method} changes the logits that the router was trained on: correct the model without a router, and "
+            "train the router afterwards"
+        )
 
 
 def tau_normalised(weight: Tensor, bias: Tensor, tau: float, class_counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -52,22 +61,65 @@ def correct(model: RideBfForImageClassification, method: str, strength: float, c
         classifier.bias.copy_(bias)
 
 
-@torch.no_grad()
 def choose_strength(
-    model: RideBfForImageClassification, method: str, loader: DataLoader, class_counts: Sequence[int]
+    model: nn.Module,
+    method: str,
+    loader: FinishedBatches,
+    accelerator: Accelerator,
+    class_counts: Sequence[int],
 ) -> dict[float, float]:
-    """Balanced accuracy on the loader's images at each of `STRENGTHS`; the network runs once."""
-    model.eval()
-    features, labels = [], []
-    for batch in loader:
-        features.append(model(batch["pixel_values"]).expert_features)
-        labels.append(batch["labels"])
-    features, labels = torch.cat(features), torch.cat(labels)
-    accuracies = {}
-    for strength in STRENGTHS:
-        logits = torch.zeros(len(labels), model.config.num_labels)
-        for classifier, own in zip(model.classifiers, features.unbind(dim=1), strict=True):
-            logits += F.linear(own, *METHODS[method](classifier.weight, classifier.bias, strength, class_counts))
-        metrics = shot_accuracy(logits.argmax(dim=1).numpy(), labels.numpy(), class_counts)
-        accuracies[strength] = metrics["balanced_accuracy"]
-    return accuracies
+    """Balanced accuracy on the loader's images at each of `STRENGTHS`; the network runs once.
+
+    Model and loader come from `accelerator.prepare`; of an image its predictions alone are kept.
+    """
+    classifiers = accelerator.unwrap_model(model).classifiers
+
+    def predictions(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
+        with accelerator.autocast():
+            corrected = (
+                corrected_logits(outputs.expert_features, classifiers, method, strength, class_counts)
+                for strength in STRENGTHS
+            )
+            return {"predictions": torch.stack([logits.mean(dim=1).argmax(dim=1) for logits in corrected], dim=1)}
+
+    images = gather_columns(model, loader, accelerator, predictions)
+    return {
+        strength: shot_accuracy(own, images["labels"], class_counts)["balanced_accuracy"]
+        for strength, own in zip(STRENGTHS, images["predictions"].T, strict=True)
+    }
+
+
+def evaluate_both(
+    model: nn.Module,
+    method: str,
+    strength: float,
+    loader: FinishedBatches,
+    accelerator: Accelerator,
+    class_counts: Sequence[int],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `evaluate` gives for the model as it is, and for it with corrected classifiers; the network runs once."""
+    classifiers = accelerator.unwrap_model(model).classifiers
+
+    def facts(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
+        with accelerator.autocast():
+            expert_logits = corrected_logits(outputs.expert_features, classifiers, method, strength, class_counts)
+            corrected = RideBfOutput(logits=expert_logits.mean(dim=1), expert_logits=expert_logits)
+        after = {f"{_AFTER}{name}": column for name, column in image_facts(corrected, labels).items()}
+        return image_facts(outputs, labels) | after
+
+    columns = gather_columns(model, loader, accelerator, facts)
+    before = {name: column for name, column in columns.items() if not name.startswith(_AFTER)}
+    after = {name.removeprefix(_AFTER): column for name, column in columns.items() if name.startswith(_AFTER)}
+    after["labels"] = columns["labels"]
+    return tuple(main_metrics(as_predictions(images), class_counts) for images in (before, after))
+
+
+def corrected_logits(
+    expert_features: Tensor, classifiers: nn.ModuleList, method: str, strength: float, class_counts: Sequence[int]
+) -> Tensor:
+    """Every expert's logits (B, E, C) with a corrected classifier, from its features (B, E, D)."""
+    logits = [
+        F.linear(features, *METHODS[method](classifier.weight, classifier.bias, strength, class_counts))
+        for classifier, features in zip(classifiers, expert_features.unbind(dim=1), strict=True)
+    ]
+    return torch.stack(logits, dim=1)

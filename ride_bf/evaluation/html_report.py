@@ -161,13 +161,20 @@ def _class_rows(results: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def _trained_on(data: dict[str, Any]) -> str:
+    options = "".join(f", {name} {value}" for name, value in data["options"].items())
+    return f"{data['dataset']}, {data['images']:,} images{options}"
+
+
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     speed, machine = results["speed"], results["machine"]
     options = ", ".join(f"{name} {value}" for name, value in results["dataset_options"].items())
+    trained_on = results.get("training_data")
     processes = f"{speed['num_processes']} process{'es' if speed['num_processes'] > 1 else ''}"
     return [
         ("Model", results["model"]),
         ("Data", f"{results['dataset']}, {results['split']} split" + (f", {options}" if options else "")),
+        *([("Trained on", _trained_on(trained_on))] if trained_on else []),
         ("Images' digest", results["images_digest"][:16]),
         (
             "Speed",

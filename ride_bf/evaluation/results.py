@@ -8,10 +8,14 @@ named by their labels, indices into `class_names`.
     model                   folder or Hub id, as it was given
     dataset, split          names: "imagenet_lt", "test"
     dataset_options         what else the data set was loaded with, such as {"imbalance_factor": 10.0}; often empty
+    images_digest           of the images and labels: equal only for the same test images (`data.digest`; 64 digits are
+                            of an earlier definition)
+    other_images            whether they are of another data set than the model was trained on
+    training_data           what the model was trained on: {"dataset", "options", "images", "digest"}; absent if its
+                            checkpoint does not say
     num_images              images evaluated
-    images_digest           SHA-256 of the images' names (or pixels) and labels: equal only for the same test images
     class_names             (C,)
-    train_class_counts      (C,) training images of each class
+    train_class_counts      (C,) training images of each class, as the checkpoint says
     num_experts             E
     metrics                 what `ride_bf.evaluate.evaluate` gives, and more
       loss                                      mean cross-entropy of the mean logits
@@ -41,7 +45,6 @@ named by their labels, indices into `class_names`.
     date                    ISO 8601, UTC
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -49,14 +52,12 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 
-from data import read_image, undecoded
 from ride_bf.evaluation.metrics import (
     accuracy_weights,
     bootstrap,
@@ -182,24 +183,6 @@ def _measure_experts(images: Predictions, class_counts: Sequence[int]) -> dict[s
     for group, members in shot_groups(class_counts).items():
         agreement[f"{group}_shot_mean_agreement"] = mean_agreement(images.expert_predictions[members[images.labels]])
     return experts | {name: value for name, value in agreement.items() if not np.isnan(value)}
-
-
-def images_digest(split: Dataset) -> str:
-    """SHA-256 of a split's images and labels, in order.
-
-    An image is known by its file's name and folder, wherever these lie; one without a file by its pixels.
-    """
-    digest = hashlib.sha256()
-    for row in undecoded(split):
-        path = row["image"]["path"]
-        image = "/".join(PurePosixPath(path).parts[-2:]).encode() if path else _pixels(row["image"])
-        digest.update(hashlib.sha256(image).digest() + int(row["label"]).to_bytes(8, "little", signed=True))
-    return digest.hexdigest()
-
-
-def _pixels(image: dict) -> bytes:
-    pixels = read_image(image)
-    return f"{tuple(pixels.shape)} ".encode() + pixels.numpy().tobytes()
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

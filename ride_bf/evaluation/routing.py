@@ -1,48 +1,144 @@
 """What a router saves and what it costs: accuracy against compute, by threshold."""
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
 
-from modeling_ride_bf import RideBfForImageClassification
+from configuration_ride_bf import RideBfConfig
+from data import FinishedBatches
 from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.metrics import expert_use, shot_accuracy
+from ride_bf.evaluation.predict import gather_columns
+from ride_bf.runs.checkpoints import update_manifest
 
 THRESHOLDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+TIMED_IMAGES = 256  # on which the speed at each threshold is measured
 
 
-@torch.no_grad()
 def measure(
-    model: RideBfForImageClassification, pixel_values: torch.Tensor, labels: np.ndarray, counts: list[int], batch: int
-) -> list[dict[str, Any]]:
-    """One entry a threshold, on images (N, 3, height, width) that lie in memory, so that the network alone is timed."""
-    model.eval()
-    parts = profile(model.config, pixel_values.shape[-1], window=1)
-    before = model.config.router_threshold
+    model: nn.Module, loader: FinishedBatches, accelerator: Accelerator, class_counts: Sequence[int]
+) -> list[dict[str, Any]] | None:
+    """One entry a threshold, from one pass over the loader's images in which every expert sees every image.
+
+    Model and loader come from `accelerator.prepare`. Of an image are kept what the first 1, 2, ... experts predict and
+    the routers' logits, from which its outcome at any threshold follows. `images_per_second` is measured: the network
+    alone, in one process, on `timed_images` images that are spread over the loader's. Called by every process; the
+    first one gets the entries, the others None.
+    """
+    config = accelerator.unwrap_model(model).config
+    before, sample = config.router_threshold, Sample(loader, TIMED_IMAGES)
+    try:
+        config.router_threshold = 0.0  # every image gets every expert, and every router is asked
+        images = gather_columns(model, sample, accelerator, _outcomes)
+        speeds = []
+        if accelerator.is_main_process:
+            for config.router_threshold in THRESHOLDS:
+                speeds.append(_images_per_second(model, sample.batches()))
+    finally:
+        config.router_threshold = before
+    accelerator.wait_for_everyone()  # the machine is left to the process that measures
+    if not accelerator.is_main_process:
+        return None
+    parts = profile(config, sample.image_size, window=1)
     curve = []
-    for threshold in (THRESHOLDS[0], *THRESHOLDS):  # the first one twice: once to warm up
-        model.config.router_threshold = threshold
-        started = time.perf_counter()
-        outputs = [model(images) for images in pixel_values.split(batch)]
-        seconds = time.perf_counter() - started
-        predictions = torch.cat([output.logits.argmax(dim=1) for output in outputs]).numpy()
-        used = torch.cat([output.num_experts_used for output in outputs]).numpy()
-        use = expert_use(used, labels, counts, model.config.num_experts)
+    for threshold, speed in zip(THRESHOLDS, speeds, strict=True):
+        used = experts_used(torch.from_numpy(images["router_logits"]), threshold).numpy()
+        predictions = np.take_along_axis(images["predictions"], used[:, None] - 1, axis=1).squeeze(1)
+        use = expert_use(used, images["labels"], class_counts, config.num_experts)
         curve.append(
             {
                 "threshold": threshold,
                 "mean_experts": float(used.mean()),
                 "multiply_adds": inference_cost(parts, use["experts_used"]),
-                "images_per_second": len(labels) / seconds,
-                **shot_accuracy(predictions, labels, counts),
+                "images_per_second": speed,
+                "timed_images": len(sample),
+                **shot_accuracy(predictions, images["labels"], class_counts),
                 **use,
             }
         )
-    model.config.router_threshold = before
-    return curve[1:]
+    return curve
+
+
+def _outcomes(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
+    """What the first 1, 2, ... experts predict together (B, E), and the routers' logits (B, E - 1)."""
+    counts = torch.arange(1, outputs.expert_logits.shape[1] + 1, device=labels.device)
+    running_mean = outputs.expert_logits.cumsum(dim=1) / counts[:, None]  # (B, E, C)
+    return {"predictions": running_mean.argmax(dim=2), "router_logits": outputs.router_logits}
+
+
+def experts_used(router_logits: Tensor, threshold: float) -> Tensor:
+    """How many experts (B,) make a prediction, from the logits (B, E - 1) of all routers.
+
+    As `RideBfForImageClassification` decides: an image goes on while the router's probability is above `threshold`.
+    """
+    goes_on = router_logits > torch.logit(torch.tensor(float(threshold))).item()
+    return 1 + goes_on.long().cumprod(dim=1).sum(dim=1)
+
+
+class Sample:
+    """Passes on a loader's batches and keeps some of their images, spread evenly: `size`, or a few more or less."""
+
+    def __init__(self, loader: FinishedBatches, size: int):
+        self.loader, self.size, self.batch_size = loader, size, 1
+        self.kept: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[dict]:
+        try:
+            each = -(-self.size // len(self.loader))
+        except TypeError:  # how long a stream is it does not say: its first images
+            each = self.size
+        for batch in self.loader:
+            count = len(batch["labels"])
+            self.batch_size = max(self.batch_size, count)
+            if len(self) < self.size:
+                rows = np.linspace(0, count - 1, min(each, count)).round().astype(int)
+                self.kept.append(batch["pixel_values"][rows.tolist()])
+            yield batch
+
+    def __len__(self) -> int:
+        return sum(map(len, self.kept))
+
+    @property
+    def image_size(self) -> int:
+        return self.kept[0].shape[-1]
+
+    def batches(self) -> Sequence[Tensor]:
+        """The images that were kept, on their device, in batches of the loader's size."""
+        return torch.cat(self.kept).split(self.batch_size)
+
+
+@torch.no_grad()
+def _images_per_second(model: nn.Module, batches: Sequence[Tensor]) -> float:
+    """Speed of the network on batches (B, 3, height, width) that lie on its device, once it is warm."""
+    model(batches[0])
+    started = _now(batches[0].device)
+    for pixel_values in batches:
+        model(pixel_values)
+    return sum(map(len, batches)) / (_now(batches[0].device) - started)
+
+
+def _now(device: torch.device) -> float:
+    """The time in seconds at which all that was asked of a device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def set_threshold(config: RideBfConfig, threshold: float, folder: Path | str) -> None:
+    """Makes `threshold` that of the model in `folder`. Raises ValueError unless that is a folder, and it 0 to 1."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"a threshold is a probability, 0 to 1, not {threshold}")
+    if not isinstance(folder, Path):
+        raise ValueError(f"the threshold of {folder}, on the Hub, cannot be set; hf download it, and name the folder")
+    config.router_threshold = threshold
+    config.save_pretrained(folder)
+    update_manifest(folder, "config.json")
 
 
 def draw(curve: list[dict[str, Any]], picture: Path) -> None:

@@ -21,6 +21,7 @@ from ride_bf.evaluation.plots import (
     styled,
 )
 from ride_bf.hub.run_files import SavedRun
+from ride_bf.runs.provenance import CORRECTION
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "model_card.md"
 # Metrics that the card's table and its metadata have, in this order, where they were measured.
@@ -70,6 +71,7 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         dataset=_dataset_title(saved.dataset),
         training=list(_training_facts(saved)),
         split=(saved.results or {}).get("split"),
+        measured_on=_dataset_title((saved.results or {}).get("dataset")),
         main_table=_main_table(saved),
         group_table=_group_table(saved),
         class_table=_class_table(saved),
@@ -139,7 +141,9 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
     counts, recipe, settings = saved.train_class_counts, saved.recipe, saved.settings
     if saved.dataset:
         images = f": {sum(counts):,} images, {max(counts):,} to {min(counts):,} a class" if counts else ""
-        yield "Data", f"{_dataset_title(saved.dataset)}, {saved.config.num_labels:,} classes{images}"
+        options = saved.data.options if saved.data else {}
+        told = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in options.items())
+        yield "Data", f"{_dataset_title(saved.dataset)}, {saved.config.num_labels:,} classes{images}{told}"
     if recipe:
         yield "Recipe", f"`{recipe['name']}`; every setting is in [`recipe.json`](recipe.json)"
         yield (
@@ -156,6 +160,9 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
         chosen = "balanced_accuracy" in saved.facts and saved.checkpoint.name == "best"
         rule = "chosen for its balanced accuracy on validation images" if chosen else "the last one saved"
         yield "Checkpoint", f"epoch {saved.facts['epoch']}{of}, {rule}"
+    if correction := saved.facts.get(CORRECTION):
+        method = correction["method"].replace("_", " ")
+        yield "Corrected after training", f"{method} of the classifiers, strength {correction['strength']:g}"
     yield from _environment(saved)
 
 

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, pipeline
 
+from data import BrokenImageError
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.evaluation.classify import ImageClassifier
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.hub.card import Example, Published, make_card, write_plots
 from ride_bf.hub.run_files import SavedRun
+from ride_bf.runs.checkpoints import FACTS
+from ride_bf.runs.models import load_model, load_processor
+from ride_bf.runs.provenance import DATA
 
 HUB_CARDS = Path(__file__).resolve().parent.parent.parent / "hub_cards"
 CLASS_COUNTS = "class_counts.json"
@@ -35,20 +39,20 @@ def export(
     """Fills the empty `folder` with a model's page.
 
     Weights, configuration, code and image processor; the card; results and their report, recipe and plots where there
-    are any; the training images of each class; the endpoint's handler and its requirements; `examples`, image files,
-    with what the model says about them. Unless `keep_batchformer`, the BatchFormer is left out, which takes no part in
-    predictions.
+    are any; what the model was trained on, and the training images of each class; the endpoint's handler and its
+    requirements; `examples`, image files, with what the model says about them. Unless `keep_batchformer`, the
+    BatchFormer is left out, which takes no part in predictions. No path of this machine is among all that.
     The same arguments give the same bytes.
 
     Raises ValueError for examples that are no images, RuntimeError if the exported model's logits are not the
     checkpoint's, and ModuleNotFoundError, naming what to install, if `onnx` needs an extra that is missing.
     """
-    model = RideBfForImageClassification.from_pretrained(saved.checkpoint).eval()
-    processor = AutoImageProcessor.from_pretrained(saved.checkpoint)
+    model = load_model(saved.checkpoint, dtype="auto").eval()
+    processor = load_processor(saved.checkpoint)
     images = _random_images(processor)
     exported = model
     if not keep_batchformer:
-        exported = RideBfForImageClassification.from_pretrained(saved.checkpoint, batchformer="none").eval()
+        exported = load_model(saved.checkpoint, dtype="auto", batchformer="none").eval()
     check_same_logits(model, exported, images)
     exported.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -61,6 +65,7 @@ def export(
         shutil.copyfile(HUB_CARDS / name, folder / name)
     contents: dict[str, Any] = {
         "recipe.json": saved.recipe,
+        FACTS: saved.facts | ({DATA: saved.data.without_place().as_dict()} if saved.data else {}),
         CLASS_COUNTS: {"train": saved.train_class_counts} if saved.train_class_counts else None,
         saved.results_name: saved.results and {"model": repo_id, **saved.results},
     }
@@ -108,13 +113,13 @@ def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example
     if repeated:
         raise ValueError(f"examples need names of their own; there are several called {', '.join(repeated)}")
     (folder / "examples").mkdir()
-    classify = pipeline("image-classification", model=str(folder), trust_remote_code=True)  # as those who find the page
+    classify = ImageClassifier(folder)
     shown = []
     for path in examples:
         try:
-            answers = classify(str(path), top_k=_TOP_K)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"the example {path} is no image that can be read: {error}") from error
+            answers = classify(path, _TOP_K)
+        except BrokenImageError as error:
+            raise ValueError(f"the example {error}; name another with --examples") from error
         shutil.copyfile(path, folder / "examples" / path.name)
         rounded = [{"label": answer["label"], "score": round(answer["score"], 6)} for answer in answers]
         shown.append(Example(f"examples/{path.name}", rounded))

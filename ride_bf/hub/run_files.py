@@ -11,7 +11,9 @@ from typing import Any
 
 from configuration_ride_bf import RideBfConfig
 from ride_bf.evaluation.results import RESULTS, read_results
-from ride_bf.runs.checkpoints import read_facts
+from ride_bf.runs.checkpoints import FACTS, read_facts
+from ride_bf.runs.models import find_model, loading_errors
+from ride_bf.runs.provenance import TrainingData, check_same_counts, data_of
 from ride_bf.runs.run_folder import ENVIRONMENT
 
 TEST_RESULTS = "test_results.json"  # in the run's folder, from the end of training
@@ -23,7 +25,8 @@ class SavedRun:
     """A checkpoint and what is known about it; empty or None is what is not.
 
     `recipe` and `settings` are `recipe.json` and `run.json`, `starts` the entries of `environment.json`, `epochs` the
-    lines of `metrics.jsonl` up to this checkpoint, `facts` its `checkpoint.json`. `results` has the keys that
+    lines of `metrics.jsonl` up to this checkpoint, `facts` its `checkpoint.json`, of which `data` is what the model was
+    trained on. `results` has the keys that
     `ride_bf.evaluation.results` describes, of which `metrics`, `dataset`, `split`, `class_names` and
     `train_class_counts` are always there; `results_name` is the file they are from. Paths of this machine are left out
     of `settings` and `results`.
@@ -32,6 +35,7 @@ class SavedRun:
     checkpoint: Path
     config: RideBfConfig
     facts: dict[str, Any] = field(default_factory=dict)
+    data: TrainingData | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     starts: list[dict[str, Any]] = field(default_factory=list)
@@ -46,9 +50,9 @@ class SavedRun:
     @property
     def train_class_counts(self) -> list[int] | None:
         """Training images of each class (C,)."""
-        if self.results is not None:
-            return self.results["train_class_counts"]
-        return self.facts.get("train_class_counts")
+        if self.data is not None:
+            return self.data.train_class_counts
+        return self.facts.get("train_class_counts") or (self.results or {}).get("train_class_counts")
 
     @property
     def is_evaluated(self) -> bool:
@@ -57,6 +61,9 @@ class SavedRun:
 
     @property
     def dataset(self) -> str | None:
+        """The name of the data set that the model was trained on."""
+        if self.data is not None:
+            return self.data.dataset
         return self.recipe.get("dataset") or (self.results or {}).get("dataset")
 
     @property
@@ -69,14 +76,17 @@ class SavedRun:
 def read_saved_run(folder: Path) -> SavedRun:
     """Reads a run's output folder, of which the checkpoint that was tested counts, or a checkpoint's own folder.
 
-    Raises ValueError, naming the file, for a folder without a model, a damaged file, and results of another model.
+    Raises ValueError, naming the file, for a folder without a model, a damaged file, and results of another model or of
+    other images than the checkpoint says.
     """
-    checkpoint = _find_checkpoint(folder)
+    checkpoint = find_model(folder)
+    if not isinstance(checkpoint, Path):
+        raise ValueError(f"{folder} is no folder; name a run's output folder, or a checkpoint in it such as best")
     run = checkpoint.parent if checkpoint.name in ("best", "last") else None
     run = run if run is not None and (run / "recipe.json").is_file() else None
-    config = RideBfConfig.from_pretrained(checkpoint)
-    with _naming(checkpoint / "checkpoint.json"):
-        facts = read_facts(checkpoint)
+    with loading_errors(checkpoint):
+        config = RideBfConfig.from_pretrained(checkpoint)
+    facts = read_facts(checkpoint)
     recipe = _read_json(run / "recipe.json", {}) if run else {}
     known: dict[str, Any] = {}
     if run:
@@ -93,16 +103,11 @@ def read_saved_run(folder: Path) -> SavedRun:
             ],
         }
     results_name, results = _read_results(checkpoint, run, recipe)
-    saved = SavedRun(checkpoint, config, facts, results=results, results_name=results_name, **known)
+    data = data_of(facts, checkpoint)
+    saved = SavedRun(checkpoint, config, facts, data, results=results, results_name=results_name, **known)
     _check_classes(saved)
+    _check_data(saved)
     return saved
-
-
-def _find_checkpoint(folder: Path) -> Path:
-    for candidate in (folder, folder / "best", folder / "last"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise ValueError(f"{folder} holds no model; name a run's output folder, or a checkpoint in it such as best")
 
 
 def _read_results(checkpoint: Path, run: Path | None, recipe: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
@@ -130,6 +135,31 @@ def _check_classes(saved: SavedRun) -> None:
     counts = saved.train_class_counts
     if counts is not None and len(counts) != saved.config.num_labels:
         raise ValueError(f"{saved.checkpoint} has {saved.config.num_labels} classes, its training counts {len(counts)}")
+
+
+def _check_data(saved: SavedRun) -> None:
+    """Raises ValueError, with both values, if the results contradict what the checkpoint says of its data."""
+    results, data = saved.results, saved.data
+    if results is None:
+        return
+    anew = f"Evaluate it anew: python -m ride_bf.evaluate --model {saved.checkpoint}"
+    if saved.train_class_counts is not None:
+        remedy = f"{saved.results_name} beside it"
+        check_same_counts(saved.checkpoint, saved.train_class_counts, results["train_class_counts"], remedy, anew)
+    if data is None or "images_digest" not in results:
+        return
+    trained_on = results.get("training_data", {}).get("digest", "")
+    pairs = [("the training images", data.splits["train"].digest, trained_on)]
+    if not results.get("other_images"):
+        split = results["split"]
+        known = data.splits[split].digest if split in data.splits else "none"
+        pairs.append((f"the {split} images", known, results["images_digest"]))
+    for images, known, measured in pairs:
+        if known != measured:
+            raise ValueError(
+                f"{saved.checkpoint}: {FACTS} and {saved.results_name} are of different data: the digest of {images} "
+                f"is {known} in one, {measured or 'missing'} in the other. {anew}"
+            )
 
 
 def _public(name: str, value: Any) -> Any:

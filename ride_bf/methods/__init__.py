@@ -1,1 +1,31 @@
-"""What the papers are about: losses, objectives, samplers, the BatchFormer's windows, the teacher."""
+"""What the papers are about: losses, objectives, samplers, the BatchFormer and its windows, the teacher.
+
+`from ride_bf.methods import BatchFormer, RideLoss, make_objective` gives the pieces for a loop of your own.
+"""
+
+from importlib import import_module
+from typing import Any
+
+# Name -> module; imported when asked for, since torch takes seconds.
+_PIECES = {
+    "BatchFormer": "batchformer",
+    "BatchFormerWindows": "windows",
+    "ClassificationObjective": "objectives",
+    "LDAMLoss": "losses",
+    "LogitAdjustedLoss": "losses",
+    "LongTailedSampler": "samplers",
+    "RideLoss": "losses",
+    "SharedClassifierObjective": "objectives",
+    "make_objective": "objectives",
+}
+__all__ = list(_PIECES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PIECES:
+        return getattr(import_module(f"{__name__}.{_PIECES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(_PIECES)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PIECES])

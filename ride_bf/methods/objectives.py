@@ -38,7 +38,7 @@ class SharedClassifierObjective(ClassificationObjective):
     """The criterion on both streams of a "shared_classifier" network.
 
     loss = criterion(raw stream) + batchformer_loss_weight * criterion(BatchFormer's stream), each with its own mean
-    logits. The paper's weight is 1.
+    logits. The paper's weight is 1. In evaluation, without gradients, there is the raw stream alone.
     """
 
     def __init__(self, criterion: nn.Module, batchformer_loss_weight: float = 1.0):
@@ -46,6 +46,8 @@ class SharedClassifierObjective(ClassificationObjective):
         self.batchformer_loss_weight = batchformer_loss_weight
 
     def streams(self, outputs) -> list[tuple[float, Tensor]]:
+        if outputs.batchformer_expert_logits is None and not torch.is_grad_enabled():
+            return super().streams(outputs)
         if outputs.batchformer_expert_logits is None:
             raise ValueError(
                 "outputs have no batchformer_expert_logits: this objective needs a network with "

@@ -1,19 +1,142 @@
 """The teacher of a distillation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from transformers import AutoModelForImageClassification, PreTrainedModel
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+from transformers import AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers.image_utils import PILImageResampling
+from transformers.modeling_outputs import ImageClassifierOutput
 
-from ride_bf.runs.models import check_classes, check_exists
+from ride_bf.runs.models import check_weights, class_names, find_model, load_processor, loading_errors
+
+# A colour in which the channels differ, and so do they from black and white
+_COLOUR = (40, 120, 200)
 
 
-def load_teacher(folder: str | Path, class_names: Sequence[str]) -> PreTrainedModel:
+class Teacher(nn.Module):
+    """An image classifier that sees the student's images as its own image processor shows images.
+
+    The student's pixels, with all their augmentation, are brought to the teacher's size and normalisation, on their
+    device. What the student's augmentation has cut out fills the teacher's picture: the processor's own cropping is for
+    whole images. If both processors make pixels of the same size and normalisation, the teacher gets the very pixels
+    that the student gets.
+
+    Args:
+        model: gives `logits` (B, C) for pixel values (B, 3, height, width).
+        processor: the teacher's image processor.
+        student_processor: the student's, of which the pixel values come.
+        order: for each class of the student its place among the teacher's logits (C,); None: the same order.
+        autocast: within which context the model runs, such as `Accelerator.autocast`.
+
+    Raises ValueError for an image processor that does more to colours than to scale and shift each channel.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: BaseImageProcessor,
+        student_processor: BaseImageProcessor,
+        order: Sequence[int] | None = None,
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        super().__init__()
+        self.model, self.autocast = model, autocast
+        size = (student_processor.crop_size["height"], student_processor.crop_size["width"])
+        student_black, student_white, _ = _shown(student_processor, size)
+        black, white, self.size = _shown(processor, size)
+        self.same_pixels = self.size == size and torch.equal(black, student_black) and torch.equal(white, student_white)
+        bicubic = getattr(processor, "resample", None) == PILImageResampling.BICUBIC
+        self.interpolation = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
+        for name, values in (
+            ("student_black", student_black),
+            ("student_white", student_white),
+            ("black", black),
+            ("white", white),
+        ):
+            self.register_buffer(name, values[:, None, None], persistent=False)
+        self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        """`logits` (B, C), in the student's order of classes, for the student's pixel values (B, 3, height, width)."""
+        with self.autocast():
+            logits = self.model(self.view(pixel_values)).logits
+        return ImageClassifierOutput(logits=logits if self.order is None else logits[:, self.order])
+
+    def view(self, pixel_values: Tensor) -> Tensor:
+        """The student's pixel values as the teacher is shown them (B, 3, own height, own width)."""
+        if self.same_pixels:
+            return pixel_values
+        shares = (pixel_values - self.student_black) / (self.student_white - self.student_black)  # 0: black, 1: white
+        if pixel_values.shape[-2:] != self.size:
+            shares = F.resize(shares, list(self.size), self.interpolation, antialias=True).clamp(0, 1)
+        return self.black + shares * (self.white - self.black)
+
+
+def _shown(processor: BaseImageProcessor, size: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """What an image processor makes of black and of white (3,), and the height and width of what it makes.
+
+    By asking it, with images of one colour and of a given height and width: image processors differ in what they call
+    their settings. Raises ValueError unless a third colour lies in between as it must.
+    """
+    made = []
+    for colour in ((0, 0, 0), (255, 255, 255), _COLOUR):
+        pixels = processor(Image.new("RGB", size[::-1], colour), return_tensors="pt")["pixel_values"][0]
+        made.append(pixels[:, pixels.shape[1] // 2, pixels.shape[2] // 2].float())
+    black, white, found = made
+    expected = black + torch.tensor(_COLOUR) / 255 * (white - black)
+    if (white == black).any() or not torch.allclose(found, expected, rtol=0, atol=1e-3 * (white - black).abs().max()):
+        raise ValueError(
+            f"{type(processor).__name__} does more to colours than to scale and shift each channel, which training "
+            "cannot repeat: choose another teacher"
+        )
+    return black, white, tuple(pixels.shape[1:])
+
+
+def load_teacher(
+    place: str | Path,
+    names: Sequence[str],
+    student_processor: BaseImageProcessor,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> Teacher:
     """An image classifier to learn from, of any kind that transformers loads; code that comes with it is run.
 
-    Raises ValueError if its classes are not `class_names`, in that order; unnamed ones are taken on trust.
+    `place` is a folder, of a run too, or a Hub id; `names` are the student's classes (C,). Raises ValueError, in one
+    line, for files that are missing or damaged, and unless the teacher knows the same classes. Their order does not
+    matter; a teacher whose classes have no names is taken to know them in the student's order.
     """
-    check_exists(folder)
-    teacher = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
-    check_classes(teacher, class_names, f"the teacher {folder}")
-    return teacher
+    place = find_model(place)
+    with loading_errors(place):
+        model, report = AutoModelForImageClassification.from_pretrained(
+            place,
+            dtype=torch.float32,  # as the student's; autocast is what makes it faster
+            trust_remote_code=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        check_weights(report)
+    order = class_order(model, names, f"the teacher {place}")
+    return Teacher(model.eval(), load_processor(place), student_processor, order, autocast)
+
+
+def class_order(model: PreTrainedModel, names: Sequence[str], who: str) -> list[int] | None:
+    """For each of `names` (C,) its place among a model's classes; None if the order is the same, or they have no names.
+
+    Raises ValueError, in which the model is called `who`, unless the classes are the same.
+    """
+    own = class_names(model.config)
+    if own is None and model.config.num_labels == len(names):
+        return None
+    if own is None or len(own) != len(names) or set(own) != set(names):
+        only_model = [name for name in own or [] if name not in set(names)][:3]
+        only_data = [name for name in names if name not in set(own or [])][:3]
+        raise ValueError(
+            f"{who} has {model.config.num_labels} classes, the data {len(names)}; only the model knows {only_model}, "
+            f"only the data {only_data}. It must know the same classes"
+        )
+    return None if own == list(names) else [own.index(name) for name in names]

@@ -30,6 +30,13 @@ RECIPE_OF_LOADER = {
     "ImbalanceCIFAR100DataLoader": "cifar100_lt_resnet32",
     "ImbalanceCIFAR10DataLoader": "cifar10_lt_resnet32",
 }
+# What their configurations give each loader as `data_dir`, seen from the folder in which their commands are called
+FOLDER_OF_LOADER = {
+    "ImageNetLTDataLoader": "data/ImageNet_LT",
+    "iNaturalistDataLoader": "data/iNaturalist18",
+    "ImbalanceCIFAR100DataLoader": "data",
+    "ImbalanceCIFAR10DataLoader": "data",
+}
 
 
 class ConversionError(ValueError):

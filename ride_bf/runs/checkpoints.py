@@ -19,7 +19,7 @@ LAST, BEST, OLDER = "last", "best", "checkpoints"
 TRAINING_STATE = "training_state"  # beside the model in a checkpoint from which training can go on
 _STATE_FILE = f"{TRAINING_STATE}/optimizer.bin"  # written by Accelerator.save_state
 _MANIFEST = "files.json"  # every file's length and checksum, written last
-_FACTS = "checkpoint.json"
+FACTS = "checkpoint.json"
 # What errors of torch and safetensors say if a file could not be written
 _WRITE_ERRORS = ("file write failed", "failed writing", "i/o error", "no space left", "os error")
 
@@ -196,7 +196,7 @@ def _write_model(path, accelerator, model, processor, facts) -> None:
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_pretrained(path)
         processor.save_pretrained(path)
-        (path / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        write_facts(path, facts)
 
 
 def _share_equal_file(one: Path, other: Path) -> None:
@@ -228,14 +228,39 @@ def _older_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `save_model` was told about the checkpoint in `folder`; empty if there is none."""
-    path = folder / _FACTS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What `save_model` was told about the checkpoint in `folder`; empty if there is none.
+
+    Raises ValueError, naming the file, if it is damaged.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is damaged: it holds no names and values")
+    return facts
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Writes what `read_facts` reads."""
+    (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def update_manifest(folder: Path, name: str) -> None:
+    """Takes a file of a checkpoint that was changed on purpose, such as config.json, for whole from now on."""
+    path = folder / _MANIFEST
+    if path.is_file():
+        changed = folder / name
+        entries = {**json.loads(path.read_text()), name: [changed.stat().st_size, _checksum(changed)]}
+        path.write_text(json.dumps(entries, indent=1) + "\n")
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether `folder` is one that a run wrote, whole or damaged."""
-    return any((folder / name).is_file() for name in (_MANIFEST, _FACTS))
+    return any((folder / name).is_file() for name in (_MANIFEST, FACTS))
 
 
 def is_training_state(folder: Path) -> bool:

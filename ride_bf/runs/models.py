@@ -1,43 +1,168 @@
 """Saved models, by folder or Hub id."""
 
-from collections.abc import Sequence
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from configuration_ride_bf import RideBfConfig
+from data.hub_ids import is_hub_id
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.runs.checkpoints import BEST, LAST, damage, is_checkpoint
+
+# What transformers, torch and safetensors raise for files that are missing, damaged or of another model, and for
+# packages that a model needs
+_LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, EOFError, LookupError, TypeError, ImportError),
+    *(SafetensorError, pickle.UnpicklingError, StrictDataclassError),
+)
 
 
 def check_exists(folder: str | Path) -> None:
-    """Raises ValueError for what can only be a folder, not an id on the Hub, and is not there."""
-    looks_local = Path(folder).is_absolute() or str(folder).startswith(".") or len(Path(folder).parts) > 2
-    if looks_local and not Path(folder).is_dir():
-        raise ValueError(f"{folder} does not exist, or is no folder")
+    """Raises ValueError for what is neither a folder on this machine nor an id that the Hub accepts."""
+    if Path(folder).is_file():
+        raise ValueError(f"{folder} is a file; name the folder of a saved model")
+    if not Path(folder).is_dir() and not is_hub_id(folder):
+        raise ValueError(f"{folder} does not exist, and the Hub accepts no such id; name a folder or USER/NAME")
 
 
-def load_model(folder: str | Path) -> RideBfForImageClassification:
-    """A saved model of ours, by folder or Hub id; code that comes with it is not run. Raises as `check_exists`.
+def find_model(place: str | Path) -> Path | str:
+    """The folder of a saved model: of a run's output folder the checkpoint `best`, or `last` if there is no `best`.
 
-    Its layout is that of training, so that an image's logits are the same to the last bit.
+    What is no folder is returned as an id on the Hub. Raises ValueError for a folder without a model, and as
+    `check_exists`.
     """
-    check_exists(folder)
-    return to_fast_layout(RideBfForImageClassification.from_pretrained(folder))
+    check_exists(place)
+    folder = Path(place)
+    if not folder.is_dir():
+        return str(place)
+    for candidate in (folder, folder / BEST, folder / LAST):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise ValueError(
+        f"{folder} holds no model: there is no config.json. Name a run's output folder, or a checkpoint in it such as "
+        "best"
+    )
 
 
-def check_classes(model: PreTrainedModel, class_names: Sequence[str], who: str) -> None:
-    """Raises ValueError if a model's classes are not `class_names`, in that order; unnamed ones are taken on trust.
+def results_folder(model: Path | str) -> Path:
+    """Where what is measured of a model goes: beside it, or into outputs/NAME for a model from the Hub."""
+    return model if isinstance(model, Path) else Path("outputs") / model.replace("/", "_")
+
+
+def load_model(
+    place: str | Path, dtype: torch.dtype | str = torch.float32, **options: Any
+) -> RideBfForImageClassification:
+    """A saved model of ours by the folder of a checkpoint or a run, or by Hub id.
+
+    Code that comes with the model is not run. Its layout is that of training, so that an image's logits are the same
+    to the last bit. `dtype` "auto" is that of the file; `options` override its configuration's. Raises ValueError, in
+    one line, for files that are missing, damaged or of another kind of model.
+    """
+    place = find_model(place)
+    with loading_errors(place):
+        config, _ = RideBfConfig.get_config_dict(place)
+        if not isinstance(config, dict) or config.get("model_type") != RideBfConfig.model_type:
+            kind = config.get("model_type") if isinstance(config, dict) else None
+            raise ValueError(f"its config.json is of a {kind or 'nameless'} model, not of a {RideBfConfig.model_type}")
+        # By itself transformers only warns of weights that are missing, and draws them at random.
+        model, report = RideBfForImageClassification.from_pretrained(
+            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        check_weights(report, leftovers=True)
+    return to_fast_layout(model)
+
+
+def check_weights(report: dict, leftovers: bool = False) -> None:
+    """Raises ValueError if weights are missing or of another shape, from the loading info of `from_pretrained`.
+
+    `leftovers`: also if there are more weights than the network has.
+    """
+    wrong = [
+        ("are missing", sorted(report["missing_keys"])),
+        ("have another shape", sorted(str(key[0]) for key in report["mismatched_keys"])),
+        ("are left over", sorted(report["unexpected_keys"]) if leftovers else []),
+    ]
+    problems = [
+        f"{len(names)} weights {what}, such as {names[0]}" if len(names) > 1 else f"the weights {names[0]} {what}"
+        for what, names in wrong
+        if names
+    ]
+    if problems:
+        raise ValueError(f"weights and config.json are of different networks: {'; '.join(problems)}")
+
+
+def load_processor(place: str | Path) -> BaseImageProcessor:
+    """The image processor that is saved beside a model. Raises ValueError if there is none or it is damaged."""
+    place = find_model(place)
+    with loading_errors(place):
+        return AutoImageProcessor.from_pretrained(place)
+
+
+@contextmanager
+def loading_errors(place: Path | str) -> Iterator[None]:
+    """Turns errors of loading a model into a ValueError of one line, with the file that is wrong and a remedy."""
+    try:
+        yield
+    except _LOADING_ERRORS as error:
+        reason, remedy = _one_line(error), "Copy it anew, or name another checkpoint"
+        if not isinstance(place, Path):
+            remedy = f"Is that the model's id, and the Hub to be reached? Anew: hf download {place} --force-download"
+        elif not isinstance(error, (ValueError, ImportError, StrictDataclassError)):  # those say what is wrong
+            reason = _damaged_file(place) or reason
+        raise ValueError(f"{place} cannot be loaded: {reason}. {remedy}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, StrictDataclassError):
+        error = error.__cause__ or error  # the outer error names the validator only
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _damaged_file(folder: Path) -> str | None:
+    """Which of a model's files is damaged, and how; None if none is found to be."""
+    if is_checkpoint(folder) and (problem := damage(folder)) and "cannot be read" not in problem:
+        return problem
+    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+        with path.open("rb") as file:
+            if file.read(16) == b"version https://":
+                return f"{path.name} is a Git LFS pointer, not the file itself, which git lfs pull brings"
+        try:
+            if path.suffix == ".bin":
+                torch.load(path, map_location="cpu", weights_only=True)
+            else:
+                with safe_open(path, "pt"):
+                    pass
+        except Exception as error:  # whatever it is, this is the file
+            return f"{path.name} ({path.stat().st_size:,} bytes) is cut off or damaged ({_one_line(error)})"
+    return None
+
+
+def class_names(config: PreTrainedConfig) -> list[str] | None:
+    """The names of a model's classes (C,), in the order of its logits; None if they are those of transformers."""
+    names = [str(config.id2label.get(label, f"LABEL_{label}")) for label in range(config.num_labels)]
+    return None if names == [f"LABEL_{label}" for label in range(len(names))] else names
+
+
+def check_classes(model: PreTrainedModel, names: Sequence[str], who: str) -> None:
+    """Raises ValueError if a model's classes are not `names`, in that order; unnamed ones are taken on trust.
 
     `who` is what the error calls the model.
     """
-    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
-    unnamed = names == [f"LABEL_{label}" for label in range(len(names))]
-    if len(names) != len(class_names) or not (unnamed or names == list(class_names)):
-        differing = [pair for pair in zip(names, class_names, strict=False) if pair[0] != pair[1]][:3]
+    own = class_names(model.config)
+    if model.config.num_labels != len(names) or (own is not None and own != list(names)):
+        differing = [pair for pair in zip(own or [], names, strict=False) if pair[0] != pair[1]][:3]
         raise ValueError(
-            f"{who} has {len(names)} classes, the data {len(class_names)}; the first that differ, the model's and the "
-            f"data's: {differing}. It must know the same classes in the same order"
+            f"{who} has {model.config.num_labels} classes, the data {len(names)}; the first that differ, the model's "
+            f"and the data's: {differing}. It must know the same classes in the same order"
         )
 
 

@@ -38,8 +38,10 @@ from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import TRAINING_STATE
 from ride_bf.runs.environment import check_precision
 from ride_bf.runs.models import to_fast_layout
+from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import BROKEN_IMAGES, TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
+from ride_bf.training.batch_norm import check_batch_norm
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
@@ -47,7 +49,7 @@ from ride_bf.training.freezing import train_only
 from ride_bf.training.optimizer import make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
-from ride_bf.training.start_weights import initialise_from
+from ride_bf.training.start_weights import check_frozen_classes, initialise_from
 from ride_bf.training.tracking import check_tracker, start_tracker
 
 
@@ -61,6 +63,7 @@ class TrainingParts:
         folder: where results go.
         loaders: one for each split; "validation" only if there is such a split.
         processor: the image processor that is saved beside the model.
+        data: what is trained on, as the run's checkpoints say it.
         class_names, class_counts: (C,) of the training split.
         model: the network, prepared for the accelerator's processes.
         weights: the average of its weights, or the network itself; what is evaluated and saved.
@@ -78,6 +81,7 @@ class TrainingParts:
     folder: RunFolder
     loaders: dict[str, FinishedBatches]
     processor: BitImageProcessor
+    data: TrainingData
     class_names: list[str]
     class_counts: list[int]
     model: nn.Module
@@ -105,13 +109,14 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     with accelerator.main_process_first():  # the others find the cache of the first
         splits = load_long_tailed(recipe.dataset, **run.data_options())
     check_effect_of_options(run, splits)
-    counts = class_counts(splits["train"])
-    names = splits["train"].features["label"].names
+    data = describe_data(splits, recipe.dataset, **run.data_options())
+    counts, names = data.train_class_counts, data.class_names
     processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
     loaders = make_loaders(splits, processor, run, recipe, accelerator)
     set_seed(run.seed)
-    model = make_model(names, run, recipe)
-    teacher = None if run.teacher is None else load_teacher(run.teacher, names)
+    model = make_model(names, run, recipe, accelerator)
+    check_batch_norm(model, recipe, len(splits["train"]) * recipe.passes_per_epoch, accelerator.num_processes)
+    teacher = None if run.teacher is None else load_teacher(run.teacher, names, processor, accelerator.autocast)
     objective = to_fast_layout(make_objective(recipe, counts, teacher)).to(accelerator.device)
     optimizer = make_optimizer(model, recipe)
     describe(run, recipe, model, counts, splits, accelerator)
@@ -147,6 +152,8 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     # The schedule counts epochs. Were it prepared, Accelerate would step it once for every process.
     accelerator.register_for_checkpointing(schedule, progress, weights)
     if folder.checkpoint is not None:
+        if (before := read_data(folder.checkpoint)) is not None:
+            check_same_data(folder.checkpoint, before, data)
         accelerator.load_state(str(folder.checkpoint / TRAINING_STATE))
         statistics.restore(progress.running_statistics)
         accelerator.print(
@@ -169,6 +176,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         "folder": folder,
         "loaders": loaders,
         "processor": processor,
+        "data": data,
         "class_names": names,
         "class_counts": counts,
         "model": model,
@@ -232,12 +240,16 @@ def make_clipping(accelerator: Accelerator, model: nn.Module, max_norm: float) -
     return clip if max_norm > 0 else lambda: None
 
 
-def make_model(names: list[str], run: RunArguments, recipe: TrainingRecipe) -> RideBfForImageClassification:
+def make_model(
+    names: list[str], run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
+) -> RideBfForImageClassification:
     """The recipe's network, from the weights of another if the run says so, with all but what is to learn frozen."""
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     model = RideBfForImageClassification(recipe.config(**labels))
     if run.init_from is not None:
-        initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
+        started = initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
+        check_frozen_classes(started, recipe)
+        accelerator.print(started)
     train_only(model, recipe.train_only)
     set_batchformer_window(model, recipe.batchformer_window)
     return to_fast_layout(model)

@@ -1,21 +1,59 @@
 """The weights that a run starts from: those of another model."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.runs.models import load_model
+from ride_bf.recipes import TrainingRecipe
+from ride_bf.runs.models import class_names, load_model
 from ride_bf.training.freezing import TRAINABLE_PARTS
 
+_SHOWN = 5  # names in a message
 
-def initialise_from(model: RideBfForImageClassification, folder: str | Path, new_parts: Collection[str] = ()) -> None:
+
+@dataclass(frozen=True)
+class StartedFrom:
+    """What `initialise_from` did.
+
+    Attributes:
+        place: the saved model.
+        rule: "name" if its classes were found by their names, "place" if it has none and their number is the same, and
+            "none" if no class could be found.
+        copied: classes whose weights were copied, in every expert's classifier.
+        new: names of the classes that start anew.
+    """
+
+    place: str
+    rule: str
+    copied: int
+    new: list[str]
+
+    def __str__(self) -> str:
+        how = {
+            "name": "by their names",
+            "place": "by their place, as its classes have no names",
+            "none": "as its classes have no names, and are of another number",
+        }
+        shown = ", ".join(self.new[:_SHOWN]) + (", ..." if len(self.new) > _SHOWN else "")
+        new = f"; {len(self.new)} start anew: {shown}" if self.new else ""
+        total = self.copied + len(self.new)
+        return f"Started from {self.place}: {self.copied} of {total} classes were copied {how[self.rule]}{new}"
+
+
+def initialise_from(
+    model: RideBfForImageClassification, place: str | Path, new_parts: Collection[str] = ()
+) -> StartedFrom:
     """Copies the weights of a saved model into `model`.
 
-    What only the saved model has (a BatchFormer, say) is left out. `new_parts`, keys of `TRAINABLE_PARTS`, keep their
-    initialisation, and so do the classifiers if the saved model's are of another number of classes. Raises ValueError
-    listing anything else that does not fit.
+    What only the saved model has (a BatchFormer, say) is left out. A class's weights are copied from the class of the
+    same name, wherever it stands there; a class that is new keeps its initialisation. `new_parts`, keys of
+    `TRAINABLE_PARTS`, keep theirs altogether. Raises ValueError listing anything else that does not fit, and in one
+    line for files that are missing, damaged or of another kind of model.
     """
-    start = load_model(folder)
+    start = load_model(place)
     options = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_experts")
     options += ("num_shared_stages", "classifier")
     differing = [
@@ -24,14 +62,16 @@ def initialise_from(model: RideBfForImageClassification, folder: str | Path, new
         if getattr(start.config, name) != getattr(model.config, name)
     ]
     if differing:
-        raise ValueError(f"{folder} is another network: {'; '.join(differing)}. Pass the options it was trained with")
-    saved = start.state_dict()
-    other_classes = saved["classifiers.0.weight"].shape[0] != model.config.num_labels
-    new_parts = {*new_parts, "classifiers"} if other_classes else new_parts
+        raise ValueError(f"{place} is another network: {'; '.join(differing)}. Pass the options it was trained with")
+    saved, own = start.state_dict(), model.state_dict()
+    rule, here, there = _same_classes(model, start)
+    for name in own:
+        if name.startswith("classifiers.") and name in saved:  # weight (C, D) or bias (C,) of an expert's classifier
+            moved = own[name].clone()
+            moved[here] = saved[name][there].to(moved)
+            saved[name] = moved
     prefixes = tuple(prefix for part in new_parts for prefix in TRAINABLE_PARTS[part])
-    wanted = {
-        name: tensor for name, tensor in model.state_dict().items() if not (prefixes and name.startswith(prefixes))
-    }
+    wanted = {name: tensor for name, tensor in own.items() if not (prefixes and name.startswith(prefixes))}
     problems = [f"{name} is missing" for name in wanted if name not in saved]
     problems += [
         f"{name} is {tuple(saved[name].shape)} there, {tuple(tensor.shape)} here"
@@ -40,5 +80,32 @@ def initialise_from(model: RideBfForImageClassification, folder: str | Path, new
     ]
     if problems:
         shown = "; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"{folder} is another network: {shown}")
+        raise ValueError(f"{place} is another network: {shown}")
     model.load_state_dict({name: saved[name] for name in wanted}, strict=False)
+    copied = set() if "classifiers" in new_parts else set(here.tolist())
+    names = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
+    return StartedFrom(str(place), rule, len(copied), [name for label, name in enumerate(names) if label not in copied])
+
+
+def check_frozen_classes(started: StartedFrom, recipe: TrainingRecipe) -> None:
+    """Raises ValueError if classes start anew whose weights the recipe does not train, or only the length of which."""
+    if started.new and recipe.train_only in ("router", "class_scales"):
+        raise ValueError(
+            f"train_only {recipe.train_only!r} needs a model that knows all classes, but {started.place} does not know "
+            f"{len(started.new)} of them, such as {started.new[0]}"
+        )
+
+
+def _same_classes(
+    model: RideBfForImageClassification, start: RideBfForImageClassification
+) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """The rule that found them, and the labels of the same classes in `model` and in `start`, two (K,)."""
+    here, there = class_names(model.config), class_names(start.config)
+    if here is None or there is None:
+        same = start.config.num_labels == model.config.num_labels
+        every = torch.arange(model.config.num_labels if same else 0)
+        return ("place" if same else "none"), every, every
+    only_one = {name: label for label, name in enumerate(there) if there.count(name) == 1}
+    pairs = [(label, only_one[name]) for label, name in enumerate(here) if name in only_one]
+    labels = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+    return "name", labels[:, 0], labels[:, 1]

@@ -1,0 +1,47 @@
+"""What a saved model says about image files, which are read as in training and evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from data import EvaluationBatch, evaluation_transform, read_image
+from ride_bf.runs.models import to_fast_layout
+
+
+class ImageClassifier:
+    """A saved model of any code, with its image processor.
+
+    Args:
+        place: folder of a checkpoint, or a model's id on the Hub. The code that comes with the model is run.
+    """
+
+    def __init__(self, place: str | Path):
+        self.processor = AutoImageProcessor.from_pretrained(place)
+        model = AutoModelForImageClassification.from_pretrained(place, trust_remote_code=True)
+        self.model = to_fast_layout(model).eval()
+        self.resize_and_crop = evaluation_transform(self.processor).prepare
+        self.normalise = EvaluationBatch.of_processor(self.processor)
+
+    def pixel_values(self, image: str | Path | bytes) -> Tensor:
+        """The pixels (1, 3, height, width) of an image file, or of its content, as evaluation has them.
+
+        Raises BrokenImageError, naming the file, for one that cannot be read.
+        """
+        content = image if isinstance(image, bytes) else None
+        stored = {"bytes": content, "path": None if content is not None else str(image)}
+        pixels = self.resize_and_crop(read_image(stored))
+        return self.normalise({"pixel_values": pixels[None]})["pixel_values"]
+
+    @torch.inference_mode()
+    def __call__(self, image: str | Path | bytes, top_k: int) -> list[dict[str, Any]]:
+        """The likeliest classes, best first: `label`, its name, and `score`, its probability.
+
+        Raises BrokenImageError, naming the file, for one that cannot be read.
+        """
+        probabilities = self.model(self.pixel_values(image).to(self.model.dtype)).logits[0].float().softmax(dim=0)
+        scores, labels = probabilities.topk(min(top_k, len(probabilities)))
+        pairs = zip(labels.tolist(), scores.tolist(), strict=True)
+        return [{"label": self.model.config.id2label[label], "score": score} for label, score in pairs]

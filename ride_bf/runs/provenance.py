@@ -1,0 +1,322 @@
+"""What a model was trained on: its checkpoint says it, and what comes after training reads it there.
+
+`checkpoint.json` has it under the key `DATA`. `describe_data` makes it when a run starts, `load_splits_of` loads the
+data of a checkpoint again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from data import CUSTOM, ImageStream, class_counts, load_long_tailed
+from data.digest import images_digest
+from ride_bf.runs.checkpoints import FACTS, read_facts
+from ride_bf.runs.models import find_model
+
+DATA = "data"
+CORRECTION = "correction"  # of the classifiers after training, by ride_bf.decouple: its method and strength
+Splits = DatasetDict | dict[str, ImageStream]
+
+
+class OtherDataError(ValueError):
+    """The data are not those that a model was trained on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitData:
+    """A split: how many images it has, and what `data.digest.images_digest` says of them."""
+
+    images: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a model was trained on, and what lay beside it for validation and test.
+
+    Attributes:
+        dataset: the name of the data set, as `data.load_long_tailed` has it.
+        data_dir: where it was: an absolute path, an id on the Hub, or None for the benchmark's usual place.
+        options: what else `data.load_long_tailed` was given, such as {"validation_fraction": 0.1}.
+        class_names: (C,), in the order of the labels.
+        train_class_counts: (C,), training images of each class.
+        splits: "train", "test" and, where there is one, "validation".
+    """
+
+    dataset: str
+    data_dir: str | None
+    options: dict[str, Any]
+    class_names: list[str]
+    train_class_counts: list[int]
+    splits: dict[str, SplitData]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it is written in `checkpoint.json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "TrainingData":
+        """What `as_dict` gave. Raises TypeError or KeyError for anything else."""
+        splits = {name: SplitData(**split) for name, split in content["splits"].items()}
+        return cls(**{**content, "splits": splits})
+
+    def without_place(self) -> "TrainingData":
+        """The same without a path of this machine, to be published. An id on the Hub stays."""
+        return replace(self, data_dir=None) if _is_local(self.data_dir) else self
+
+
+def describe_data(splits: Splits, dataset: str, data_dir: str | Path | None = None, **options: Any) -> TrainingData:
+    """What `data.load_long_tailed(dataset, data_dir, **options)` has returned; options of None were not given."""
+    if data_dir is not None:
+        data_dir = str(Path(data_dir).resolve() if Path(data_dir).exists() else data_dir)
+    return TrainingData(
+        dataset=dataset,
+        data_dir=data_dir,
+        options=_given(options),
+        class_names=list(splits["train"].features["label"].names),
+        train_class_counts=class_counts(splits["train"]),
+        splits={name: SplitData(images=len(split), digest=images_digest(split)) for name, split in splits.items()},
+    )
+
+
+def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
+    """What the `checkpoint.json` of a model says, by the folder of a checkpoint or a run, or by Hub id.
+
+    Empty if there is none, as beside converted and older models. Raises ValueError if it is damaged, or if the Hub
+    cannot be asked.
+    """
+    found = find_model(place)
+    if isinstance(found, Path):
+        return read_facts(found)
+    try:
+        return read_facts(Path(hf_hub_download(found, FACTS)).parent)
+    except LocalEntryNotFoundError as error:
+        raise ValueError(
+            f"what {found} was trained on cannot be read: its {FACTS} has not been downloaded, and the Hub cannot be "
+            f"reached. Download it once: hf download {found} {FACTS}"
+        ) from error
+    except EntryNotFoundError:
+        return {}
+
+
+def read_data(place: str | Path) -> TrainingData | None:
+    """What a model was trained on; None if its checkpoint does not say. Raises as `read_checkpoint_facts`."""
+    return data_of(read_checkpoint_facts(place), place)
+
+
+def data_of(facts: Mapping[str, Any], place: str | Path) -> TrainingData | None:
+    """What the facts of a checkpoint at `place` say of its data. Raises ValueError if they are damaged."""
+    if DATA not in facts:
+        return None
+    try:
+        return TrainingData.from_dict(facts[DATA])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{place}: the entry {DATA!r} of {FACTS} is damaged: {error!r}") from error
+
+
+def load_splits_of(
+    place: str | Path, *, dataset: str | None = None, data_dir: str | Path | None = None, **options: Any
+) -> tuple[Splits, TrainingData]:
+    """The data that a model was trained on, loaded as they were then, and what is known about them.
+
+    `place` is the folder of a checkpoint or a run, or a Hub id. Nothing else needs to be given. What is given must be
+    what the checkpoint says, but for `data_dir`: the data may have been moved, if they are the same images.
+
+    Raises OtherDataError, with both values, if an option or the images are not those of training; ValueError if the
+    checkpoint does not say what it was trained on and `dataset` is not given; and what `data.load_long_tailed` raises.
+    """
+    facts = read_checkpoint_facts(place)
+    data = data_of(facts, place)
+    options = _given(options)
+    if data is None:
+        return _load_as_told(place, facts.get("train_class_counts"), dataset, data_dir, options)
+    said = {"dataset": data.dataset, **data.options}
+    for name, value in {"dataset": dataset or data.dataset, **options}.items():
+        if name in said and said[name] != value:
+            raise OtherDataError(
+                f"{place} was trained with --{name} {said[name]}, not {value}. Leave --{name} out: the checkpoint "
+                "knows its data"
+            )
+    where = data.data_dir if data_dir is None else data_dir
+    if data_dir is None and _is_local(where) and not Path(where).exists() and data.dataset != CUSTOM:
+        where = None  # the checkpoint comes from another machine: perhaps a benchmark is in its usual place
+    try:
+        splits = load_long_tailed(data.dataset, where, **{**data.options, **options})
+    except FileNotFoundError as error:
+        if data.data_dir is None or data_dir is not None:
+            raise
+        raise FileNotFoundError(
+            f"{place} was trained on the data in {data.data_dir}, which are not there: {error}. If they have been "
+            "moved, name their place with --data_dir"
+        ) from error
+    new = {name: value for name, value in options.items() if name not in said}
+    check_same_data(place, data, describe_data(splits, data.dataset, where, **data.options), new)
+    return splits, data
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """A split to evaluate a model on, and where it comes from.
+
+    Attributes:
+        split: the images.
+        split_name: "test" or "validation".
+        dataset, options: what it was loaded with.
+        digest: `data.digest.images_digest` of it.
+        other_images: whether it is of another data set than the model was trained on.
+        trained_on: what the model was trained on; None if its checkpoint does not say.
+        class_names: (C,).
+        train_class_counts: (C,), training images of each class, of those that the model was trained on.
+    """
+
+    split: Dataset | ImageStream
+    split_name: str
+    dataset: str
+    options: dict[str, Any]
+    digest: str
+    other_images: bool
+    trained_on: TrainingData | None
+    class_names: list[str]
+    train_class_counts: list[int]
+
+    def facts(self) -> dict[str, Any]:
+        """The keys of `results.json` that say which images were evaluated, and what the model was trained on."""
+        facts: dict[str, Any] = {
+            "dataset": self.dataset,
+            "split": self.split_name,
+            "dataset_options": self.options,
+            "images_digest": self.digest,
+            "other_images": self.other_images,
+        }
+        if self.trained_on is not None:
+            train = self.trained_on.splits["train"]
+            names = {"dataset": self.trained_on.dataset, "options": self.trained_on.options}
+            facts["training_data"] = {**names, "images": train.images, "digest": train.digest}
+        return facts
+
+
+def load_data_to_evaluate(
+    place: str | Path, split: str = "test", other_images: bool = False, **given: Any
+) -> EvaluationData:
+    """A split of the data that a model was trained on, as `load_splits_of` has them.
+
+    With `other_images` it is of another data set, the one that the options `given` name; its name and its place, but no
+    other option, are those of training if they are not given. Raises ValueError if its classes are not those of
+    training.
+    """
+    known = read_data(place)
+    if other_images:
+        dataset, options, splits = _load_other(place, known, **given)
+    else:
+        try:
+            splits, data = load_splits_of(place, **given)
+        except OtherDataError as error:
+            raise OtherDataError(
+                f"{error}. To evaluate it on other images of the same classes, pass --other_images"
+            ) from error
+        dataset, options = data.dataset, data.options
+    if split not in splits:
+        raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(splits)}, by --split")
+    here = splits["train"]
+    return EvaluationData(
+        split=splits[split],
+        split_name=split,
+        dataset=dataset,
+        options=options,
+        digest=images_digest(splits[split]) if other_images else data.splits[split].digest,
+        other_images=other_images,
+        trained_on=known,
+        class_names=list(here.features["label"].names),
+        train_class_counts=class_counts(here) if known is None else known.train_class_counts,
+    )
+
+
+def _load_other(place: str | Path, known: TrainingData | None, **given: Any) -> tuple[str, dict[str, Any], Splits]:
+    if known is None:
+        raise ValueError(
+            f"{place} does not say how many training images its classes have; without that it can be evaluated only on "
+            "the data set that it was trained on, named with --dataset"
+        )
+    given = _given(given)
+    if not given:
+        raise ValueError("--other_images needs the --dataset, the --data_dir or another data option of these images")
+    dataset = given.pop("dataset", known.dataset)
+    data_dir = given.pop("data_dir", known.data_dir if dataset == known.dataset else None)
+    splits = load_long_tailed(dataset, data_dir, **given)
+    names = list(splits["train"].features["label"].names)
+    if names != known.class_names:
+        raise ValueError(f"{place} was trained on other classes: {_differing(known.class_names, names)}")
+    return dataset, given, splits
+
+
+def check_same_data(
+    place: str | Path, data: TrainingData, here: TrainingData, given: Mapping[str, Any] | None = None
+) -> None:
+    """Raises OtherDataError, saying what is different, unless the data `here` are those of a model at `place`.
+
+    `given` are options that training did not have, for the message.
+    """
+    problems = []
+    if here.class_names != data.class_names:
+        problems.append(_differing(data.class_names, here.class_names))
+    nothing = SplitData(images=0, digest="")
+    for name in dict.fromkeys((*data.splits, *here.splits)):
+        then, now = data.splits.get(name, nothing), here.splits.get(name, nothing)
+        if then.images != now.images:
+            problems.append(f"{name} had {then.images:,} images in training and has {now.images:,} here")
+        elif then.digest != now.digest:
+            problems.append(
+                f"{name} has {now.images:,} images as in training, but others, or in another order (digest "
+                f"{then.digest[:8]} in training, {now.digest[:8]} here)"
+            )
+    if problems:
+        hint = "".join(f", with --{name} {value} that training was not given" for name, value in (given or {}).items())
+        raise OtherDataError(
+            f"the data in {here.data_dir or 'their usual place'} are not those that {place} was trained on{hint}: "
+            f"{'; '.join(problems)}"
+        )
+
+
+def check_same_counts(place: str | Path, known: Sequence[int], here: Sequence[int], where: str, remedy: str) -> None:
+    """Raises OtherDataError unless `here`, the counts (C,) that `where` has, are those that a model was trained on."""
+    if list(known) != list(here):
+        raise OtherDataError(
+            f"{place} was trained on {sum(known):,} images, {max(known, default=0):,} in the largest class; {where} "
+            f"has {sum(here):,}, {max(here, default=0):,} in the largest. {remedy}"
+        )
+
+
+def _load_as_told(
+    place: str | Path, known: Sequence[int] | None, dataset: str | None, data_dir, options: dict[str, Any]
+) -> tuple[Splits, TrainingData]:
+    """For a checkpoint that does not know its data, but perhaps the training images of each class, `known` (C,)."""
+    if dataset is None:
+        raise ValueError(
+            f"{place} does not say what it was trained on: name the data set with --dataset, and give --data_dir, "
+            "--validation_fraction and so on as in training"
+        )
+    splits = load_long_tailed(dataset, data_dir, **options)
+    data = describe_data(splits, dataset, data_dir, **options)
+    if known is not None:
+        remedy = "Give --data_dir, --validation_fraction and so on as in training"
+        check_same_counts(place, known, data.train_class_counts, f"{dataset} with these options", remedy)
+    return splits, data
+
+
+def _differing(then: Sequence[str], now: Sequence[str]) -> str:
+    pairs = [pair for pair in zip(then, now, strict=False) if pair[0] != pair[1]][:3]
+    return f"{len(then)} classes in training, {len(now)} here; the first that differ: {pairs}"
+
+
+def _is_local(data_dir: str | None) -> bool:
+    """Whether a place as `describe_data` writes it is a path, not an id on the Hub."""
+    return data_dir is not None and Path(data_dir).is_absolute()
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
