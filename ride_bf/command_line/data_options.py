@@ -7,7 +7,7 @@ from data.sets import DATA_SETS, data_options, with_option
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `data.load_long_tailed`; `given_data_options` reads them."""
+    """Adds the options of `data.load_long_tailed`, none of which is required; `given_data_options` reads them."""
     group = parser.add_argument_group(
         "data",
         "A checkpoint knows the data that it was trained on, so that none of these is needed. They are for models that "
