@@ -308,6 +308,17 @@ def test_a_wrong_place_is_explained(tmp_path, case):
         assert message in str(info.value), info.value
 
 
+@pytest.mark.parametrize("options", [{"image_column": "file"}, {"label_column": "image"}])
+def test_columns_are_refused_where_there_are_none(tmp_path, options):
+    folder = folder_with(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg", "train/b/2.jpg")
+    (name, value) = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"{folder} has no columns, so --{name} {value} would do nothing"):
+        custom(folder, **options)
+    (folder / "train.txt").write_text("train/a/1.jpg 0\ntrain/a/2.jpg 0\ntrain/b/1.jpg 1\ntrain/b/2.jpg 1\n")
+    with pytest.raises(ValueError, match=f"{folder}/train.txt has no columns, so --{name} {value} would do nothing"):
+        custom(folder, **options)
+
+
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     def walk(top, followlinks, onerror):
         onerror(PermissionError(13, "Permission denied", f"{top}/a"))

@@ -3,29 +3,31 @@
 import argparse
 from typing import Any
 
-_OPTIONS: dict[str, tuple[type, str]] = {
-    "dataset": (str, "name of the data set"),
-    "data_dir": (str, "where the data are now, if they have been moved"),
-    "validation_fraction": (float, "share of the training images held out for validation"),
-    "imbalance_factor": (float, "of CIFAR"),
-    "imbalance_type": (str, "of CIFAR"),
-    "image_column": (str, "of one's own table"),
-    "label_column": (str, "of one's own table"),
-}
+from data.sets import DATA_SETS, data_options, with_option
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `data.load_long_tailed`; `given_data_options` reads them."""
+    """Adds the options of `data.load_long_tailed`, none of which is required; `given_data_options` reads them."""
     group = parser.add_argument_group(
         "data",
         "A checkpoint knows the data that it was trained on, so that none of these is needed. They are for models that "
         "do not, such as converted ones: there they must be as in training. One that contradicts the checkpoint is an "
         "error, but for --data_dir, if the images are the same.",
     )
-    for name, (kind, meaning) in _OPTIONS.items():
-        group.add_argument(f"--{name}", type=kind, help=meaning)
+    group.add_argument("--dataset", metavar="NAME", help=f"name of the data set: {', '.join(DATA_SETS)}")
+    group.add_argument("--data_dir", metavar="PLACE", help="where the data are now, if they have been moved")
+    group.add_argument(
+        "--validation_fraction", metavar="X", type=float, help="share of the training images held out for validation"
+    )
+    for name, option in data_options().items():
+        help = f"{option.help}; only with --dataset {' or '.join(with_option(name))}"
+        if option.kind is bool:
+            group.add_argument(f"--{name}", action="store_true", default=None, help=help)
+        else:
+            group.add_argument(f"--{name}", type=option.kind, choices=option.choices, help=help)
 
 
 def given_data_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, by the names of `ride_bf.runs.provenance.load_splits_of`."""
-    return {name: getattr(options, name) for name in _OPTIONS if getattr(options, name) is not None}
+    names = ("dataset", "data_dir", "validation_fraction", *data_options())
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

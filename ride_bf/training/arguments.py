@@ -24,9 +24,6 @@ from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
 from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
 from ride_bf.training.effects import check_effects
 
-RECIPE_OPTIONS = "Also: --recipe, --recipe_file, --data_dir and every other option of train_accelerate.py --help."
-
-
 # What a run can go on with in another way and still be one run: --allow_changes.
 SOUND_CHANGES = ("num_processes", "mixed_precision", "data_dir", "epochs")
 
