@@ -20,14 +20,16 @@ help:  ## What there is to make
 
 install: $(INSTALLED)  ## The environment in .venv
 
-# Made once, and again only when the requirements change.
-$(INSTALLED): requirements.txt requirements-dev.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 		echo "Debian and Ubuntu keep venv in a package of its own; installing python3-venv"; \
 		$(call apt_install,python3-venv); }
 	$(PYTHON) -m venv $(VENV)
+
+# Made once, and again only when the requirements change.
+$(INSTALLED): requirements.txt requirements-dev.txt | $(BIN)/python
 	$(PIP_INSTALL) -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
@@ -40,7 +42,7 @@ demo: $(INSTALLED)  ## Train the default recipe on real images and classify one
 # MODEL: a run's output folder, or a checkpoint's
 space: MODEL ?= outputs/demo
 space: PAGE := outputs/space/$(notdir $(abspath $(MODEL)))
-space: $(INSTALLED) $(VENV)/.extras  ## The demo page for a trained model: make space MODEL=outputs/demo
+space: $(VENV)/.extras  ## The demo page for a trained model: make space MODEL=outputs/demo
 	@[ -d "$(MODEL)" ] || { echo "$(MODEL) is not there; train it by make demo, or name one: make space MODEL=DIR"; exit 1; }
 	rm -rf "$(PAGE)"
 	$(BIN)/python -m ride_bf.publish "$(MODEL)" --repo_id "local/$(notdir $(PAGE))" --dry_run --output_dir "$(PAGE)"
@@ -49,10 +51,10 @@ space: $(INSTALLED) $(VENV)/.extras  ## The demo page for a trained model: make 
 extras: $(VENV)/.extras  ## What ONNX, the demo page and their tests need: requirements-extras.txt and a browser
 	@command -v chromium >/dev/null || { echo "installing Debian's chromium"; $(call apt_install,chromium); }
 
-# With requirements.txt, so that pip chooses versions that agree with both files.
-$(VENV)/.extras: requirements-extras.txt $(INSTALLED)
-	$(PIP_INSTALL) -r requirements.txt -r requirements-extras.txt
-	@touch $@
+# In one call, so that pip chooses versions that agree with all of the files.
+$(VENV)/.extras: requirements.txt requirements-dev.txt requirements-extras.txt | $(BIN)/python
+	$(PIP_INSTALL) -r requirements.txt -r requirements-dev.txt -r requirements-extras.txt
+	@touch $(INSTALLED) $@
 
 test: $(INSTALLED)  ## The tests
 	$(BIN)/python -m pytest
