@@ -68,6 +68,7 @@ $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-extras.
 	$(BIN)/uv venv --quiet --clear --python 3.11 $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct \
 		-r requirements.txt -r requirements-dev.txt -r requirements-extras.txt
+	$(OLDEST)/bin/python tests/lowest_versions.py requirements.txt requirements-extras.txt
 	@touch $@
 
 lint: $(INSTALLED)  ## The checks before a commit
