@@ -2,9 +2,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q
+
+# $(call apt_install,PACKAGE)
+define apt_install
+{ $(AS_ROOT) apt-get update -qq && $(AS_ROOT) apt-get install -y -qq --no-install-recommends $(1); } \
+	|| { echo "that failed; run: apt-get install $(1)"; exit 1; }
+endef
+AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo space test test-slow lint format benchmark clean
+.PHONY: help install extras demo space test test-slow test-oldest lint format benchmark clean
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,11 +26,9 @@ $(INSTALLED): requirements.txt requirements-dev.txt
 		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
 		echo "Debian and Ubuntu keep venv in a package of its own; installing python3-venv"; \
-		if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq python3-venv; \
-		else sudo apt-get update -qq && sudo apt-get install -y -qq python3-venv; fi; } \
-		|| { echo "that failed; run: apt-get install python3-venv"; exit 1; }
+		$(call apt_install,python3-venv); }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt
+	$(PIP_INSTALL) -r requirements.txt -r requirements-dev.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## Train the default recipe on real images and classify one
@@ -39,8 +46,12 @@ space: $(INSTALLED) $(VENV)/.extras  ## The demo page for a trained model: make 
 	$(BIN)/python -m ride_bf.publish "$(MODEL)" --repo_id "local/$(notdir $(PAGE))" --dry_run --output_dir "$(PAGE)"
 	MODEL="$(PAGE)" $(BIN)/python hub_cards/space/app.py
 
+extras: $(VENV)/.extras  ## What ONNX, the demo page and their tests need: requirements-extras.txt and a browser
+	@command -v chromium >/dev/null || { echo "installing Debian's chromium"; $(call apt_install,chromium); }
+
+# With requirements.txt, so that pip chooses versions that agree with both files.
 $(VENV)/.extras: requirements-extras.txt $(INSTALLED)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements-extras.txt
+	$(PIP_INSTALL) -r requirements.txt -r requirements-extras.txt
 	@touch $@
 
 test: $(INSTALLED)  ## The tests
@@ -48,6 +59,16 @@ test: $(INSTALLED)  ## The tests
 
 test-slow: $(INSTALLED)  ## The tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-oldest: $(OLDEST)/.installed  ## The tests on the lowest versions that the requirements admit
+	$(OLDEST)/bin/python -m pytest
+
+# Python 3.11 is the oldest that `make install` takes.
+$(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-extras.txt $(INSTALLED)
+	$(BIN)/uv venv --quiet --clear --python 3.11 $(OLDEST)
+	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct \
+		-r requirements.txt -r requirements-dev.txt -r requirements-extras.txt
+	@touch $@
 
 lint: $(INSTALLED)  ## The checks before a commit
 	$(BIN)/ruff check .
@@ -61,4 +82,4 @@ benchmark: $(INSTALLED)  ## The README's table and picture: about 40 minutes on 
 	$(BIN)/python -m ride_bf.benchmark digits
 
 clean:  ## Remove the environment and all results
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) $(OLDEST) outputs

@@ -29,6 +29,7 @@ from ride_bf.runs.models import load_model
 from ride_bf.runs.provenance import DATA
 from ride_bf.runs.run_folder import TEST_RESULTS, RunFolder, log_metrics, read_broken_images
 from ride_bf.training.clock import TrainingClock
+from ride_bf.training.ending import end_training
 from ride_bf.training.freezing import set_train_mode
 from ride_bf.training.interruption import EXIT_CODE, Interruption
 from ride_bf.training.loss_monitor import LossMonitor
@@ -50,7 +51,7 @@ class Trainer(TrainingParts):
         while not self.finished():
             self.train_epoch()
         self.test()
-        self.accelerator.end_training()
+        end_training(self.accelerator)
         self.publisher.after_training()
 
     def finished(self) -> bool:
@@ -236,7 +237,7 @@ class Trainer(TrainingParts):
             f"\n{signal_name}: stopped after step {self.progress.steps_done}; the checkpoint is "
             f"{self.folder.path / LAST}. The same command with --resume goes on"
         )
-        self.accelerator.end_training()
+        end_training(self.accelerator)
         raise SystemExit(EXIT_CODE)
 
     def test(self) -> None:

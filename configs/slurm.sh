@@ -18,19 +18,28 @@ set -u
 recipe_output="outputs/${SLURM_JOB_NAME}-${SLURM_JOB_ID}"  # a job that is queued again keeps its number
 resume=()
 [ -d "$recipe_output/last" ] && resume=(--resume)
+options=(--output_dir "$recipe_output" --num_workers 8 ${resume[@]+"${resume[@]}"} "$@")
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 # The training processes are signalled, not Accelerate's launcher, which would end them before they have saved.
-srun --kill-on-bad-exit=1 bash -c "exec .venv/bin/accelerate launch --config_file configs/several_machines.yaml \
-    --num_machines $SLURM_NNODES --num_processes $((SLURM_NNODES * 4)) --machine_rank \$SLURM_NODEID \
-    --main_process_ip $first_node --main_process_port 29500 \
-    train_accelerate.py --output_dir $recipe_output --num_workers 8 ${resume[*]:-} $*" &
+# Only a task knows its machine's number, hence the shell; what follows "launch" are its arguments.
+srun --kill-on-bad-exit=1 bash -c 'exec .venv/bin/accelerate launch --machine_rank "$SLURM_NODEID" "$@"' launch \
+    --config_file configs/several_machines.yaml \
+    --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * 4)) \
+    --main_process_ip "$first_node" --main_process_port 29500 \
+    train_accelerate.py "${options[@]}" &
 step=$!
 
 again=false
 requeue() {
     again=true
-    srun --overlap --ntasks-per-node=1 pkill -USR1 -f "[-]u train_accelerate.py --output_dir $recipe_output" || true
+    # By the job's number in their environment: the machine may train for other jobs, and 123 is also a part of 1234.
+    srun --overlap --ntasks-per-node=1 bash -c '
+        for process in $(pgrep -f "[-]u train_accelerate.py"); do
+            if tr "\0" "\n" < "/proc/$process/environ" | grep -qx "SLURM_JOB_ID=$SLURM_JOB_ID"; then
+                kill -USR1 "$process"
+            fi
+        done 2> /dev/null' || true
 }
 trap requeue USR1 TERM
 wait "$step"

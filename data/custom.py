@@ -13,6 +13,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, DatasetDict, Image
 
 from data.annotation_lists import load_own_lists
+from data.hub_ids import is_hub_id
 from data.rows import NamedRows, Rows, check_labels, load_rows, read_text
 
 # split -> what its file, folder or split on the Hub may be called
@@ -23,6 +24,8 @@ SPLIT_NAMES = {
 }
 _TABLES = (".csv", ".parquet")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+# What `datasets` raises for an id that the Hub does not give out; RuntimeError if it needs code to be read
+NOT_ON_THE_HUB = (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, RuntimeError)
 EXPECTED = (
     "expected one of: lists train.txt (and val.txt, test.txt) of lines 'relative/path.jpg label'; folders "
     "train/CLASS/*.jpg (and val/, test/), or CLASS/*.jpg; tables train.csv or train.parquet (and val, test), or the "
@@ -45,7 +48,7 @@ def load_custom(data_dir: str | Path, image_column: str | None = None, label_col
             raise ValueError(f"{place} is no table that can be read ({', '.join(_TABLES)}); {EXPECTED}")
         return _load_tables(place.parent, {"train": place}, image_column, label_column)
     if not place.exists():
-        if looks_like_hub_id(data_dir):
+        if is_hub_id(data_dir):
             return _load_from_hub(str(data_dir), image_column, label_column)
         raise FileNotFoundError(f"{place} does not exist; {EXPECTED}")
     for suffix, load in ((".txt", load_own_lists), *((suffix, None) for suffix in _TABLES)):
@@ -63,12 +66,6 @@ def _refuse_columns(named: dict[str, str], source: Path) -> None:
     if named:
         options = " and ".join(f"--{option} {column}" for option, column in named.items())
         raise ValueError(f"{source} has no columns, so {options} would do nothing; leave it out")
-
-
-def looks_like_hub_id(place: str | Path) -> bool:
-    """Whether a place that is not on this machine may be a data set's id on the Hub, "user/name" or "name"."""
-    text = str(place)
-    return not text.startswith((".", "/", "~")) and text.count("/") <= 1 and not Path(text).suffix
 
 
 def split_files(folder: Path, suffix: str) -> dict[str, Path]:
@@ -239,9 +236,9 @@ def _codes(labels: pa.Array, names: list[str], source: Path) -> np.ndarray:
 def _load_from_hub(name: str, image_column: str, label_column: str) -> DatasetDict:
     try:
         loaded = datasets.load_dataset(name)
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
+    except (*NOT_ON_THE_HUB, ValueError) as error:
         raise ValueError(
-            f"{name!r} is neither a folder or table here nor a data set that the Hub gives out ({error}); {EXPECTED}"
+            f"{name!r} does not exist here, and the Hub gives out no data set of that id ({error}); {EXPECTED}"
         ) from error
     return standardise(loaded, name, image_column, label_column)
 

@@ -1,12 +1,16 @@
 """Loaders of batches that are ready for the network."""
 
-import atexit
 import gc
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,36 +18,51 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 from transformers import BitImageProcessor
 
 from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_seed
 from data.splits import undecoded
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
-from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Ends workers that are left when the program ends: to being terminated by multiprocessing they do not listen."""
-    left = [child for child in multiprocessing.active_children() if child.daemon]
-    if left:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
-    for child in left:
-        child.kill()
+from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken, only_whole
 
 
 def settle_worker(_worker: int) -> None:
-    """For `DataLoader(worker_init_fn)`: what a forked worker inherits stays shared, and signals are not its business.
+    """For `DataLoader(worker_init_fn)`: keeps memory shared, and leaves signals that ask a run to stop to the run.
 
-    A collection of garbage would touch, and so copy, every object of the process that it comes from: over 100 MB. And
-    signals that ask a run to stop are the main process's to answer, which still needs its workers then.
+    The garbage collector would touch, and so copy, every object that a forked worker shares with the main process:
+    over 100 MB. Signals that ask a run to stop often reach its workers too, but the main process needs them until it
+    has saved its checkpoint. So a worker ignores SIGINT and SIGUSR1, and obeys SIGTERM only if the main process sent
+    it: that is how multiprocessing ends the workers that are left when a program ends. Python can tell the sender on
+    Linux, where workers are forked. Elsewhere every SIGTERM ends a worker.
     """
     gc.freeze()
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    main_process = multiprocessing.parent_process()
+    if main_process is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads that are started later inherit this
+        threading.Thread(target=_end_with, args=(main_process.pid,), daemon=True).start()
+
+
+def _end_with(main_process: int) -> None:
+    """Ends this process at the first SIGTERM that comes from the process `main_process`."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
+        pass
+    os._exit(0)  # not another code, which torch reports in the main process as a worker that has failed
+
+
+def _worker_options(number: int) -> dict[str, Any]:
+    """What a `DataLoader` is told about its `number` workers."""
+    # Python 3.14 would start them anew: each would import torch again and share no memory.
+    forks = number > 0 and sys.platform == "linux"
+    return {
+        "num_workers": number,
+        "worker_init_fn": settle_worker,
+        "multiprocessing_context": "fork" if forks else None,
+    }
 
 
 def training_batches(
@@ -66,7 +85,8 @@ def training_batches(
             process is given is read over and over, and an epoch is as many batches as the images make.
         transform: `train_transform`'s, which workers apply to each image.
         finish: what is then done to each batch on the device.
-        batch_size: of all processes together. Raises ValueError if they cannot share it out evenly.
+        batch_size: of all processes together. Raises ValueError if they cannot share it out evenly. An epoch's last
+            batch may be smaller in a single process, but a last image alone joins the batch before it.
         sampler: what draws an epoch's images; by default each comes once, in random order.
         passes: how often an epoch goes through the images.
         batches_per_step: whose gradients are accumulated. An epoch of a stream ends with a step; the last step of
@@ -81,8 +101,7 @@ def training_batches(
         )
     options = {
         "batch_size": batch_size // accelerator.num_processes,
-        "num_workers": num_workers,
-        "worker_init_fn": settle_worker,
+        **_worker_options(num_workers),
         "pin_memory": accelerator.device.type == "cuda",
         "persistent_workers": num_workers > 0,
     }
@@ -102,9 +121,11 @@ def training_batches(
         return FinishedBatches(loader, finish, num_batches, seed=step_seed)
     rows = TrainRows(undecoded(split), transform, seed)
     order = NumberedDraws(sampler if sampler is not None else Shuffle(len(split), passes, seed), len(split))
-    # Of several processes each gets full batches, so that only one that trains alone can meet a smaller one.
-    collate = partial(leave_out_broken, full=options["batch_size"])
-    loader = DataLoader(rows, sampler=order, collate_fn=collate, **options)
+    # Accelerate completes the last batches of several processes with images of the first: all of them are full.
+    kind = JoiningBatchSampler if accelerator.num_processes == 1 else BatchSampler
+    batches = kind(order, options.pop("batch_size"), drop_last=False)
+    collate = partial(leave_out_broken, full=batches.batch_size)
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=collate, **options)
     return FinishedBatches(accelerator.prepare(loader), finish, seed=step_seed)
 
 
@@ -124,6 +145,30 @@ class Shuffle(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
         return iter((order % self.num_rows).tolist())
+
+
+class JoiningBatchSampler(BatchSampler):
+    """Torch's batches, but a last image that would be a batch of its own joins the batch before it.
+
+    A single image can be compared with no other: not by the BatchFormer, and not by BatchNorm, which raises an error
+    where a feature map is one pixel. Batches of one image that were asked for stay as they are.
+    """
+
+    def _sizes(self) -> list[int]:
+        full, rest = divmod(len(self.sampler), self.batch_size)
+        sizes = [self.batch_size] * full
+        if rest == 1 and full:
+            sizes[-1] += 1
+        elif rest:
+            sizes.append(rest)
+        return sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draws = iter(self.sampler)
+        return (list(islice(draws, size)) for size in self._sizes())
 
 
 class NumberedDraws(Sampler[int]):
@@ -153,7 +198,8 @@ class NumberedDraws(Sampler[int]):
 class TrainRows(TorchDataset):
     """Prepared images, each augmented by the number of its draw alone: whichever worker or process has it, and when.
 
-    Besides what `transform` makes of a row it has its `index` in the data set.
+    Besides what `transform` makes of a row it has its `index` in the data set. If only one image of a batch can be
+    read, the batch has a second augmentation of it too.
     """
 
     rows: Dataset
@@ -170,14 +216,17 @@ class TrainRows(TorchDataset):
 
     def __getitems__(self, draws: list[int]) -> list[dict]:
         numbers, indices = zip(*(divmod(draw, len(self.rows)) for draw in draws), strict=True)
-        prepared = []
         images = self.rows[list(indices)]
+
+        def prepare(place: int, *seed: int) -> dict:
+            torch.default_generator.manual_seed(derived_seed(self.seed, numbers[place], *seed))
+            row = self.transform({name: [values[place]] for name, values in images.items()})
+            return {name: values[0] for name, values in row.items()} | {"index": indices[place]}
+
         with torch.random.fork_rng(devices=[]):  # without workers, the generator is also that of the training step
-            for place, (number, index) in enumerate(zip(numbers, indices, strict=True)):
-                torch.default_generator.manual_seed(derived_seed(self.seed, number))
-                row = self.transform({name: [values[place]] for name, values in images.items()})
-                prepared.append({name: values[0] for name, values in row.items()} | {"index": index})
-        return prepared
+            prepared = [prepare(place) for place in range(len(draws))]
+            alone = only_whole(prepared)
+            return prepared if alone is None else [*prepared, prepare(alone, 1)]
 
     def __getitem__(self, draw: int) -> dict:
         return self.__getitems__([draw])[0]
@@ -201,8 +250,7 @@ def evaluation_batches(
     loader = DataLoader(
         split.rows if streamed else undecoded(split).with_transform(transform),
         batch_size=batch_size,
-        num_workers=num_workers,
-        worker_init_fn=settle_worker,
+        **_worker_options(num_workers),
         collate_fn=StreamCollate(transform, split.codes, leave_out=False) if streamed else None,
         pin_memory=accelerator is not None and accelerator.device.type == "cuda",
     )

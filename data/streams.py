@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from data.custom import SPLIT_NAMES, looks_like_hub_id
-from data.transforms import leave_out_broken
+from data.custom import NOT_ON_THE_HUB, SPLIT_NAMES
+from data.hub_ids import is_hub_id
+from data.transforms import leave_out_broken, only_whole
 
 # what WebDataset archives and data sets on the Hub call the two columns
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
@@ -52,14 +53,23 @@ class StreamCollate:
     transform: Callable[[dict], dict]
     codes: dict[str | int, int]
     leave_out: bool
-    """Whether images that cannot be read are left out, or stay with the label `data.BROKEN`."""
+    """Whether images that cannot be read are left out, or stay with the label `data.BROKEN`.
+
+    If only one image of a batch can be read, the batch has a second augmentation of it too.
+    """
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        prepared = self._prepare(rows)
+        if not self.leave_out:
+            return default_collate(prepared)
+        alone = only_whole(prepared)
+        return leave_out_broken(prepared if alone is None else [*prepared, *self._prepare([rows[alone]])])
+
+    def _prepare(self, rows: list[dict]) -> list[dict]:
         prepared = self.transform(
             {"image": [row["image"] for row in rows], "label": [self.codes[row["label"]] for row in rows]}
         )
-        singles = [dict(zip(prepared, values, strict=True)) for values in zip(*prepared.values(), strict=True)]
-        return leave_out_broken(singles) if self.leave_out else default_collate(singles)
+        return [dict(zip(prepared, values, strict=True)) for values in zip(*prepared.values(), strict=True)]
 
 
 def load_streams(
@@ -101,11 +111,11 @@ def _builder(place: str | Path) -> datasets.DatasetBuilder:
         if not archives:
             raise ValueError(f"{folder} has no tar archives; {EXPECTED}")
         return load_dataset_builder("webdataset", data_files=archives)
-    if folder.exists() or not looks_like_hub_id(place):
+    if folder.exists() or not is_hub_id(place):
         raise ValueError(f"{place} cannot be streamed; {EXPECTED}")
     try:
         return load_dataset_builder(str(place))
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+    except NOT_ON_THE_HUB as error:
         raise ValueError(f"the Hub does not give {str(place)!r} out ({error}); {EXPECTED}") from error
 
 

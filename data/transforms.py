@@ -123,6 +123,17 @@ def evaluation_transform(
     return _Rows(_ProcessorSteps(processor), size, on_broken or OnBrokenImage())
 
 
+def only_whole(rows: list[dict]) -> int | None:
+    """The place of the only row of several that could be read; None if there are more, or none, or one row in all.
+
+    BatchNorm cannot normalise a single image where a feature map is one pixel: whoever makes the batch adds another
+    augmentation of that image. Images of other batches cannot take the place of those that are left out, because each
+    process must take the same number of steps.
+    """
+    whole = [place for place, row in enumerate(rows) if row["labels"] != BROKEN]
+    return whole[0] if len(whole) == 1 < len(rows) else None
+
+
 def leave_out_broken(rows: list[dict], full: int = 1) -> dict[str, torch.Tensor]:
     """A batch of the rows that could be read, for `DataLoader(collate_fn)`.
 
@@ -132,5 +143,8 @@ def leave_out_broken(rows: list[dict], full: int = 1) -> dict[str, torch.Tensor]
     if not whole and len(rows) < full:
         return {}
     if not whole:
-        raise BrokenImageError(f"none of a batch's {len(rows)} images can be read; is the folder still there?")
+        raise BrokenImageError(
+            f"none of a batch's {len(rows)} images can be read; is the folder still there? If it is, mend or remove "
+            "them (python -m ride_bf.check_data lists them), or set a larger --batch_size"
+        )
     return default_collate(whole)

@@ -34,16 +34,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
     from transformers.utils import logging
 
+    from data.hub_ids import check_repo_id
     from ride_bf.hub.export import default_examples, export
     from ride_bf.hub.run_files import read_saved_run
-    from ride_bf.hub.upload import PublishError, check_can_publish, upload, write_space
+    from ride_bf.hub.upload import PublishError, check_login, upload, write_space
 
     logging.disable_progress_bar()
     expected = (PublishError, ModuleNotFoundError, RuntimeError)
     with errors_as_messages(), errors_as_messages(*expected), tempfile.TemporaryDirectory() as temporary:
+        for option, name in (("--repo_id", options.repo_id), ("--space", options.space)):
+            if name is not None:
+                check_repo_id(name, option)
         if not options.dry_run:
-            for name in filter(None, (options.repo_id, options.space)):
-                check_can_publish(name)
+            check_login()
         folder = options.output_dir or Path(temporary) / "model"
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; name another --output_dir")

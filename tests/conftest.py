@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from no_skips import *  # noqa: F403  its hooks are this file's
 
 from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification

@@ -1,5 +1,6 @@
 """The authors' checkpoints: every network, files that are wrong, files that are hostile, and the way back."""
 
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -16,9 +17,15 @@ from transformers import AutoImageProcessor
 from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.convert_reference import main
+from ride_bf.recipes import RECIPES
 from ride_bf.recipes.networks import RESNET10, RESNET32, RESNET50, RESNET152, RESNEXT50
 from ride_bf.reference.checkpoints import _reference_key, convert, convert_key, to_reference
-from ride_bf.reference.configurations import ConversionError, read_reference_config, reference_arch
+from ride_bf.reference.configurations import (
+    ConversionError,
+    read_reference_config,
+    recipe_from_reference,
+    reference_arch,
+)
 
 GOLDEN = ROOT / "tests" / "golden" / "authors_checkpoint"
 RESNET101 = {**RESNET50, "depths": [3, 4, 23, 3]}
@@ -213,6 +220,7 @@ def test_every_network_without_its_config(name, tmp_path, image_batch):
     compare(model, tmp_path / "ours", image_batch)
 
 
+@pytest.mark.filterwarnings("ignore:the authors' code has no data loader for 12 classes")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_back_and_forth(name, tmp_path, image_batch):
     model = make_model(NETWORKS[name][0])
@@ -220,6 +228,60 @@ def test_every_network_back_and_forth(name, tmp_path, image_batch):
     to_reference(tmp_path / "ours", tmp_path / "theirs")
     convert(tmp_path / "theirs" / "model_best.pth", tmp_path / "again")
     compare(model, tmp_path / "again", image_batch)
+
+
+# What the authors' config.json files of each data set say, and the recipe that they are here
+LOADERS = {
+    "imagenet_lt": (RESNET10, 1000, "ImageNetLTDataLoader", "data/ImageNet_LT", "imagenet_lt_resnet50"),
+    "inaturalist18": (RESNET10, 8142, "iNaturalistDataLoader", "data/iNaturalist18", "inaturalist18_resnet50"),
+    "cifar100_lt": (RESNET32, 100, "ImbalanceCIFAR100DataLoader", "data", "cifar100_lt_resnet32"),
+    "cifar10_lt": (RESNET32, 10, "ImbalanceCIFAR10DataLoader", "data", "cifar10_lt_resnet32"),
+}
+
+
+def their_config(folder):
+    """The config.json that their test.py finds beside the checkpoint."""
+    to_reference(folder, folder.parent / "theirs")
+    config = json.loads((folder.parent / "theirs/config.json").read_text())
+    inside = torch.load(folder.parent / "theirs/model_best.pth", weights_only=True)["config"]
+    assert inside == config
+    return config
+
+
+@pytest.mark.parametrize("dataset", LOADERS)
+def test_a_network_trained_here_gets_the_configuration_of_its_data_set(dataset, tmp_path, recwarn):
+    network, classes, loader, folder, recipe = LOADERS[dataset]
+    make_model(network, classes).save_pretrained(tmp_path / "ours")
+    config = their_config(tmp_path / "ours")
+    assert (config["data_loader"]["type"], config["data_loader"]["args"]["data_dir"]) == (loader, folder)
+    assert not [warning for warning in recwarn if "data loader" in str(warning.message)]
+    told, published = recipe_from_reference(config), RECIPES[recipe]
+    assert RECIPES[recipe].dataset == dataset
+    own = {"name", "description", "network", "batchformer_window", "batchformer_loss_weight"}
+    for field in {field.name for field in dataclasses.fields(published)} - own:
+        assert getattr(told, field) == getattr(published, field), field
+
+
+@pytest.mark.parametrize("classes", [9, 365])
+def test_classes_for_which_the_authors_have_no_loader_are_warned_of(classes, tmp_path):
+    make_model(RESNET32, classes).save_pretrained(tmp_path / "ours")
+    with pytest.warns(UserWarning, match=rf"no data loader for {classes} classes, only ImageNetLTDataLoader \(1,000\)"):
+        their_config(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("place", [None, "elsewhere/ImageNet_LT"])
+def test_what_a_configuration_of_theirs_says_stays_and_what_it_leaves_out_is_added(place, tmp_path):
+    options, arch, arguments = NETWORKS["resnet10-insert"]
+    path = write_checkpoint(tmp_path / "before", make_model(options, 1000), arch, arguments)
+    config = json.loads((path.parent / "config.json").read_text()) | {"n_gpu": 4}
+    if place is not None:
+        config["data_loader"] = {"type": "ImageNetLTDataLoader", "args": {"data_dir": place, "batch_size": 7}}
+    (path.parent / "config.json").write_text(json.dumps(config))
+    convert(path, tmp_path / "ours")
+    back = their_config(tmp_path / "ours")
+    assert {name: back[name] for name in config} == config | {"n_gpu": 1}
+    assert back["data_loader"]["args"]["data_dir"] == (place or "data/ImageNet_LT")
+    assert {"loss", "metrics", "optimizer", "lr_scheduler", "trainer"} <= set(back), "what their test.py reads"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from data import class_counts, load_long_tailed
-from data.custom import looks_like_hub_id, standardise
+from data.custom import standardise
 
 
 @pytest.fixture(autouse=True)
@@ -199,13 +199,29 @@ class TestStandardise:
             standardise(hub_like(train=["a", "b"]), "user/name", image_column="img")
 
 
-def test_what_may_be_an_id_on_the_hub():
-    assert looks_like_hub_id("user/name")
-    assert looks_like_hub_id("food101")
-    assert not looks_like_hub_id("/data/images")
-    assert not looks_like_hub_id("./user/name")
-    assert not looks_like_hub_id("a/b/c")
-    assert not looks_like_hub_id("images.csv")
+HUB_IDS = ("user/name", "food101", "user/name.v2", "user.name/imagenet_1.0", "food.101")
+NO_HUB_IDS = ("/images", "/data/images", "./name", "../name", "~/name", "a/b/c", "name/", "user/na me", "user/name.git")
+
+
+@pytest.mark.parametrize("place", HUB_IDS)
+def test_the_hub_is_asked_for_every_id_that_it_accepts(place, monkeypatch):
+    asked = []
+    answer = hub_like(train=["a", "b"], test=["a"])
+    monkeypatch.setattr("datasets.load_dataset", lambda name: asked.append(name) or answer)
+    assert class_counts(custom(place)["train"]) == [1, 1]
+    assert asked == [place]
+
+
+@pytest.mark.parametrize("place", [*NO_HUB_IDS, "user/a--b", "user/a..b"])
+def test_the_hub_is_asked_for_no_other_place(place, monkeypatch):
+    monkeypatch.setattr("datasets.load_dataset", None)
+    with pytest.raises(FileNotFoundError, match="does not exist; expected one of"):
+        custom(place)
+
+
+def test_a_data_set_that_needs_code_is_explained():
+    with pytest.raises(ValueError, match=r"gives out no data set of that id \(Dataset scripts are no longer supported"):
+        custom("user/name.py")
 
 
 def folder_with(tmp_path, *files):
@@ -222,7 +238,11 @@ def table_with(tmp_path, text, name="train.csv", encoding="utf-8"):
 WRONG = {
     "no place": (lambda tmp: None, ["--data_dir FOLDER, TABLE or ID"]),
     "a folder that is not there": (lambda tmp: tmp / "nothing", ["nothing does not exist", "train/CLASS/*.jpg"]),
-    "an id that the Hub does not give out": (lambda tmp: "user/name", ["'user/name' is neither a folder", "Hub"]),
+    "an id that the Hub does not give out": (
+        lambda tmp: "user/name",
+        ["'user/name' does not exist here, and the Hub gives out no data set of that id"],
+    ),
+    "a table that is not there": (lambda tmp: "images.csv", ["'images.csv' does not exist here", "the path of one"]),
     "an empty folder": (lambda tmp: tmp, ["has no folders of images", "expected one of: lists"]),
     "splits without training images": (lambda tmp: folder_with(tmp, "val/a/1.jpg"), ["has val but no folder train"]),
     "images without classes": (lambda tmp: folder_with(tmp, "train/1.jpg"), ["has no folders of images"]),
@@ -286,6 +306,17 @@ def test_a_wrong_place_is_explained(tmp_path, case):
         custom(make(folder))
     for message in messages:
         assert message in str(info.value), info.value
+
+
+@pytest.mark.parametrize("options", [{"image_column": "file"}, {"label_column": "image"}])
+def test_columns_are_refused_where_there_are_none(tmp_path, options):
+    folder = folder_with(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "train/b/1.jpg", "train/b/2.jpg")
+    (name, value) = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"{folder} has no columns, so --{name} {value} would do nothing"):
+        custom(folder, **options)
+    (folder / "train.txt").write_text("train/a/1.jpg 0\ntrain/a/2.jpg 0\ntrain/b/1.jpg 1\ntrain/b/2.jpg 1\n")
+    with pytest.raises(ValueError, match=f"{folder}/train.txt has no columns, so --{name} {value} would do nothing"):
+        custom(folder, **options)
 
 
 def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):

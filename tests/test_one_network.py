@@ -1,13 +1,11 @@
 """Several processes hold one network, statistics of normalisation included, whenever it is evaluated or saved."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import ROOT, tiny_model
+from processes import TRAIN, run, torchrun
 from safetensors.torch import load_file
 from test_training import SMALL_ARGUMENTS, assert_same_weights, read_metrics
 
@@ -17,21 +15,11 @@ EVALUATED = ("loss", "accuracy", "balanced_accuracy", "many_shot_accuracy", "few
 
 
 def launch(processes, *command):
-    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", str(processes))
-    finished = subprocess.run(
-        [sys.executable, "-m", *launcher, *map(str, command)],
-        cwd=ROOT,
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
+    return run(*torchrun(processes, *command), ACCELERATE_USE_CPU="true")
 
 
 def train(processes, output_dir, *options):
-    launch(processes, "train_accelerate.py", *SMALL_ARGUMENTS, "--output_dir", output_dir, *options)
+    launch(processes, TRAIN, *SMALL_ARGUMENTS, "--output_dir", output_dir, *options)
     return output_dir
 
 
@@ -45,7 +33,7 @@ def test_what_is_logged_is_what_the_saved_model_is_worth(tmp_path, processes):
     for evaluating in {1, processes}:
         measured = tmp_path / f"by_{evaluating}"
         command = ("--model", out / "last", "--dataset", "digits_lt", "--split", "validation", "--batch_size", 39)
-        launch(evaluating, "-m", "ride_bf.evaluate", *command, "--output_dir", measured)
+        launch(evaluating, ROOT / "ride_bf/evaluate.py", *command, "--output_dir", measured)
         metrics = json.loads((measured / "results.json").read_text())["metrics"]
         for name in EVALUATED:
             assert metrics[name] == logged[f"validation_{name}"], name

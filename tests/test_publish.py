@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 from safetensors.torch import load_file
+from test_training import train
 from tiny_run import COUNTS, NAMES, write_run
 
 from data import evaluation_processor
@@ -24,7 +25,8 @@ from ride_bf.evaluation.results import Predictions, describe_machine, write_resu
 from ride_bf.hub.card import Published, make_card, published_results
 from ride_bf.hub.export import check_same_logits, export
 from ride_bf.hub.run_files import read_saved_run
-from ride_bf.hub.upload import RunPublisher, check_can_publish
+from ride_bf.hub.upload import RunPublisher
+from ride_bf.publish import main as publish_main
 from ride_bf.recipes import RECIPES
 
 
@@ -258,11 +260,33 @@ def test_examples_must_be_images_with_names_of_their_own(run, image, tmp_path):
         export(saved, tmp_path / "b", "user/name", examples=[image, image])
 
 
-@pytest.mark.parametrize("repo_id", ["name", "a/b/c", "user/na me", "user/", "-/x"])
-def test_impossible_names(repo_id, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with pytest.raises(ValueError, match="repo_id"):
-        check_can_publish(repo_id)
+IMPOSSIBLE = ("name", "a/b/c", "user/na me", "user/", "-/x", "user/a--b", "user/name.git", "user/.name", "user/café")
+
+
+@pytest.mark.parametrize("option", ["--repo_id", "--space"])
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize("repo_id", IMPOSSIBLE)
+def test_impossible_names_are_refused_before_anything_is_written(repo_id, dry, option, run, tmp_path):
+    names = {"--repo_id": "user/name", option: repo_id}
+    arguments = [f"{name}={value}" for name, value in names.items()] + ["--dry_run"] * dry
+    with pytest.raises(SystemExit, match=f"error: {option} .*USER/NAME"):
+        publish_main([str(run), *arguments, "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry_run",)])
+@pytest.mark.parametrize("repo_id", IMPOSSIBLE)
+def test_training_refuses_impossible_names(repo_id, dry, tmp_path, monkeypatch):
+    monkeypatch.setattr("ride_bf.hub.upload.get_token", lambda: TOKEN)
+    with pytest.raises(SystemExit, match=r"error: --push_to_hub .*USER/NAME"):
+        train(tmp_path / "out", f"--push_to_hub={repo_id}", *dry)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("repo_id", ["user/name", "user/name.v2", "user.name/resnet_1.0-b"])
+def test_possible_names(repo_id, monkeypatch, tmp_path):
+    monkeypatch.setattr("ride_bf.hub.upload.get_token", lambda: TOKEN)
+    assert RunPublisher(tmp_path, repo_id, None, False, True).repo_id == repo_id
 
 
 def test_a_run_that_could_not_publish_stops_before_it_starts(tmp_path, monkeypatch):

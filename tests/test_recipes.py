@@ -365,6 +365,7 @@ def test_recipe_files_of_the_authors():
         (("loss", "type"), "PaCoLoss", "loss 'PaCoLoss' is not one of RIDELoss"),
         (("loss", "args", "margin"), 1, r"arguments \['margin'\] of RIDELoss have no counterpart"),
         (("loss", "args", "s"), 20, "RIDELoss has s 20; here it is 30 and cannot be set"),
+        (("arch", "args", "s"), 20, r"RIDELoss has s 30.0; here it is 20 and cannot be set"),
         (("loss", "args", "base_diversity_temperature"), 2.0, "has base_diversity_temperature 2.0; here it is 1 and"),
         (("loss", "args", "ride_loss_factor"), 0.5, "RIDELoss has ride_loss_factor 0.5; here it is 1 and cannot"),
         (("optimizer", "type"), "Adam", "optimizer 'Adam' is not SGD"),

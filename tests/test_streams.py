@@ -187,8 +187,12 @@ def test_what_cannot_be_streamed(tmp_path):
     (tmp_path / "x.csv").write_text("")
     with pytest.raises(ValueError, match=r"x.csv cannot be streamed"):
         stream(tmp_path / "x.csv")
-    with pytest.raises(ValueError, match=r"the Hub does not give 'user/name' out"):
-        stream("user/name")
+    for place in ("user/name", "user/name.v2", "user/name.py"):
+        with pytest.raises(ValueError, match=rf"the Hub does not give '{place}' out"):
+            stream(place)
+    for place in ("./name", "user/a--b", "user/name.git"):
+        with pytest.raises(ValueError, match=f"{place} cannot be streamed"):
+            stream(place)
     splits = stream(write_shards(tmp_path / "tars"))
     with pytest.raises(ValueError, match="cannot be drawn by class: with --streaming set --sampler instance"):
         class_labels(splits["train"])

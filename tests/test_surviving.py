@@ -6,13 +6,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT
+from processes import TRAIN, Command, torchrun
 from safetensors.torch import load_file
 from test_training import SMALL_ARGUMENTS, assert_same_weights, read_metrics, train
 
@@ -207,27 +205,12 @@ def test_what_no_run_can_go_on_with(capsys):
     assert "cannot go on with other ['seed']; it can with other num_processes" in capsys.readouterr().err
 
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 KILLED = ("--epochs", "3", "--batch_size", "32", "--save_steps", "1", "--batchformer_window", "global")
 
 
 def launch(output_dir, *options):
-    return subprocess.Popen(
-        [
-            *TORCHRUN,
-            str(ROOT / "train_accelerate.py"),
-            *SMALL_ARGUMENTS,
-            *KILLED,
-            "--output_dir",
-            str(output_dir),
-            *options,
-        ],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = (TRAIN, *SMALL_ARGUMENTS, *KILLED, "--output_dir", output_dir, *options)
+    return Command(*torchrun(2, *command), ACCELERATE_USE_CPU="true")
 
 
 def kill_and_resume(output_dir, kills, rng):
@@ -245,21 +228,19 @@ def kill_and_resume(output_dir, kills, rng):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.3))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.signal(signal.SIGKILL)
             left -= 1
-        process.communicate()
+        code, _ = process.finish()
         assert (output_dir / "last").is_dir()
         assert damage(output_dir / "last") is None, "a process killed at any moment leaves a whole checkpoint"
-        if process.returncode == 0:
+        if code == 0:
             return left
     return 0
 
 
 def run_whole(output_dir, *options):
-    process = launch(output_dir, *options)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output[-3000:]
-    return output
+    code, printed = launch(output_dir, *options).finish()
+    assert code == 0, printed[-3000:]
 
 
 def killed_equals_uninterrupted(tmp_path, kills):
@@ -285,13 +266,11 @@ def test_two_processes_killed_twenty_times(tmp_path):
 
 def test_two_processes_agree_to_stop_and_one_goes_on(tmp_path):
     process = launch(tmp_path / "out")
-    while not (tmp_path / "out/last/checkpoint.json").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert "SIGTERM: stopped after step" in output
-    assert process.returncode != 0
+    process.wait_until((tmp_path / "out/last/checkpoint.json").exists)
+    process.signal(signal.SIGTERM)
+    code, printed = process.finish(timeout=60)
+    assert "SIGTERM: stopped after step" in printed
+    assert code != 0
     step = json.loads((tmp_path / "out/last/checkpoint.json").read_text())["step"]
     options = [*SMALL_ARGUMENTS, *KILLED, "--resume"]
     with pytest.raises(SystemExit, match="differences: num_processes: 2 -> 1"):

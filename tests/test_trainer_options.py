@@ -1,5 +1,6 @@
 """What a trainer is expected to offer, each by what it changes; and the configurations for accelerate launch."""
 
+import contextlib
 import json
 import os
 import re
@@ -168,7 +169,8 @@ def said_and_done(capsys, folder, *options):
     ("options", "steps"),
     [
         ("--epochs 2", 12),
-        ("--epochs 2 --batch_size 48 --gradient_accumulation_steps 3", 2 * 8),  # 22 batches of 16
+        # 22 batches of 16, of which the last is one image, which joins the batch before
+        ("--epochs 2 --batch_size 48 --gradient_accumulation_steps 3", 2 * 7),
         ("--epochs 2 --passes_per_epoch 2", 2 * 11),
         ("--epochs 1 --sampler class_balanced", 6),
         ("--epochs 1 --sampler class_balanced --sampler_epoch largest_class --batch_size 128", 10),  # 1,200 draws
@@ -271,33 +273,103 @@ def test_the_cpu_configuration_trains(tmp_path):
     assert "1 process(es) on cpu" in finished.stdout
 
 
-def test_the_slurm_job_saves_and_queues_itself_again(tmp_path):
-    """With stand-ins for SLURM, Accelerate and the training, which ends as ours does when it is signalled."""
-    programs = {
+class Slurm:
+    """One machine of a cluster: stand-ins for SLURM, Accelerate and the training, which ends as ours when signalled."""
+
+    programs = {  # noqa: RUF012
         "bin/srun": '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
         "bin/scontrol": '#!/bin/bash\necho "$@" >> scontrol.log\n[ "$1" = show ] && echo node1\n',
         ".venv/bin/accelerate": '#!/bin/bash\nwhile [ "$1" != train_accelerate.py ]; do shift; done\npython3 -u "$@"\n',
         "train_accelerate.py": (
-            "import signal, sys, time\n"
-            "def stop(*_):\n    open('saved', 'w').write(' '.join(sys.argv[1:]))\n    sys.exit(75)\n"
-            "signal.signal(signal.SIGUSR1, stop)\nopen('started', 'w').close()\ntime.sleep(60)\n"
+            "import json, os, signal, sys, time\n"
+            "name = os.environ.get('SLURM_JOB_ID', 'by hand')\n"
+            "def stop(*_):\n"
+            "    open(f'{name}.writing', 'w').write(json.dumps(sys.argv[1:]))\n"
+            "    os.rename(f'{name}.writing', f'{name}.saved')\n"
+            "    sys.exit(75)\n"
+            "signal.signal(signal.SIGUSR1, stop)\n"
+            "open(f'{name}.started', 'w').close()\n"
+            "time.sleep(100)\n"
         ),
     }
-    for name, content in programs.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
-        (tmp_path / name).chmod(0o755)
-    name = f"test{os.getpid()}"
-    environment = {"SLURM_JOB_NAME": name, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1"}
-    environment |= {"SLURM_NODEID": "0", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    (tmp_path / f"outputs/{name}-7/last").mkdir(parents=True)
-    command = ["bash", str(ROOT / "configs/slurm.sh"), "--recipe", "imagenet_lt_resnet50"]
-    job = subprocess.Popen(command, cwd=tmp_path, env=os.environ | environment)
-    while not (tmp_path / "started").exists():
-        assert job.poll() is None
-        time.sleep(0.02)
+
+    def __init__(self, folder):
+        self.folder, self.processes = folder, []
+        for name, content in self.programs.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(content)
+            (folder / name).chmod(0o755)
+
+    def start(self, command, name, **environment):
+        """A process group of its own, once its training has started."""
+        environment |= {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
+        process = subprocess.Popen(command, cwd=self.folder, env=os.environ | environment, start_new_session=True)
+        self.processes.append(process)
+        deadline = time.monotonic() + 30
+        while not (self.folder / f"{name}.started").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return process
+
+    def submit(self, number, *options, name="train"):
+        facts = {"SLURM_JOB_NAME": name, "SLURM_JOB_ID": str(number), "SLURM_JOB_NODELIST": "node1"}
+        facts |= {"SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+        return self.start(["bash", str(ROOT / "configs/slurm.sh"), *options], number, **facts)
+
+    def train_by_hand(self, output_dir):
+        return self.start(["python3", "-u", "train_accelerate.py", "--output_dir", output_dir], "by hand")
+
+    def saved(self):
+        """The arguments of each training that was signalled, by its job's number."""
+        return {path.stem: json.loads(path.read_text()) for path in self.folder.glob("*.saved")}
+
+    def requeued(self):
+        lines = (self.folder / "scontrol.log").read_text().splitlines()
+        return [line for line in lines if line.startswith("requeue")]
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    machine = Slurm(tmp_path)
+    yield machine
+    for process in machine.processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_the_slurm_job_saves_and_queues_itself_again(slurm):
+    (slurm.folder / "outputs/train-7/last").mkdir(parents=True)
+    job = slurm.submit(7, "--recipe", "imagenet_lt_resnet50")
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=20) == 0
-    arguments = (tmp_path / "saved").read_text()
-    assert arguments == f"--output_dir outputs/{name}-7 --num_workers 8 --resume --recipe imagenet_lt_resnet50"
-    assert (tmp_path / "scontrol.log").read_text().splitlines()[-1] == "requeue 7"
+    arguments = "--output_dir outputs/train-7 --num_workers 8 --resume --recipe imagenet_lt_resnet50"
+    assert slurm.saved() == {"7": arguments.split()}
+    assert slurm.requeued() == ["requeue 7"]
+
+
+def test_a_slurm_job_signals_no_other_training_of_its_machine(slurm):
+    """Not that of a job whose number or name begins or ends like its own, nor one that is no job's."""
+    jobs = {number: slurm.submit(number) for number in (123, 1234, 23)}
+    by_hand = slurm.train_by_hand("outputs/train-123")
+    for number in (123, 23):
+        jobs[number].send_signal(signal.SIGUSR1)
+        assert jobs[number].wait(timeout=20) == 0
+    assert slurm.requeued() == ["requeue 123", "requeue 23"]
+    time.sleep(0.5)
+    assert slurm.saved().keys() == {"123", "23"}
+    assert jobs[1234].poll() is None
+    assert by_hand.poll() is None
+    jobs[1234].send_signal(signal.SIGUSR1)
+    assert jobs[1234].wait(timeout=20) == 0
+    assert by_hand.poll() is None
+
+
+def test_a_slurm_job_may_have_any_name_and_options(slurm):
+    """Characters that mean something to the shell and in patterns."""
+    job = slurm.submit(5, "--data_dir", "my images ($HOME)", name="lt c++ [a]")
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=20) == 0
+    arguments = ["--output_dir", "outputs/lt c++ [a]-5", "--num_workers", "8", "--data_dir", "my images ($HOME)"]
+    assert slurm.saved() == {"5": arguments}

@@ -1,19 +1,17 @@
 """The training command on its default images, shortened; in this process where nothing else is asked for."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from conftest import ROOT, tiny_model
+from conftest import tiny_model
+from processes import TRAIN, Command, run
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoImageProcessor
@@ -355,8 +353,7 @@ def test_a_line_of_metrics_is_lost_or_doubled_by_no_interruption(uninterrupted, 
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path, monkeypatch):
-    if torch.cuda.is_available():
-        pytest.skip("needs a machine without a GPU")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(SystemExit, match="fp16 needs a GPU"):
         train(tmp_path / "out")
@@ -370,60 +367,31 @@ def test_bf16(tmp_path, monkeypatch):
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32, torch.int64}
 
 
-def launch(command, output_dir, tmp_path, **environment):
-    return subprocess.Popen(
-        [
-            *command,
-            str(ROOT / "train_accelerate.py"),
-            *SMALL_ARGUMENTS,
-            "--output_dir",
-            str(output_dir),
-            "--epochs",
-            "4",
-        ],
-        cwd=tmp_path,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def test_a_killed_run_goes_on_where_it_was(uninterrupted, tmp_path):
-    """`accelerate launch` from another folder, SIGKILL after two epochs, resumed."""
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
-    process = launch([sys.executable], tmp_path / "out", tmp_path)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "metrics.jsonl").is_file() or len(read_metrics(tmp_path / "out")) < 2:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    arguments = [*SMALL_ARGUMENTS, "--output_dir", str(tmp_path / "out"), "--epochs", "4", "--resume"]
-    resumed = subprocess.run(
-        [*accelerate, str(ROOT / "train_accelerate.py"), *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed after epoch" in resumed.stdout
-    assert "few-shot" in resumed.stdout
+    """SIGKILL after two epochs, resumed by `accelerate launch` from another folder, in an interpreter of its own."""
+    command = (TRAIN, *SMALL_ARGUMENTS, "--output_dir", tmp_path / "out", "--epochs", 4)
+    process = Command(*command, folder=tmp_path)
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    process.wait_until(lambda: metrics.is_file() and len(read_metrics(tmp_path / "out")) >= 2)
+    process.signal(signal.SIGKILL)
+    assert process.finish()[0] == -signal.SIGKILL
+    launcher = ("accelerate.commands.launch", "--num_processes", 1)
+    printed = run(*launcher, *command, "--resume", folder=tmp_path)
+    assert "resumed after epoch" in printed
+    assert "few-shot" in printed
     assert [line["epoch"] for line in read_metrics(tmp_path / "out")] == [1, 2, 3, 4]
     assert_same_weights(uninterrupted / "last", tmp_path / "out" / "last")
 
 
 def test_two_processes(tmp_path):
-    """Real distributed data parallelism over gloo; every test image is counted once."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = launch(torchrun, tmp_path / "out", tmp_path, ACCELERATE_USE_CPU="true")
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    assert "2 process(es) on cpu" in output
+    """Distributed data parallelism over gloo, in interpreters of their own; every test image is counted once."""
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    command = (TRAIN, *SMALL_ARGUMENTS, "--output_dir", tmp_path / "out", "--epochs", 1)
+    printed = run(*torchrun, *command, folder=tmp_path, ACCELERATE_USE_CPU="true")
+    assert "2 process(es) on cpu" in printed
     results = json.loads((tmp_path / "out" / "test_results.json").read_text())
     hits = [accuracy * 50 for accuracy in results["test"]["per_class_accuracy"]]
     assert hits == pytest.approx([round(hit) for hit in hits])
     assert results["test"]["accuracy"] == pytest.approx(sum(hits) / 500)
-    assert len(read_metrics(tmp_path / "out")) == 4
+    assert len(read_metrics(tmp_path / "out")) == 1
     RideBfForImageClassification.from_pretrained(tmp_path / "out" / "best")

@@ -1,6 +1,7 @@
 """From image files to what the network sees: reading, augmentation, normalisation, and images that are broken."""
 
 import io
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -15,7 +16,7 @@ from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 from scipy.stats import ks_2samp
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from torchvision import transforms as classic
 from torchvision.transforms import v2
 
@@ -37,6 +38,7 @@ from data import (
     training_batches,
 )
 from data.batches import color_jitter, draw_jitter
+from data.loaders import settle_worker
 from ride_bf.recipes import RECIPES
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -421,25 +423,109 @@ def test_finished_batches_pass_epochs_on_and_may_end_early():
     assert [batch["pixel_values"] for batch in batches] == [5, 5, 5]
 
 
+def run_program(path, source):
+    path.write_text(source)
+    finished = subprocess.run(
+        [sys.executable, str(path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "Traceback" not in finished.stderr
+    return finished.stdout
+
+
 def test_a_program_ends_though_a_worker_is_left(tmp_path):
-    """Workers do not listen to SIGTERM; one whose loader is still held at the end must not keep the program."""
-    script = tmp_path / "left.py"
-    script.write_text(
+    """A worker ignores SIGTERM from others; one whose loader is still held at the end must not keep the program."""
+    printed = run_program(
+        tmp_path / "left.py",
         "import atexit\n"
         "from torch.utils.data import DataLoader\n"
         "from data.loaders import settle_worker\n"
         "loader = DataLoader(range(9), num_workers=1, persistent_workers=True, worker_init_fn=settle_worker)\n"
         "batches = iter(loader)\n"
         "next(batches)\n"
-        "atexit.register(lambda: print('held to the end', batches is not None))\n"
+        "atexit.register(lambda: print('held to the end', batches is not None))\n",
     )
-    finished = subprocess.run(
-        [sys.executable, str(script)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
+    assert "held to the end True" in printed
+
+
+HOST = """
+import atexit, multiprocessing, os, signal, sys, time
+
+
+def child():
+    def put_away(*_):
+        print("put away", flush=True)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, put_away)
+    ready.set()
+    time.sleep(60)
+
+
+def ended(number, frame):
+    pass
+
+
+ready = multiprocessing.get_context("fork").Event()
+process = multiprocessing.get_context("fork").Process(target=child, daemon=True)
+process.start()
+ready.wait()
+signal.signal(signal.SIGCHLD, ended)
+atexit.register(lambda: print("handler kept", signal.getsignal(signal.SIGCHLD) is ended))
+
+import data
+"""
+
+
+def test_a_program_that_imports_data_keeps_its_own_children(tmp_path):
+    """They get the SIGTERM that multiprocessing sends them at the end, and the program's handlers stay."""
+    printed = run_program(tmp_path / "host.py", HOST)
+    assert "put away" in printed
+    assert "handler kept True" in printed
+
+
+HOST_WITH_A_WORKER = (
+    HOST
+    + """
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+
+rows = {"image": [Image.new("RGB", (9, 9))] * 8, "label": [0, 1] * 4}
+processor = data.evaluation_processor(8, 8, (0.5,) * 3, (0.5,) * 3)
+batches = iter(data.evaluation_batches(Dataset.from_dict(rows), processor, 2, num_workers=1))
+print("first batch", next(batches)["labels"].tolist())
+print("children", len(multiprocessing.active_children()))
+"""
+)
+
+
+def test_a_worker_that_is_left_ends_beside_the_programs_own_children(tmp_path):
+    printed = run_program(tmp_path / "host.py", HOST_WITH_A_WORKER)
+    assert "first batch [0, 1]" in printed
+    assert "children 2" in printed
+    assert "put away" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Python cannot tell who sent a signal")
+def test_workers_take_the_end_from_their_own_process_alone():
+    before = set(multiprocessing.active_children())
+    batches = iter(
+        DataLoader(range(8), num_workers=2, worker_init_fn=settle_worker, prefetch_factor=1, persistent_workers=True)
     )
-    assert finished.returncode == 0, finished.stderr
-    assert "held to the end True" in finished.stdout
-    assert "Traceback" not in finished.stderr
+    assert [next(batches).item(), next(batches).item()] == [0, 1]  # one from each: both are under way
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        for name in ("TERM", "INT", "USR1"):
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert [item.item() for item in batches] == [*range(2, 8)]
+    assert all(worker.is_alive() for worker in workers)
+    for worker in workers:
+        worker.terminate()
+        worker.join(timeout=30)
+    assert [worker.exitcode for worker in workers] == [0, 0]

@@ -63,7 +63,7 @@ DATA_SETS = (
             DataOption(
                 name="streaming",
                 kind=bool,
-                help="read tar archives, or a data set on the Hub, while training, and never store them",
+                help="read tar archives, or a data set on the Hub, image by image, and never store them",
             ),
         ),
     ),

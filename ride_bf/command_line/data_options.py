@@ -3,32 +3,31 @@
 import argparse
 from typing import Any
 
-from data.sets import DATA_SETS, data_options
-
-_OF_ALL = {
-    "dataset": (str, f"name of the data set: {', '.join(DATA_SETS)}"),
-    "data_dir": (str, "where the data are now, if they have been moved"),
-    "validation_fraction": (float, "share of the training images that were kept for validation"),
-}
+from data.sets import DATA_SETS, data_options, with_option
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `data.load_long_tailed`, none of which is required; `given_data_options` reads them."""
     group = parser.add_argument_group(
         "data",
-        "A checkpoint knows the data that it was trained on, so that none of these is needed. They are for models\n"
-        "that do not, such as converted ones: there they must be as in training. One that contradicts the checkpoint\n"
-        "is an error; --data_dir may be another place with the same images.",
+        "A checkpoint knows the data that it was trained on, so that none of these is needed. They are for models that "
+        "do not, such as converted ones: there they must be as in training. One that contradicts the checkpoint is an "
+        "error, but for --data_dir, if the images are the same.",
     )
-    for name, (kind, meaning) in _OF_ALL.items():
-        group.add_argument(f"--{name}", type=kind, help=meaning)
+    group.add_argument("--dataset", metavar="NAME", help=f"name of the data set: {', '.join(DATA_SETS)}")
+    group.add_argument("--data_dir", metavar="PLACE", help="where the data are now, if they have been moved")
+    group.add_argument(
+        "--validation_fraction", metavar="X", type=float, help="share of the training images held out for validation"
+    )
     for name, option in data_options().items():
-        reading = {"action": "store_true", "default": None} if option.kind is bool else {"type": option.kind}
-        choices = {} if option.choices is None else {"choices": option.choices}
-        group.add_argument(f"--{name}", help=option.help, **reading, **choices)
+        help = f"{option.help}; only with --dataset {' or '.join(with_option(name))}"
+        if option.kind is bool:
+            group.add_argument(f"--{name}", action="store_true", default=None, help=help)
+        else:
+            group.add_argument(f"--{name}", type=option.kind, choices=option.choices, help=help)
 
 
 def given_data_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, by the names of `ride_bf.runs.provenance.load_splits_of`."""
-    values = {name: getattr(options, name) for name in (*_OF_ALL, *data_options())}
-    return {name: value for name, value in values.items() if value is not None}
+    names = ("dataset", "data_dir", "validation_fraction", *data_options())
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, metadata_load, metadata_save
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is httpx's, or httpx2's
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from data.hub_ids import check_repo_id
 from ride_bf.hub.export import HUB_CARDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -25,14 +25,8 @@ class PublishError(Exception):
     """The Hub could not be reached or refused; says what was not done."""
 
 
-def check_can_publish(repo_id: str) -> None:
-    """Raises ValueError for an impossible name, or if nobody is logged in; asks nothing of the Hub."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"repo_id {repo_id!r} is none: {error}") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"repo_id must be USER/NAME, not {repo_id!r}")
+def check_login() -> None:
+    """Raises ValueError if nobody is logged in. The Hub is not asked if it knows the token."""
     if get_token() is None:
         raise ValueError("publishing needs a login: run hf auth login, or set HF_TOKEN in the environment")
 
@@ -97,13 +91,14 @@ class RunPublisher:
     """
 
     def __init__(self, run: Path, repo_id: str | None, every: int | None, private: bool, is_main_process: bool):
-        """Raises ValueError as `check_can_publish` does, and for an `every` that is no number of epochs."""
+        """Raises ValueError for an id that the Hub does not accept, without a login, and for an `every` below 1."""
         if repo_id is None and (every is not None or private):
             raise ValueError("push_every and push_private need push_to_hub, the name of a repository: USER/NAME")
         if every is not None and every < 1:
             raise ValueError(f"push_every must be 1 or more, not {every}")
         if repo_id is not None:
-            check_can_publish(repo_id)
+            check_repo_id(repo_id, "--push_to_hub")
+            check_login()
         self.run, self.every, self.private = run.absolute(), every, private
         self.repo_id = repo_id if is_main_process else None
         self.push: subprocess.Popen | None = None

@@ -21,10 +21,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from configuration_ride_bf import RideBfConfig
-from data import evaluation_processor
+from data import NUM_CLASSES, evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.recipes import RECIPES, TrainingRecipe
-from ride_bf.reference.configurations import RECIPE_OF_LOADER, ConversionError, read_reference_config, reference_arch
+from ride_bf.reference.configurations import (
+    FOLDER_OF_LOADER,
+    RECIPE_OF_LOADER,
+    ConversionError,
+    read_reference_config,
+    reference_arch,
+)
 
 # Names that their trainer pickles beside the tensors: its configuration with paths, the criterion, the best accuracy.
 _EXPECTED_OBJECTS = re.compile(
@@ -423,33 +429,85 @@ def to_reference(folder: Path, output_dir: Path) -> None:
             tensor = tensor.t().contiguous()
         state[f"backbone.{_reference_key(name, config)}"] = tensor
     kept = folder / "reference_config.json"
-    reference = json.loads(kept.read_text()) if kept.is_file() else _default_reference_config(folder, arch)
+    theirs = json.loads(kept.read_text()) if kept.is_file() else {}
+    reference = _default_reference_config(folder, arch) | theirs
     reference["n_gpu"] = 1  # their test.py wraps the network, and expects wrapped names, from two on
+    if "data_loader" not in theirs and config.num_labels not in _classes_of_loaders().values():
+        known = ", ".join(f"{loader} ({count:,})" for loader, count in _classes_of_loaders().items())
+        warnings.warn(
+            f"the authors' code has no data loader for {config.num_labels:,} classes, only {known}. Their network "
+            f"takes these weights, but their test.py cannot run: config.json names {reference['data_loader']['type']}",
+            stacklevel=2,
+        )
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "config.json").write_text(json.dumps(reference, indent=4) + "\n")
     content = {"arch": arch["type"], "epoch": 0, "state_dict": state, "monitor_best": 0, "config": reference}
     torch.save(content, output_dir / "model_best.pth")
 
 
+def _classes_of_loaders() -> dict[str, int]:
+    """How many classes each of the authors' data loaders asserts."""
+    return {loader: NUM_CLASSES[RECIPES[recipe].dataset] for loader, recipe in RECIPE_OF_LOADER.items()}
+
+
 def _default_reference_config(folder: Path, arch: dict[str, Any]) -> dict[str, Any]:
-    """What their parser needs of a configuration, for a network that was trained here."""
+    """A configuration of the authors' for a network that was trained here.
+
+    It is of the data set that has as many classes, and as the published recipe for it has it.
+    """
+    other = "ImbalanceCIFAR100DataLoader" if "layer2_output_dim" in arch["args"] else "ImageNetLTDataLoader"
     classes = arch["args"]["num_classes"]
-    cifar = "layer2_output_dim" in arch["args"]
-    loader = "ImbalanceCIFAR10DataLoader" if classes == 10 else "ImbalanceCIFAR100DataLoader"
-    if not cifar:
-        loader = "iNaturalistDataLoader" if classes == 8142 else "ImageNetLTDataLoader"
+    loader = next((loader for loader, count in _classes_of_loaders().items() if count == classes), other)
+    recipe = RECIPES[RECIPE_OF_LOADER[loader]]
+    first, second = recipe.lr_steps
     return {
         "name": folder.name,
         "n_gpu": 1,
         "arch": arch,
         "data_loader": {
             "type": loader,
-            "args": {"data_dir": "data", "batch_size": 128, "shuffle": False, "num_workers": 2},
+            "args": {
+                "data_dir": FOLDER_OF_LOADER[loader],
+                "batch_size": recipe.batch_size,
+                "shuffle": True,
+                "num_workers": 2,
+            },
         },
-        "optimizer": {"type": "SGD", "args": {"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": True}},
+        "optimizer": {
+            "type": "SGD",
+            "args": {
+                "lr": recipe.learning_rate,
+                "weight_decay": recipe.weight_decay,
+                "momentum": recipe.momentum,
+                "nesterov": recipe.nesterov,
+            },
+        },
         "add_extra_info": True,
-        "loss": {"type": "RIDELoss", "args": {"reweight": True, "reweight_epoch": 160}},
+        "loss": {
+            "type": "RIDELoss",
+            "args": {
+                "additional_diversity_factor": recipe.diversity_factor,
+                "reweight": True,
+                "reweight_factor": recipe.reweight_factor,
+                "reweight_epoch": recipe.reweight_epoch,
+            },
+        },
         "metrics": ["accuracy"],
-        "lr_scheduler": {"type": "CustomLR", "args": {"step1": 160, "step2": 180, "gamma": 0.01, "warmup_epoch": 5}},
-        "trainer": {"epochs": 200, "save_dir": "saved/", "save_period": 40, "verbosity": 2, "tensorboard": False},
+        "lr_scheduler": {
+            "type": "CustomLR",
+            "args": {
+                "step1": first,
+                "step2": second,
+                "gamma": recipe.lr_gamma,
+                "warmup_epoch": recipe.warmup_epochs,
+            },
+        },
+        "trainer": {
+            "epochs": recipe.epochs,
+            "save_dir": "saved/",
+            "save_period": recipe.epochs,
+            "verbosity": 2,
+            "monitor": "max val_accuracy",
+            "tensorboard": False,
+        },
     }

@@ -30,6 +30,13 @@ RECIPE_OF_LOADER = {
     "ImbalanceCIFAR100DataLoader": "cifar100_lt_resnet32",
     "ImbalanceCIFAR10DataLoader": "cifar10_lt_resnet32",
 }
+# What their configurations give each loader as `data_dir`, seen from the folder in which their commands are called
+FOLDER_OF_LOADER = {
+    "ImageNetLTDataLoader": "data/ImageNet_LT",
+    "iNaturalistDataLoader": "data/iNaturalist18",
+    "ImbalanceCIFAR100DataLoader": "data",
+    "ImbalanceCIFAR10DataLoader": "data",
+}
 
 
 class ConversionError(ValueError):
@@ -151,6 +158,7 @@ _LOSS_ARGUMENTS = {
     "distill_temperature": "distillation_temperature",
     "additional_distill_loss_factor": "distillation_factor",
 }
+_MARGIN_SCALE = 30.0  # theirs, where a file does not say, whatever the classifier's; here they are the same
 # Arguments that are constants here
 _LOSS_CONSTANTS = {"base_diversity_temperature": 1.0, "ride_loss_factor": 1.0}
 _LOSS_DEFAULTS: dict[str, dict[str, Any]] = {  # theirs, where a file does not say; a reweight_epoch of -1 is never
@@ -186,11 +194,12 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
 
     arguments = dict(loss.get("args", {}))
     reweight, reweight_ce = arguments.pop("reweight", True), arguments.pop("reweight_CE", False)
-    # their losses scale the margins by 30 if they are not told, whatever the classifier
-    constants = _LOSS_CONSTANTS | {"s": network.get("cosine_scale", NETWORK_DEFAULTS["cosine_scale"])}
-    for name, value in constants.items():
-        if (given := arguments.pop(name, value)) != value:
-            raise ConversionError(f"{loss['type']} has {name} {given}; here it is {value:g} and cannot be set")
+    scale = float(network.get("cosine_scale", NETWORK_DEFAULTS["cosine_scale"]))
+    if _LOSSES[loss["type"]] in ("ride", "ldam"):  # which have margins
+        arguments.setdefault("s", _MARGIN_SCALE)
+    for name, constant in (_LOSS_CONSTANTS | {"s": scale}).items():
+        if (value := arguments.pop(name, constant)) != constant:
+            raise ConversionError(f"{loss['type']} has {name} {value}; here it is {constant:g} and cannot be set")
     unknown = sorted(set(arguments) - set(_LOSS_ARGUMENTS))
     if unknown:
         raise ConversionError(f"arguments {unknown} of {loss['type']} have no counterpart here")

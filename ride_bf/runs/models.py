@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from configuration_ride_bf import RideBfConfig
+from data.hub_ids import is_hub_id
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.runs.checkpoints import BEST, LAST, damage, is_checkpoint
 
@@ -25,10 +26,11 @@ _LOADING_ERRORS = (
 
 
 def check_exists(folder: str | Path) -> None:
-    """Raises ValueError for what can only be a folder, not an id on the Hub, and is not there."""
-    looks_local = Path(folder).is_absolute() or str(folder).startswith(".") or len(Path(folder).parts) > 2
-    if looks_local and not Path(folder).is_dir():
-        raise ValueError(f"{folder} does not exist, or is no folder")
+    """Raises ValueError for what is neither a folder on this machine nor an id that the Hub accepts."""
+    if Path(folder).is_file():
+        raise ValueError(f"{folder} is a file; name the folder of a saved model")
+    if not Path(folder).is_dir() and not is_hub_id(folder):
+        raise ValueError(f"{folder} does not exist, and the Hub accepts no such id; name a folder or USER/NAME")
 
 
 def find_model(place: str | Path) -> Path | str:

@@ -41,6 +41,7 @@ from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import BROKEN_IMAGES, TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
+from ride_bf.training.batch_norm import check_batch_norm
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
@@ -114,6 +115,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     loaders = make_loaders(splits, processor, run, recipe, accelerator)
     set_seed(run.seed)
     model = make_model(names, run, recipe, accelerator)
+    check_batch_norm(model, recipe, len(splits["train"]) * recipe.passes_per_epoch, accelerator.num_processes)
     teacher = None if run.teacher is None else load_teacher(run.teacher, names, processor, accelerator.autocast)
     objective = to_fast_layout(make_objective(recipe, counts, teacher)).to(accelerator.device)
     optimizer = make_optimizer(model, recipe)

@@ -1,0 +1,52 @@
+"""What BatchNorm asks of a training batch."""
+
+import torch
+from torch import nn
+
+from ride_bf.recipes import TrainingRecipe
+
+
+def check_batch_norm(model: nn.Module, recipe: TrainingRecipe, num_images: int, num_processes: int) -> None:
+    """Raises ValueError if BatchNorm would have to normalise one value a channel, of which torch makes an error.
+
+    That happens where a process's batch is a single image and a feature map is one pixel.
+
+    Args:
+        model: the network, with what does not learn frozen (see `train_only`).
+        recipe: batch size, accumulation and image size of the run.
+        num_images: training images in an epoch; in one process they may be fewer than a batch.
+        num_processes: processes that share the images.
+    """
+    shares = num_processes * recipe.gradient_accumulation_steps
+    held = recipe.batch_size // shares
+    if num_processes == 1:
+        held = min(held, num_images)
+    if held > 1 or not has_single_pixels(model, recipe.image_size):
+        return
+    remedy = f"--batch_size {2 * shares} or more" if recipe.batch_size == shares else "--passes_per_epoch 2 or more"
+    raise ValueError(
+        f"each batch of a process holds 1 image (batch_size {recipe.batch_size}, {num_processes} process(es), "
+        f"gradient_accumulation_steps {recipe.gradient_accumulation_steps}, {num_images:,} images), and at image_size "
+        f"{recipe.image_size} the network has feature maps of one pixel, where BatchNorm needs two images or more; "
+        f"set {remedy}, or a larger --image_size"
+    )
+
+
+@torch.no_grad()
+def has_single_pixels(model: nn.Module, image_size: int) -> bool:
+    """Whether a BatchNorm that learns sees feature maps (B, C, 1, 1) of images (B, 3, image_size, image_size)."""
+    sizes: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[2:].numel()))
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.weight.requires_grad
+    ]
+    training = model.training
+    parameter = next(model.parameters())
+    try:
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return 1 in sizes
