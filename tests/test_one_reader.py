@@ -118,7 +118,7 @@ def test_a_broken_file_is_named_and_the_others_are_classified(folder, tmp_path, 
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("{tmp}", "holds no model: there is no config.json. Name a run's output folder"),
+        ("{tmp}", "holds no model: there is no config.json. Name a run's"),
         ("{tmp}/none", "does not exist"),
     ],
 )
