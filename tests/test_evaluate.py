@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_model
-from datasets import ClassLabel, Dataset, Features, Image
-from PIL import Image as PilImage
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, precision_score, top_k_accuracy_score
 
 from data import evaluation_processor, load_long_tailed
-from data.digest import images_digest
 from ride_bf import evaluate
 from ride_bf.evaluation import results
 from ride_bf.evaluation.html_report import write_report
@@ -222,26 +219,6 @@ def test_groups_at_their_boundaries():
     assert metrics["medium_shot_accuracy"] == pytest.approx((0.5 + 0.75) / 2)
     assert metrics["many_shot_accuracy"] == 1.0
     assert "top_5_accuracy" not in metrics
-
-
-def test_the_digest_knows_the_images_and_not_their_place(tmp_path):
-    features = Features({"image": Image(), "label": ClassLabel(names=["a", "b"])})
-
-    def in_files(place, names=("one.png", "two.png"), labels=(0, 1)):
-        (tmp_path / place / "class").mkdir(parents=True)
-        paths = [str(tmp_path / place / "class" / name) for name in names]
-        for path in paths:
-            PilImage.new("RGB", (2, 2)).save(path)
-        return images_digest(Dataset.from_dict({"image": paths, "label": list(labels)}, features=features))
-
-    def in_memory(colour):
-        image = PilImage.new("RGB", (2, 2), colour)
-        return images_digest(Dataset.from_dict({"image": [image], "label": [0]}, features=features))
-
-    here = in_files("here")
-    assert here == in_files("there")
-    assert here not in (in_files("x", labels=(1, 1)), in_files("y", names=("one.png", "3.png")))
-    assert in_memory("red") == in_memory("red") != in_memory("blue")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_an_export_with_other_logits_is_refused(run):
 def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
     assert {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()} == {
         "README.md",
+        "checkpoint.json",
         "class_counts.json",
         "config.json",
         "configuration_ride_bf.py",

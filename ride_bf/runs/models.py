@@ -123,6 +123,8 @@ def loading_errors(place: Path | str) -> Iterator[None]:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, StrictDataclassError):
         error = error.__cause__ or error  # the outer error names the validator only
+    if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to have it executed
+        return "it holds something other than weights"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 
