@@ -116,7 +116,11 @@ def test_a_broken_file_is_named_and_the_others_are_classified(folder, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("place", "message"), [("{tmp}", "holds no model: there is no config.json. Name a run's output folder"), ("{tmp}/none", "does not exist")]
+    ("place", "message"),
+    [
+        ("{tmp}", "holds no model: there is no config.json. Name a run's output folder"),
+        ("{tmp}/none", "does not exist"),
+    ],
 )
 def test_what_is_no_model_is_said_in_one_line(tmp_path, place, message):
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
