@@ -10,9 +10,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `data.load_long_tailed`, none of which is required; `given_data_options` reads them."""
     group = parser.add_argument_group(
         "data",
-        "A checkpoint knows the data that it was trained on, so that none of these is needed. They are for models that "
-        "do not, such as converted ones: there they must be as in training. One that contradicts the checkpoint is an "
-        "error, but for --data_dir, if the images are the same.",
+        "A checkpoint knows the data that it was trained on, so none of these is needed. They are for models that do\n"
+        "not know it, such as converted ones, and must be as in training. One that contradicts the checkpoint is an\n"
+        "error; --data_dir may be another place with the same images.",
     )
     group.add_argument("--dataset", metavar="NAME", help=f"name of the data set: {', '.join(DATA_SETS)}")
     group.add_argument("--data_dir", metavar="PLACE", help="where the data are now, if they have been moved")
