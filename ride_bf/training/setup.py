@@ -115,7 +115,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     loaders = make_loaders(splits, processor, run, recipe, accelerator)
     set_seed(run.seed)
     model = make_model(names, run, recipe, accelerator)
-    check_batch_norm(model, recipe, len(splits["train"]) * recipe.passes_per_epoch, accelerator.num_processes)
+    check_batch_norm(model, recipe, draws_per_epoch(counts, recipe), accelerator.num_processes)
     teacher = None if run.teacher is None else load_teacher(run.teacher, names, processor, accelerator.autocast)
     objective = to_fast_layout(make_objective(recipe, counts, teacher)).to(accelerator.device)
     optimizer = make_optimizer(model, recipe)
