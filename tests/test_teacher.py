@@ -20,7 +20,7 @@ from data import EvaluationBatch, evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.methods.losses import CrossEntropyLoss
 from ride_bf.methods.objectives import ClassificationObjective, DistillationObjective
-from ride_bf.methods.teacher import Teacher, load_teacher
+from ride_bf.methods.teacher import Teacher, describe_teacher, load_teacher
 from ride_bf.recipes.recipe import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 24
@@ -119,6 +119,7 @@ def test_a_teacher_of_another_size_and_normalisation_keeps_its_answers(tmp_path)
     teacher.save_pretrained(tmp_path)
     own.save_pretrained(tmp_path)
     loaded = load_teacher(tmp_path, [str(label) for label in range(10)], STUDENT)
+    assert f"{tmp_path} is shown 32 x 32 pixels of its own" in describe_teacher(loaded)
     with torch.no_grad():
         answers = loaded(as_student(pixels)).logits
     assert (answers.argmax(dim=1) == expected.argmax(dim=1)).float().mean() > 0.98
@@ -164,7 +165,11 @@ def test_the_teachers_classes_are_found_by_their_names(tmp_path):
 def test_a_teacher_whose_classes_have_no_names_needs_as_many(tmp_path):
     tiny_model(num_labels=3).save_pretrained(tmp_path)
     STUDENT.save_pretrained(tmp_path)
-    assert load_teacher(tmp_path, ["ant", "bee", "cicada"], STUDENT).order is None
+    teacher = load_teacher(tmp_path, ["ant", "bee", "cicada"], STUDENT)
+    assert teacher.order is None
+    assert describe_teacher(teacher).endswith(
+        "is shown the student's own pixels; its classes are taken by their place, as they have no names"
+    )
     with pytest.raises(ValueError, match="has 3 classes, the data 2"):
         load_teacher(tmp_path, ["ant", "bee"], STUDENT)
 

@@ -38,7 +38,8 @@ def measure(
         images = gather_columns(model, sample, accelerator, _outcomes)
         speeds = []
         if accelerator.is_main_process:
-            for config.router_threshold in THRESHOLDS:
+            for threshold in THRESHOLDS:
+                config.router_threshold = threshold
                 speeds.append(_images_per_second(model, sample.batches()))
     finally:
         config.router_threshold = before

@@ -124,6 +124,14 @@ def load_teacher(
     return Teacher(model.eval(), load_processor(place), student_processor, order, autocast)
 
 
+def describe_teacher(teacher: Teacher) -> str:
+    """Says what a teacher that `load_teacher` gave is shown, and by which rule its classes are the student's."""
+    shown = "the student's own pixels" if teacher.same_pixels else "{} x {} pixels of its own".format(*teacher.size)
+    named = class_names(teacher.model.config) is not None
+    rule = "found by their names" if named else "taken by their place, as they have no names"
+    return f"The teacher {teacher.model.config.name_or_path} is shown {shown}; its classes are {rule}"
+
+
 def class_order(model: PreTrainedModel, names: Sequence[str], who: str) -> list[int] | None:
     """For each of `names` (C,) its place among a model's classes; None if the order is the same, or they have no names.
 

@@ -221,7 +221,7 @@ def load_data_to_evaluate(
             ) from error
         dataset, options = data.dataset, data.options
     if split not in splits:
-        raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(splits)}, by --split")
+        raise ValueError(f"{dataset} has no split {split!r}; it has {', '.join(splits)}: name one with --split")
     here = splits["train"]
     return EvaluationData(
         split=splits[split],

@@ -32,7 +32,7 @@ from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.methods.objectives import make_objective
 from ride_bf.methods.samplers import INSTANCE, LongTailedSampler
-from ride_bf.methods.teacher import load_teacher
+from ride_bf.methods.teacher import describe_teacher, load_teacher
 from ride_bf.methods.windows import set_batchformer_window
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import TRAINING_STATE
@@ -117,6 +117,8 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     model = make_model(names, run, recipe, accelerator)
     check_batch_norm(model, recipe, draws_per_epoch(counts, recipe), accelerator.num_processes)
     teacher = None if run.teacher is None else load_teacher(run.teacher, names, processor, accelerator.autocast)
+    if teacher is not None:
+        accelerator.print(describe_teacher(teacher))
     objective = to_fast_layout(make_objective(recipe, counts, teacher)).to(accelerator.device)
     optimizer = make_optimizer(model, recipe)
     describe(run, recipe, model, counts, splits, accelerator)
