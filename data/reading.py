@@ -80,7 +80,7 @@ def upright(image: Image.Image) -> Image.Image:
 def convert_to_rgb(image: Image.Image) -> Image.Image:
     """An image in RGB; what is transparent in it lies on white.
 
-    Matches the image processors of transformers 5.23 in a pipeline; those of 5.17 drop the transparency instead.
+    A bare pipeline of transformers differs here: it drops an alpha channel and cuts 16-bit grey off at 255.
     """
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which PIL would cut off at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
