@@ -5,7 +5,7 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-# Keywords that are no fields of a configuration but that transformers itself passes to one.
+# Keywords that transformers itself passes to a configuration, though they are not fields of it.
 _HUGGING_FACE_KEYWORDS = {
     "attn_implementation",
     "auto_map",
@@ -32,12 +32,13 @@ class RideBfConfig(PreTrainedConfig):
         stem_type: `"imagenet"`: 7x7 convolution of stride 2 and a max-pool, projection shortcuts;
             `"cifar"`: one 3x3 convolution, parameter-free shortcuts. The weight initialisation follows it.
         block_type: `"basic"` (two 3x3 convolutions) or `"bottleneck"` (1x1, 3x3, 1x1; four times wider output).
-        depths: blocks in each stage.
-        hidden_sizes: base width of each stage; the stem has the first. A bottleneck stage puts out four times its own.
+        depths: number of blocks in each stage.
+        hidden_sizes: base width of each stage; the stem has the first one. The output of a bottleneck stage is four
+            times as wide.
         groups: groups of a bottleneck's 3x3 convolution (32 in ResNeXt).
         width_per_group: width of one group at a base width of 64 (4 in ResNeXt-50 32x4d, 64 in a ResNet).
         num_experts: how many experts follow the shared trunk; 1 is a plain ResNet.
-        num_shared_stages: how many stages (the stem not counted) all experts share.
+        num_shared_stages: how many stages all experts share; the stem is not counted.
         classifier: `"linear"`, or `"cosine"`: `cosine_scale` times the cosine between feature and class vector.
         cosine_scale: the factor of the cosine classifier.
         batchformer: `"none"`; `"insert"`: while training, the classifiers see only the BatchFormer's output;
@@ -46,19 +47,19 @@ class RideBfConfig(PreTrainedConfig):
         batchformer_num_heads: attention heads; None: 4 if the feature is wider than 128, else 1.
         batchformer_dropout: dropout of the encoder layers.
         batchformer_layer_scale_init_value: None: the paper's post-norm layer; a number: a pre-norm layer whose
-            branches are multiplied by learned gates of this initial value. Not in the paper.
+            branches are multiplied by learned gates. The gates start at this number. Not in the paper.
         router: adds the expert assignment module, which decides image by image whether the next expert is needed.
         router_top_k: how many of the largest logits a router sees.
         router_hidden_size: width to which a router reduces the features.
-        router_shared_output: one output layer for all routers, or one each.
+        router_shared_output: whether all routers share one output layer; otherwise each has its own.
         router_threshold: probability above which an image is sent on to the next expert; 0: always, 1: never.
 
-    Raises `StrictDataclassError` (huggingface_hub) for a value of the wrong type or one that no network can be
-    built from, and `TypeError` for an unknown option.
+    Raises `StrictDataclassError` (huggingface_hub) for a value of the wrong type or for values that no network can
+    have, and `TypeError` for an unknown option.
     """
 
     model_type = "ride_bf"
-    # what transformers.Trainer leaves out of an evaluation's predictions: all but `logits`
+    # transformers.Trainer leaves these out of its predictions, so that only `logits` remain
     keys_to_ignore_at_inference = [  # noqa: RUF012 (transformers' own form)
         "expert_logits",
         "expert_features",
@@ -92,8 +93,8 @@ class RideBfConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         unknown = sorted(key for key in kwargs if key not in _HUGGING_FACE_KEYWORDS and not key.startswith("_"))
-        # A file names the version that wrote it, and a later one may have written keys this one does not know;
-        # in a call, an unknown key is a misspelt option.
+        # A file names the version that wrote it. A later version may have written keys that this one does not know.
+        # In a call, an unknown key is a misspelt option.
         if unknown and self.transformers_version is None:
             raise TypeError(
                 f"unknown options {unknown} for RideBfConfig; its options are {sorted(RideBfConfig.__annotations__)} "
@@ -101,8 +102,8 @@ class RideBfConfig(PreTrainedConfig):
             )
         self.depths = list(self.depths)
         self.hidden_sizes = list(self.hidden_sizes)
-        # save_pretrained only records the class of the object that is saved; with the whole map a saved
-        # classifier can be loaded as AutoModel too.
+        # save_pretrained records only the class of the saved object. With the whole map, a saved classifier can be
+        # loaded as AutoModel too.
         kwargs.setdefault(
             "auto_map",
             {
@@ -115,7 +116,7 @@ class RideBfConfig(PreTrainedConfig):
 
     @property
     def expansion(self) -> int:
-        """A stage's output channels over its base width."""
+        """How many times wider a stage's output is than its base width."""
         return 4 if self.block_type == "bottleneck" else 1
 
     @property
@@ -125,13 +126,13 @@ class RideBfConfig(PreTrainedConfig):
 
     @property
     def num_batchformer_heads(self) -> int:
-        """Attention heads in use, the paper's choice if none was made."""
+        """Number of attention heads; the paper's choice if the option is None."""
         if self.batchformer_num_heads is not None:
             return self.batchformer_num_heads
         return 4 if self.feature_size > 128 else 1
 
     def validate_network(self):
-        """Run by `@strict` when the configuration is made and when it is saved."""
+        """`@strict` calls this when the configuration is made and when it is saved."""
         self._check_stages()
         self._check_experts()
         self._check_batchformer()
@@ -140,7 +141,7 @@ class RideBfConfig(PreTrainedConfig):
     def _check_stages(self):
         if len(self.depths) == 0 or len(self.depths) != len(self.hidden_sizes):
             raise ValueError(
-                f"depths {self.depths} and hidden_sizes {self.hidden_sizes} need one entry for each stage, both alike"
+                f"depths {self.depths} and hidden_sizes {self.hidden_sizes} must both have one entry for each stage"
             )
         if min(self.depths) < 1 or min(self.hidden_sizes) < 1:
             raise ValueError(f"depths {self.depths} and hidden_sizes {self.hidden_sizes} must all be 1 or more")
@@ -191,8 +192,8 @@ class RideBfConfig(PreTrainedConfig):
             return
         if self.num_batchformer_heads < 1 or self.feature_size % self.num_batchformer_heads:
             raise ValueError(
-                f"batchformer_num_heads must divide the feature size {self.feature_size}, "
-                f"which {self.num_batchformer_heads} does not"
+                f"batchformer_num_heads must divide the feature size {self.feature_size}; "
+                f"{self.num_batchformer_heads} does not"
             )
 
     def _check_router(self):

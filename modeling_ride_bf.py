@@ -34,15 +34,16 @@ class RideBfOutput(ModelOutput):
 
     Attributes:
         loss: cross-entropy of `logits`, a scalar, if labels were given.
-        logits (B, C): mean of `expert_logits` over the experts used.
-        expert_logits (B, E, C): of each expert; NaN for an expert that the router did not run. While an "insert"
-            BatchFormer trains, they are computed from its output, the only stream there is.
+        logits (B, C): mean of `expert_logits` over the experts that ran.
+        expert_logits (B, E, C): the logits of each expert; NaN for an expert that the router did not run. While an
+            "insert" BatchFormer trains, they are computed from its output.
         expert_features (B, E, D): pooled features, always before the BatchFormer; NaN as in `expert_logits`.
         batchformer_expert_logits (B, E, C): logits of the BatchFormer's stream, while a "shared_classifier"
             BatchFormer trains.
-        router_logits (B, E - 1): "the next expert is needed", if there is a router; NaN where it was not asked.
-        num_experts_used (B,): how many experts made `logits`, if there is a router.
-        hidden_states: with `output_hidden_states`, the stem's output (B, c, h, w), one such map for each shared stage,
+        router_logits (B, E - 1): the larger, the more likely the next expert is needed; None without a router, NaN
+            where the router did not decide.
+        num_experts_used (B,): how many experts ran, if there is a router.
+        hidden_states: with `output_hidden_states`, the feature maps: (B, c, h, w) for the stem and each shared stage,
             then (B, E, c, h, w) for each stage of the experts.
     """
 
@@ -74,7 +75,7 @@ class RideBfConvLayer(nn.Module):
 
 
 class RideBfZeroPadShortcut(nn.Module):
-    """Parameter-free shortcut: every `stride`-th pixel, new channels zero, half of them on either side."""
+    """Parameter-free shortcut: keeps every `stride`-th pixel and pads channels of zeros, half of them on each side."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -113,7 +114,7 @@ class RideBfBlock(GradientCheckpointingLayer):
             self.shortcut = RideBfConvLayer(in_channels, out_channels, 1, stride, activation=False)
 
     def forward(self, hidden_state: Tensor) -> Tensor:
-        # In place, as every ReLU of the network: a batch normalisation's output is needed by nothing else.
+        # In place, like every ReLU of the network: nothing else needs the output of a batch normalisation.
         return self.layers(hidden_state).add_(self.shortcut(hidden_state)).relu_()
 
 
@@ -144,7 +145,7 @@ class RideBfStem(nn.Sequential):
 
 
 class RideBfTrunk(nn.Module):
-    """Stem and shared stages. Returns every intermediate map; the last one is what the experts start from."""
+    """Stem and shared stages. Returns every intermediate map; the experts start from the last one."""
 
     def __init__(self, config: RideBfConfig):
         super().__init__()
@@ -175,7 +176,7 @@ class RideBfExpert(nn.Module):
 
 
 def _unit_length(vectors: Tensor) -> Tensor:
-    """Rows of (N, D) scaled to length 1. In float32: what keeps a row of zeros from NaN is 0 in half precision."""
+    """Scales the rows of (N, D) to length 1. In float32: the epsilon that prevents NaN is 0 in half precision."""
     return F.normalize(vectors.float(), dim=1).to(vectors.dtype)
 
 
@@ -189,15 +190,15 @@ class RideBfCosineClassifier(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         products = F.linear(_unit_length(features), self.weight)  # (B, C)
-        # Divided by the weights' lengths only here: with many classes the weights are by far more numbers.
+        # Divides the products, not the weights, by their lengths: with many classes the weights are far larger.
         lengths = torch.linalg.vector_norm(self.weight.float(), dim=1).clamp_min(1e-12)
         return (products * (self.scale / lengths)).to(products.dtype)
 
 
 class RideBfGatedEncoderLayer(nn.Module):
-    """Pre-norm encoder layer whose branches are multiplied by learned gates, one a channel.
+    """Pre-norm encoder layer whose branches are multiplied by learned gates, one for each channel.
 
-    With gates that start at 0 the layer starts as the identity. The gates are the LayerScale of Touvron et al.:
+    If the gates start at 0, the layer starts as the identity. The gates are the LayerScale of Touvron et al.:
     Going deeper with Image Transformers, 2021. Not part of the BatchFormer paper.
     """
 
@@ -230,15 +231,15 @@ class RideBfBatchFormer(nn.Module):
     """Encoder whose sequence is the batch: every image attends to every other one, expert by expert.
 
     There is no positional encoding, so a permutation of the images permutes the output. One encoder serves all
-    experts. Which images attend to each other is up to `windows(expert_features, encode)`, for which training may set
-    another function. Another module can stand in its place: all that the network asks of it is `forward`.
+    experts. `windows(expert_features, encode)` decides which images attend to each other; training may replace it.
+    Another module can take the place of this one: the network only calls its `forward`.
 
     Args:
         feature_size: D.
         num_heads: attention heads.
         num_layers: encoder layers.
         dropout: of the encoder layers.
-        layer_scale_init_value: None: the paper's post-norm layers; a number: gated layers that start with it.
+        layer_scale_init_value: None: the paper's post-norm layers; a number: gated layers whose gates start at it.
     """
 
     def __init__(
@@ -278,14 +279,14 @@ class RideBfBatchFormer(nn.Module):
         return self.windows(expert_features, self.encode)  # (B, E, D)
 
     def encode(self, sequences: Tensor) -> Tensor:
-        """Sequences side by side, (length, number, D) -> the same; attention is within a sequence."""
+        """Encodes a batch of sequences (length, number, D) to the same shape; attention stays within a sequence."""
         for layer in self.layers:
             sequences = layer(sequences)
         return sequences
 
 
 class RideBfRouter(nn.Module):
-    """Expert assignment: after each expert but the last, does this image need the next one? RIDE, section 3.3."""
+    """Expert assignment: decides after each expert whether the image needs the next one. RIDE, section 3.3."""
 
     def __init__(self, config: RideBfConfig):
         super().__init__()
@@ -300,9 +301,10 @@ class RideBfRouter(nn.Module):
         )
 
     def forward(self, expert_index: int, features: Tensor, mean_logits: Tensor) -> Tensor:
-        """Logit (B,) that expert `expert_index + 1` is needed.
+        """Returns a logit (B,): how likely it is that expert `expert_index + 1` is needed.
 
-        `features` (B, D) are expert `expert_index`'s, `mean_logits` (B, C) the mean over it and all before it.
+        `features` (B, D) are those of expert `expert_index`. `mean_logits` (B, C) is the mean over this expert and all
+        experts before it.
         """
         hidden = F.relu(self.hidden_layers[expert_index](_unit_length(features)))
         top_logits = mean_logits.topk(self.top_k, dim=1).values  # (B, k), in descending order
@@ -312,7 +314,7 @@ class RideBfRouter(nn.Module):
 
 @contextmanager
 def _running_statistics_kept(model: nn.Module):
-    """Lets batch normalisation use the batch's statistics without adding them to the running ones."""
+    """Batch normalisation uses the statistics of the batch and does not update the running ones."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -414,7 +416,7 @@ class RideBfPreTrainedModel(PreTrainedModel):
 class RideBfModel(RideBfPreTrainedModel):
     """The trunk and the experts, without classifiers."""
 
-    # what a classifier's checkpoint holds beside
+    # a classifier's checkpoint also holds these
     _keys_to_ignore_on_load_unexpected = [r"^batchformer\.", r"^classifiers\.", r"^router\."]  # noqa: RUF012
 
     def __init__(self, config: RideBfConfig):
@@ -425,7 +427,7 @@ class RideBfModel(RideBfPreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> RideBfOutput:
-        """Features of every expert.
+        """Computes the features of every expert.
 
         Args:
             pixel_values (B, num_channels, height, width): float, of any size.
@@ -448,7 +450,7 @@ class RideBfModel(RideBfPreTrainedModel):
 class RideBfForImageClassification(RideBfPreTrainedModel):
     """Multi-expert image classifier: the mean of the experts' logits."""
 
-    # what `from_pretrained(folder, batchformer="none")` leaves out
+    # `from_pretrained(folder, batchformer="none")` leaves these out
     _keys_to_ignore_on_load_unexpected = [r"^batchformer\."]  # noqa: RUF012
 
     def __init__(self, config: RideBfConfig):
@@ -475,17 +477,17 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
     ) -> RideBfOutput:
         """Classifies images.
 
-        In evaluation an image's result does not depend on the other images of its batch: the BatchFormer is left out.
-        With a router, an expert then only runs on the images that need it.
+        In evaluation the BatchFormer is left out, so a result does not depend on the other images of the batch. With
+        a router, each expert then runs only on the images that need it.
 
         Args:
             pixel_values (B, num_channels, height, width): float, of any size.
             labels (B,): int64 class indices.
             output_hidden_states: return the intermediate maps too.
 
-        Returns `RideBfOutput`. Its `loss` is the plain cross-entropy of `logits`, the validation loss. The losses
-        that train these networks are in the `ride_bf` package: `loss` alone gives no gradient to the BatchFormer
-        of a "shared_classifier" network, whose stream does not enter `logits`.
+        Returns `RideBfOutput`. Its `loss` is the plain cross-entropy of `logits`, the validation loss. Train with the
+        losses of the `ride_bf` package instead: the stream of a "shared_classifier" BatchFormer does not enter
+        `logits`, so this `loss` gives it no gradient.
 
         Raises `ValueError` or `TypeError` for pixel values or labels of another shape, type or range.
         """
@@ -497,7 +499,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         return RideBfOutput(**{**outputs, "loss": F.cross_entropy(outputs.logits.float(), labels)})
 
     def _forward_all(self, pixel_values: Tensor, output_hidden_states: bool | None) -> RideBfOutput:
-        """Every expert on every image."""
+        """Runs every expert on every image."""
         base = self.ride_bf(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         features = base.expert_features
         batchformer_expert_logits = None
@@ -529,25 +531,25 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         )
 
     def _classify(self, expert_features: Tensor) -> Tensor:
-        """(B, E, D) -> (B, E, C), each expert by its own classifier."""
+        """(B, E, D) -> (B, E, C); each expert has its own classifier."""
         pairs = zip(self.classifiers, expert_features.unbind(dim=1), strict=True)
         return torch.stack([classifier(features) for classifier, features in pairs], dim=1)
 
     def _forward_routed(self, pixel_values: Tensor, output_hidden_states: bool | None) -> RideBfOutput:
-        """Experts one after the other, each only on the images that the router sent on to it."""
+        """Runs the experts one after the other, each only on the images that the router sent to it."""
         self._check_pixel_values(pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         batch_size, num_experts = pixel_values.shape[0], self.config.num_experts
         trunk_states = self.ride_bf.trunk(pixel_values)
-        rows = torch.arange(batch_size, device=pixel_values.device)  # the images still on their way
+        rows = torch.arange(batch_size, device=pixel_values.device)  # the images that still need an expert
         threshold = torch.logit(torch.tensor(float(self.config.router_threshold))).item()
         sum_logits = num_experts_used = None
         columns: dict[str, list[Tensor]] = {"logits": [], "features": [], "router": []}
         state_columns: list[list[Tensor]] = []
 
         def column(values: Tensor) -> Tensor:
-            """Puts the rows that were computed into a whole batch of NaN."""
+            """The computed rows in a batch whose other rows are NaN."""
             return values.new_full((batch_size, *values.shape[1:]), torch.nan).index_copy(0, rows, values)
 
         for index, (expert, classifier) in enumerate(zip(self.ride_bf.experts, self.classifiers, strict=True)):

@@ -1,9 +1,9 @@
 """Train a long-tailed image classifier: `accelerate launch train_accelerate.py [--recipe NAME] [--OPTION VALUE ...]`.
 
-Without arguments it trains the default recipe, on images that come with scikit-learn. `--help` lists every option.
+Without arguments it trains the default recipe on images that come with scikit-learn. `--help` lists every option.
 The output folder gets `recipe.json` and `run.json`; `metrics.jsonl`, one line an epoch; TensorBoard scalars; the
 checkpoints `last` and `best`, each a Hugging Face folder; and `test_results.json`. SIGTERM, SIGUSR1 and Ctrl-C save a
-checkpoint and end the run with exit code 75; `--resume` goes on as if nothing had happened.
+checkpoint and end the run with exit code 75; `--resume` continues the run as if nothing had happened.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from ride_bf.training.arguments import parse_arguments
 
 if __name__ == "__main__":
-    parse_arguments()  # --help and a misspelt option are answered before torch is imported, which takes seconds
+    parse_arguments()  # answers --help and a misspelt option before the import of torch, which takes seconds
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -38,16 +38,16 @@ from ride_bf.training.setup import TrainingParts, set_up
 
 @dataclass(kw_only=True)
 class Trainer(TrainingParts):
-    """A run: epochs of steps, what is due after a step, and the test of the checkpoint that is chosen."""
+    """Trains a run, evaluates and saves it on the way, and tests the checkpoint that it chooses."""
 
     interruption: Interruption
-    # of the epoch that the run is in
+    # for the current epoch
     monitor: LossMonitor = field(init=False)
     clock: TrainingClock = field(init=False)
     bar: tqdm = field(init=False)
 
     def train(self) -> None:
-        """Trains to the end and tests, or until it is asked to stop: SystemExit then, with `EXIT_CODE`."""
+        """Trains to the end and tests. A run that is asked to stop raises SystemExit with `EXIT_CODE`."""
         while not self.finished():
             self.train_epoch()
         self.test()
@@ -63,7 +63,7 @@ class Trainer(TrainingParts):
         )
 
     def train_epoch(self) -> None:
-        """The epoch that the run is in, from the batch it is at, to its end or the run's."""
+        """Trains from the current batch to the end of the epoch or of the run."""
         progress, batches = self.progress, self.loaders["train"]
         epoch, first = progress.epochs_done, progress.batches_done
         batches.set_epoch(epoch)
@@ -98,7 +98,7 @@ class Trainer(TrainingParts):
         self.bar.close()
 
     def step(self, batch: dict[str, Tensor]) -> Tensor:
-        """One batch forward and backward, and, once enough are accumulated, a step of the optimizer."""
+        """Runs one batch forward and backward. Steps the optimizer once enough batches are accumulated."""
         with self.accelerator.accumulate(self.model):
             outputs = self.model(batch["pixel_values"])
             loss = self.objective(outputs, batch, reweight=self.recipe.reweight(self.progress.epochs_done))
@@ -107,7 +107,7 @@ class Trainer(TrainingParts):
         return loss
 
     def update(self) -> None:
-        """Nothing while gradients are still being accumulated: Accelerate's optimizer sees to that."""
+        """Updates the weights. Accelerate's optimizer does nothing while gradients are accumulated."""
         self.clip_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -116,9 +116,9 @@ class Trainer(TrainingParts):
             self.progress.steps_done += 1
 
     def after_step(self) -> None:
-        """What is due: reading the loss, evaluation, a log, a checkpoint, the end of a run that is asked to stop.
+        """Reads the loss, evaluates, logs, saves and stops the run, each when it is due.
 
-        Raises FloatingPointError if the loss is lost, SystemExit for a run that stops.
+        Raises FloatingPointError if the loss is not finite, SystemExit for a run that stops.
         """
         progress, run, accelerator = self.progress, self.run, self.accelerator
         epoch, step = progress.epochs_done + 1, progress.steps_done
@@ -152,14 +152,14 @@ class Trainer(TrainingParts):
         return interval is not None and self.progress.steps_done % interval == 0
 
     def log_loss(self, rate: float) -> None:
-        """Waits for the device, and tells the trackers and the bar the loss since the last time."""
+        """Waits for the device and gives the mean loss since the last call to the trackers and the progress bar."""
         loss = self.monitor.read(self.progress.steps_done, rate)
         if loss is not None:
             self.accelerator.log({"loss": loss, "learning_rate": rate}, step=self.progress.steps_done)
             self.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.3g}")
 
     def epoch_metrics(self, epoch: int, rate: float) -> dict[str, Any]:
-        """Training loss, rate and speed of an epoch, or of the part of one with which the run ends."""
+        """Training loss, learning rate and speed of an epoch, or of its part if the run ends within it."""
         self.progress.seconds += self.clock.lap()
         seconds, batches = self.clock.seconds, self.progress.batches_done - self.clock.first_batch
         images = batches * self.recipe.batch_size / self.recipe.gradient_accumulation_steps
@@ -172,9 +172,9 @@ class Trainer(TrainingParts):
         }
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluates on the validation images, and keeps the checkpoint `best`: that of the best balanced accuracy.
+        """Evaluates on the validation images and saves the checkpoint `best` if its balanced accuracy is the best.
 
-        All processes evaluate, and save, the same network.
+        All processes evaluate and save the same network.
         """
         progress = self.progress
         progress.seconds += self.clock.lap()
@@ -182,7 +182,7 @@ class Trainer(TrainingParts):
             metrics = evaluate(self.weights.evaluated, self.loaders["validation"], self.accelerator, self.class_counts)
             accuracy, best = metrics["balanced_accuracy"], progress.best.get("balanced_accuracy", -1.0)
             progress.evaluations_without_gain = 0 if accuracy > best else progress.evaluations_without_gain + 1
-            if accuracy >= best:  # of equals the later one, which has seen more
+            if accuracy >= best:  # if equal, the later one: it has trained longer
                 progress.best = {**self.facts(), "balanced_accuracy": accuracy}
                 save_model(
                     self.folder.path / BEST, self.accelerator, self.weights.evaluated, self.processor, progress.best
@@ -192,7 +192,7 @@ class Trainer(TrainingParts):
         return {f"validation_{name}": value for name, value in metrics.items()}
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """A line in metrics.jsonl and on the terminal; numbers go to the trackers too."""
+        """Writes a line to metrics.jsonl and to the terminal; numbers go to the trackers too."""
         step = self.progress.steps_done
         if self.accelerator.is_main_process:
             log_metrics(self.folder.path, step, metrics)
@@ -205,7 +205,7 @@ class Trainer(TrainingParts):
         self.accelerator.print(words + (f"  validation: {shot_summary(validation)}" if validation else ""))
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint says of itself: epochs, a part of one counted by its share, and steps."""
+        """What `checkpoint.json` says: epochs (2.5 is the middle of the third), steps and training data."""
         progress = self.progress
         share = round(progress.batches_done / len(self.loaders["train"]), 3)
         return {
@@ -215,7 +215,7 @@ class Trainer(TrainingParts):
         }
 
     def save(self) -> None:
-        """The checkpoint `last`, from which the run can go on."""
+        """Saves the checkpoint `last`, from which `--resume` continues."""
         progress = self.progress
         progress.seconds += self.clock.lap()
         progress.loss_sums = self.monitor.sums() if progress.batches_done else [0.0]
@@ -232,7 +232,7 @@ class Trainer(TrainingParts):
         self.clock.start()
 
     def stop(self, signal_name: str) -> None:
-        """Ends a run that was asked to, once its checkpoint is written. Raises SystemExit with `EXIT_CODE`."""
+        """Ends a run that was asked to stop, after its checkpoint is saved. Raises SystemExit with `EXIT_CODE`."""
         self.accelerator.print(
             f"\n{signal_name}: stopped after step {self.progress.steps_done}; the checkpoint is "
             f"{self.folder.path / LAST}. The same command with --resume goes on"
@@ -278,7 +278,7 @@ def main() -> None:
     if run.print_recipe:
         print(recipe.as_json())
         return
-    logging.disable_progress_bar()  # one for every file written hides the run's own
+    logging.disable_progress_bar()  # its bars for saved files would hide the run's own
     expected = (BrokenImageError, CheckpointError, FloatingPointError)
     with (
         Interruption() as interruption,

@@ -221,7 +221,7 @@ def test_no_arguments_are_the_default_recipe():
         ("--init_from=", ["init_from is empty"]),
         ("--recipe_file=", ["recipe_file"]),
         ("--resume maybe", ["'maybe' is neither true nor false"]),
-        ("--resume --overwrite_output_dir", ["deletes the run with which --resume goes on; give one of them"]),
+        ("--resume --overwrite_output_dir", ["deletes the run that --resume continues; give one of them"]),
         ("--reweight_epoch soon", ["invalid int value: 'soon'"]),
         ("--recipe digits_lt_resnet32 --recipe_file x.json", ["two recipes; give one of them"]),
         ("--router true", ["a router is trained after the experts", "--train_only router"]),

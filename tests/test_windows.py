@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ride_bf.methods.objectives import make_objective
-from ride_bf.methods.windows import BatchFormerWindows, set_batchformer_window
+from ride_bf.methods.windows import BatchFormerWindows, set_window
 from ride_bf.recipes import RECIPES
 
 PROCESSES, IMAGES, COUNTS = 2, 32, [120, 40, 9, 3, 2]
@@ -37,7 +37,7 @@ def step(window, mode="insert", loss="ride", reweight=True, autocast=False, teac
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
         module.requires_grad_(train_only == "all" or name.startswith(train_only))
-    set_batchformer_window(model, window)
+    set_window(model, window)
     recipe = RECIPES["digits_lt_resnet32"].with_overrides(loss=loss, batchformer=mode, train_only=train_only, **router)
     objective = make_objective(recipe, COUNTS, tiny_model().eval() if teacher else None)
     own = batch()
@@ -130,7 +130,7 @@ def test_in_one_process_a_window_is_as_a_batch_of_its_own():
     model = tiny_model(batchformer="insert", batchformer_num_layers=2).train()
     features = torch.randn(10, 3, 8)
     expected = torch.cat([model.batchformer(window) for window in features.split(4)])
-    set_batchformer_window(model, 4)
+    set_window(model, 4)
     torch.testing.assert_close(model.batchformer(features), expected)
     assert model.batchformer(features[:3]).shape == (3, 3, 8)
 
@@ -138,14 +138,14 @@ def test_in_one_process_a_window_is_as_a_batch_of_its_own():
 def test_a_window_survives_a_copy_and_leaves_no_trace_in_what_is_saved():
     model = tiny_model(batchformer="insert").train()
     names = list(model.state_dict())
-    set_batchformer_window(model, 4)
+    set_window(model, 4)
     assert list(model.state_dict()) == names
     features = torch.randn(10, 3, 8)
     assert torch.equal(copy.deepcopy(model).batchformer(features), model.batchformer(features))
 
 
 def test_a_network_without_batchformer_needs_no_window():
-    set_batchformer_window(tiny_model(batchformer="none"), "global")
+    set_window(tiny_model(batchformer="none"), "global")
 
 
 def test_an_impossible_window_is_refused():

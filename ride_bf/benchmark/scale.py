@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from data import NUM_CLASSES
 from ride_bf.benchmark.measure import command, default_precision, machine, peak_bytes, seconds_in_turns, write_results
 from ride_bf.benchmark.train import long_tail, network_multiply_adds, random_batch, this_repository
-from ride_bf.methods.windows import set_batchformer_window
+from ride_bf.methods.windows import set_window
 from ride_bf.recipes import RECIPES, TrainingRecipe
 
 
@@ -71,7 +71,7 @@ def measure_windows(
 
     def call_of(window: int) -> Callable[[], None]:
         def call() -> None:
-            set_batchformer_window(model, window)
+            set_window(model, window)
             with accelerator.autocast():
                 encoded = model.batchformer(features)
             encoded.sum().backward()

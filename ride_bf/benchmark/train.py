@@ -34,7 +34,7 @@ from ride_bf.benchmark.measure import command, default_precision, machine, peak_
 from ride_bf.evaluation.compute import multiply_adds, profile
 from ride_bf.methods.losses import diversity_temperatures, effective_number_weights, ldam_margins
 from ride_bf.methods.objectives import make_objective
-from ride_bf.methods.windows import set_batchformer_window
+from ride_bf.methods.windows import set_window
 from ride_bf.recipes import RECIPES, TrainingRecipe
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.training.optimizer import make_optimizer
@@ -201,7 +201,7 @@ def this_repository(
 ) -> Contender:
     """As `train_accelerate.py` trains; `wrap` is applied to the network before it is prepared."""
     model = to_fast_layout(_new_network(config))
-    set_batchformer_window(model, recipe.batchformer_window)
+    set_window(model, recipe.batchformer_window)
     objective = make_objective(recipe, counts).to(accelerator.device)
     prepared, optimizer = accelerator.prepare(wrap(model), make_optimizer(model, recipe))
 
@@ -262,7 +262,7 @@ def compare_numbers(
     device = batch["labels"].device
     few = {name: values[:COMPARED_IMAGES] for name, values in batch.items()}
     ours = to_fast_layout(_new_network(config))
-    set_batchformer_window(ours, recipe.batchformer_window)
+    set_window(ours, recipe.batchformer_window)
     objective, reference_loss = make_objective(recipe, counts), ReferenceLoss(recipe, counts)
     modes: dict[str, tuple[nn.Module, Callable[[RideBfOutput], Tensor]]] = {
         REFERENCE: (reference_network(recipe, config), lambda outputs: reference_loss(outputs, few["labels"])),

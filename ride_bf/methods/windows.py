@@ -6,21 +6,51 @@ pooled features, a few megabytes, are all that crosses processes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from ride_bf.recipes import TrainingRecipe
 
-def set_batchformer_window(model: nn.Module, window: Literal["local", "global"] | int) -> None:
+
+def set_window(model: nn.Module, window: Literal["local", "global"] | int) -> None:
     """Gives the BatchFormer of `model`, if it has one, its window in training.
 
-    "local": the batch that the process holds; "global": the images of all processes; a number: that many of them, as
-    `BatchFormerWindows` cuts them. Raises ValueError for a number below 1.
+    "local": the batch that the process holds; "global": the images of all processes; N: windows of N images. Raises
+    ValueError for a number below 1.
     """
     if model.batchformer is not None and window != "local":
         model.batchformer.windows = BatchFormerWindows(size=None if window == "global" else window)
+
+
+def check_windows(recipe: "TrainingRecipe", num_processes: int, skips_images: bool) -> None:
+    """Raises ValueError if windows reach across processes that may not hold equally many images."""
+    gathered = recipe.network_value("batchformer") != "none" and recipe.batchformer_window != "local"
+    if skips_images and gathered and num_processes > 1:
+        raise ValueError(
+            "windows that reach across processes need the same number of images in each process, and --on_broken_image "
+            "skip can change that number: remove the broken images (python -m ride_bf.check_data lists them) or set "
+            "--batchformer_window local"
+        )
+
+
+def describe_windows(recipe: "TrainingRecipe", num_processes: int) -> str | None:
+    """How many images the windows of a run hold, in words; None without a BatchFormer."""
+    if recipe.network_value("batchformer") == "none":
+        return None
+    held = recipe.batch_size // num_processes // recipe.gradient_accumulation_steps
+    gathered = held * num_processes
+    window = {"local": held, "global": gathered}.get(recipe.batchformer_window, recipe.batchformer_window)
+    words = f"The BatchFormer's windows hold {min(window, gathered)} images"
+    if window > gathered:
+        words += (
+            f", not {window}: a step's {recipe.batch_size} are accumulated from {recipe.gradient_accumulation_steps} "
+            "batches"
+        )
+    return words
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The training command's arguments: how to run, which recipe, and what to override in it."""
+"""The arguments of the training command: how to run, which recipe, and what to override in it."""
 
 import difflib
 import sys
@@ -24,12 +24,12 @@ from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
 from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
 from ride_bf.training.effects import check_effects
 
-# What a run can go on with in another way and still be one run: --allow_changes.
+# What may change when a run is resumed: --allow_changes.
 SOUND_CHANGES = ("num_processes", "mixed_precision", "data_dir", "epochs")
 
 _HEADINGS = {
-    "run": "What is run, and how.",
-    "data": "What it is run on. python -m ride_bf.check_data tells whether the data are in order.",
+    "run": "What to run, and how.",
+    "data": "What to train on. Check your data with python -m ride_bf.check_data.",
     "start": "Models to start from and to learn from.",
     "checkpoints and evaluation": None,
     "Hub": None,
@@ -51,44 +51,44 @@ _hub = partial(option, group="Hub")
 
 @dataclass(kw_only=True)
 class RunArguments:
-    """How and where to run a recipe. Raises ValueError, naming option and value, for what cannot be."""
+    """How and where to run a recipe. Raises ValueError for an invalid value, naming the option and the value."""
 
     recipe: str = _run(f"one of {', '.join(RECIPES)}", DEFAULT_RECIPE, metavar="NAME")
     recipe_file: str | None = _run(
         "a recipe as --print_recipe prints it, or one of the authors' config.json files", None, metavar="FILE"
     )
     print_recipe: bool = _run("print the recipe with its overrides, and stop", False)
-    dry_run: bool = _run("print what would be trained, on what, at what cost and memory, and stop", False)
-    output_dir: str | None = _run("folder of the results; outputs/RECIPE if it is not given", None, metavar="DIR")
+    dry_run: bool = _run("print the network, the data, the cost and the memory of the run, and stop", False)
+    output_dir: str | None = _run("folder for the results; outputs/RECIPE if not given", None, metavar="DIR")
     overwrite_output_dir: bool = _run("delete the run that output_dir holds", False)
-    resume: bool = _run("go on from the last checkpoint in output_dir", False)
+    resume: bool = _run("continue from the last checkpoint in output_dir", False)
     allow_changes: list[str] | None = _run(  # noqa: RUF009
-        f"what may differ from the run so far: {', '.join(SOUND_CHANGES)}", None, needs=(only_with("resume", True),)
+        f"what may differ when the run is resumed: {', '.join(SOUND_CHANGES)}", None, needs=(only_with("resume", True),)
     )
-    max_steps: int | None = _run("steps after which the run ends, whatever its epochs", None, must_be="1 or more")
+    max_steps: int | None = _run(
+        "end the run after this many steps, even if epochs are left", None, must_be="1 or more"
+    )
     seed: int = _run("seed of initialisation, order, augmentation and dropout", 0, must_be="0 to 4294967295")
     deterministic: bool = _run("use operations that give the same bits every time; slower on a GPU", False)
-    num_workers: int = _run(
-        "number of processes that prepare images, for each training process", 0, must_be="0 or more"
-    )
+    num_workers: int = _run("number of processes that load images, for each training process", 0, must_be="0 or more")
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] = _run(
-        "tracker that is told losses and accuracies, through Accelerate", "tensorboard"
+        "tracker for losses and accuracies, through Accelerate", "tensorboard"
     )
-    logging_steps: int = _run("steps between two losses that the tracker is told", 10, must_be="1 or more")
+    logging_steps: int = _run("log the loss to the tracker every N steps", 10, must_be="1 or more")
 
     data_dir: str | None = _data(
-        "folder of the data set's lists and images, if it is not in its usual place in data/; with --dataset custom a "
-        "folder, a table or a data set's id on the Hub",
+        "folder of the data set's lists and images, if it is not in its usual place in data/; with --dataset custom: a "
+        "folder, a table, or the id of a data set on the Hub",
         None,
         metavar="PLACE",
     )
     validation_fraction: float | None = _data(
-        "share of the training images on which the best epoch is chosen, for a data set without a validation split",
+        "share of the training images to hold out for validation, for a data set without a validation split",
         None,
         must_be="between 0 and 1",
     )
     on_broken_image: Literal["stop", "skip"] = _data(
-        "what to do where an image cannot be read; skip: leave it out and list it in the results", "stop"
+        "what to do when an image cannot be read; skip: leave it out and list it in the results", "stop"
     )
     dataset_options: dict[str, Any] = field(default_factory=dict)
     """Options of the data set itself, by name."""
@@ -101,29 +101,29 @@ class RunArguments:
     )
 
     save_steps: int | None = _checkpoints(
-        "steps between checkpoints, beside those at the ends of epochs", None, must_be="1 or more"
+        "save a checkpoint every N steps, in addition to the end of each epoch", None, must_be="1 or more"
     )
     keep_last: int = _checkpoints(
-        "number of checkpoints to go on from that are kept, the newest included", 2, must_be="1 or more"
+        "number of checkpoints to keep for resuming, including the newest", 2, must_be="1 or more"
     )
     eval_steps: int | None = _checkpoints(
-        "steps between evaluations on the validation images, beside those at the ends of epochs",
+        "evaluate on the validation images every N steps, in addition to the end of each epoch",
         None,
         must_be="1 or more",
     )
     early_stopping_patience: int | None = _checkpoints(
-        "number of evaluations without a better one after which the run ends", None, must_be="1 or more"
+        "end the run after this many evaluations without improvement", None, must_be="1 or more"
     )
-    eval_batch_size: int = _checkpoints("images in an evaluation batch of one process", 256, must_be="1 or more")
+    eval_batch_size: int = _checkpoints("images in an evaluation batch, for each process", 256, must_be="1 or more")
 
-    push_to_hub: str | None = _hub("repository on the Hub to which the model is published", None, metavar="USER/NAME")
+    push_to_hub: str | None = _hub("repository on the Hub to publish the model to", None, metavar="USER/NAME")
     push_every: int | None = _hub(
-        "epochs between two publications before the end", None, must_be="1 or more", needs=(only_with("push_to_hub"),)
+        "publish every N epochs, not only at the end", None, must_be="1 or more", needs=(only_with("push_to_hub"),)
     )
     push_private: bool = _hub("make a new repository on the Hub private", False, needs=(only_with("push_to_hub"),))
 
     given: frozenset[str] = field(default=frozenset(), repr=False)
-    """The options that the command line gave, the recipe's and the network's too."""
+    """Names of all options given on the command line, including those of the recipe and the network."""
 
     def __post_init__(self):
         check_values(self)
@@ -132,34 +132,34 @@ class RunArguments:
             self.output_dir = str(Path("outputs") / name)
         unsound = sorted(set(self.allow_changes or ()) - set(SOUND_CHANGES))
         if unsound:
-            raise ValueError(f"a run cannot go on with other {unsound}; it can with other {', '.join(SOUND_CHANGES)}")
+            raise ValueError(f"allow_changes cannot allow {unsound}; it can allow {', '.join(SOUND_CHANGES)}")
         if self.resume and self.overwrite_output_dir:
-            raise ValueError("--overwrite_output_dir deletes the run with which --resume goes on; give one of them")
+            raise ValueError("--overwrite_output_dir deletes the run that --resume continues; give one of them")
 
     def data_options(self) -> dict[str, Any]:
-        """What `data.load_long_tailed` is to be told beside the data set's name: the options that were given."""
+        """The options to pass to `data.load_long_tailed` with the name of the data set."""
         given = {name: value for name, value in self.dataset_options.items() if value not in (None, False)}
         return {"data_dir": self.data_dir, "validation_fraction": self.validation_fraction, **given}
 
     def settings(self) -> dict[str, Any]:
-        """What a result depends on beside the recipe."""
+        """What a result depends on, apart from the recipe."""
         return {"seed": self.seed, **self.data_options(), "init_from": self.init_from, "teacher": self.teacher}
 
 
 def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
-    """Raises ValueError if the recipe needs a model to start from or to learn from that the run does not name."""
+    """Raises ValueError if the recipe needs `--init_from` or `--teacher` and the run does not give it."""
     if recipe.train_only != "all" and run.init_from is None:
         raise ValueError(f"train_only {recipe.train_only!r} needs a trained model: name it with --init_from")
     if recipe.needs_teacher and run.teacher is None:
-        raise ValueError(f"{recipe.name} is a recipe of distillation: name the teacher with --teacher")
+        raise ValueError(f"{recipe.name} needs a teacher: name the teacher with --teacher")
     if recipe.train_only == "router" and run.teacher is not None:
         raise ValueError("a router learns from the experts' mistakes, not from a --teacher")
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[RunArguments, TrainingRecipe]:
-    """The run's arguments and its recipe with the command line's overrides.
+    """Parses the command line into the arguments of the run and the recipe with its overrides.
 
-    Exits with a message for an unknown recipe or option, an impossible value, a network that cannot be built, and an
+    Exits with a message for an unknown recipe or option, an invalid value, a network that cannot be built, and an
     option that would do nothing.
     """
     words = with_underscores(sys.argv[1:] if arguments is None else arguments)
@@ -207,7 +207,7 @@ def _chosen_recipe(words: list[str]) -> TrainingRecipe:
 
 
 def _parser(recipe: TrainingRecipe) -> OptionParser:
-    """A parser of every option there is; the recipe's own values are its defaults."""
+    """A parser with every option. The values of the recipe are its defaults."""
     parser = OptionParser(
         usage="accelerate launch train_accelerate.py [--recipe NAME] [--OPTION VALUE ...]",
         description="Train a long-tailed image classifier. The defaults below are those of the recipe "
@@ -232,7 +232,8 @@ def _parser(recipe: TrainingRecipe) -> OptionParser:
 def _changes(recipe: TrainingRecipe, given: dict[str, Any]) -> dict[str, Any]:
     """What the command line changes in a recipe and its network.
 
-    What the network is already need not be written down: a recipe names what differs from `RideBfConfig`'s defaults.
+    Options of the network that already have the given value are left out: a recipe only lists what differs from the
+    defaults of `RideBfConfig`.
     """
     own = {name: given[name] for name in options_of(TrainingRecipe) if name in given}
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}

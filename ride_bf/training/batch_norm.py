@@ -1,4 +1,4 @@
-"""What BatchNorm asks of a training batch."""
+"""Checks that the training batches are large enough for BatchNorm."""
 
 import torch
 from torch import nn
@@ -7,15 +7,15 @@ from ride_bf.recipes import TrainingRecipe
 
 
 def check_batch_norm(model: nn.Module, recipe: TrainingRecipe, num_images: int, num_processes: int) -> None:
-    """Raises ValueError if BatchNorm would have to normalise one value a channel, of which torch makes an error.
+    """Raises ValueError if BatchNorm would get a single value for each channel, on which torch fails.
 
-    That happens where a process's batch is a single image and a feature map is one pixel.
+    That happens when the batch of a process is a single image and a feature map is one pixel.
 
     Args:
-        model: the network, with what does not learn frozen (see `train_only`).
-        recipe: batch size, accumulation and image size of the run.
-        num_images: training images in an epoch; in one process they may be fewer than a batch.
-        num_processes: processes that share the images.
+        model: the network; parts that do not train must be frozen already (see `train_only`).
+        recipe: gives the batch size, accumulation and image size of the run.
+        num_images: training images in an epoch; a single process may have fewer than a batch.
+        num_processes: number of processes that share the images.
     """
     shares = num_processes * recipe.gradient_accumulation_steps
     held = recipe.batch_size // shares
@@ -34,7 +34,7 @@ def check_batch_norm(model: nn.Module, recipe: TrainingRecipe, num_images: int, 
 
 @torch.no_grad()
 def has_single_pixels(model: nn.Module, image_size: int) -> bool:
-    """Whether a BatchNorm that learns sees feature maps (B, C, 1, 1) of images (B, 3, image_size, image_size)."""
+    """Whether a trained BatchNorm gets feature maps (B, C, 1, 1) for images (B, 3, image_size, image_size)."""
     sizes: list[int] = []
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[2:].numel()))

@@ -1,10 +1,10 @@
-"""How long training takes, without evaluation and saving."""
+"""Measures how long training takes, without evaluation and saving."""
 
 import time
 
 
 class TrainingClock:
-    """The seconds of training since an epoch was begun, or gone on with at `first_batch`."""
+    """Seconds of training since the epoch began, or was resumed at `first_batch`."""
 
     def __init__(self, first_batch: int):
         self.first_batch = first_batch
@@ -12,11 +12,11 @@ class TrainingClock:
         self.start()
 
     def start(self) -> None:
-        """Training begins, or goes on."""
+        """Starts the clock, or starts it again after a pause."""
         self._started = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the last call or start, which are added to `seconds`."""
+        """Returns the seconds since the last call or start, and adds them to `seconds`."""
         now = time.perf_counter()
         seconds, self._started = now - self._started, now
         self.seconds += seconds

@@ -1,4 +1,4 @@
-"""What a run will cost before it is begun: arithmetic and memory."""
+"""Estimates the cost of a run before it starts: arithmetic and memory."""
 
 import math
 
@@ -8,11 +8,11 @@ from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.compute import profile
 from ride_bf.recipes import TrainingRecipe
 
-_MEASURED = 4  # images whose activations are counted
+_MEASURED = 4  # number of images whose activations are measured
 
 
 def activation_bytes(model: RideBfForImageClassification, image_size: int) -> float:
-    """What the forward pass keeps of each image for the backward pass, in bytes; counted, in float32."""
+    """Bytes that the forward pass keeps for the backward pass, per image, measured in float32."""
     images = torch.zeros(_MEASURED, 3, image_size, image_size)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
@@ -26,7 +26,7 @@ def activation_bytes(model: RideBfForImageClassification, image_size: int) -> fl
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
     training = model.training
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        outputs = model.train()(images)  # what is kept must live until all of it has been counted
+        outputs = model.train()(images)  # keeps the tensors alive until all are counted
     del outputs
     model.train(training)
     for name, buffer in model.named_buffers():
@@ -35,7 +35,7 @@ def activation_bytes(model: RideBfForImageClassification, image_size: int) -> fl
 
 
 def number_of_steps(recipe: TrainingRecipe, batches_per_epoch: int, max_steps: int | None = None) -> int:
-    """Steps of a whole run whose loader has so many batches in an epoch. An epoch ends with a step."""
+    """Number of steps in a whole run. An epoch always ends with a step."""
     steps = recipe.epochs * math.ceil(batches_per_epoch / recipe.gradient_accumulation_steps)
     return steps if max_steps is None else min(steps, max_steps)
 
@@ -49,15 +49,17 @@ def run_cost(
     num_processes: int = 1,
     max_steps: int | None = None,
 ) -> str:
-    """Steps, arithmetic, and memory of each process, in words; in float32, without what PyTorch itself takes.
+    """Describes the steps, the arithmetic, and the memory of each process.
+
+    The memory is for float32, without what PyTorch itself needs.
 
     Args:
-        model, recipe: what is trained.
-        batches_per_epoch: of each process, as the run's loader has them: the steps follow from it.
-        draws_per_epoch: images that the run's sampler draws in an epoch, for all processes; a loader that ends before,
-            as one of a stream does, shows as many as fill its batches.
-        num_processes: which share a batch.
-        max_steps: after which the run ends.
+        model, recipe: the network and how it is trained.
+        batches_per_epoch: batches that the loader of each process has in an epoch.
+        draws_per_epoch: images that the sampler draws in an epoch, over all processes. A loader that ends earlier, as
+            that of a stream may, shows only the images in its batches.
+        num_processes: number of processes that share a batch.
+        max_steps: the run ends after this many steps.
     """
     held = recipe.batch_size // num_processes // recipe.gradient_accumulation_steps
     images_per_epoch = min(draws_per_epoch, batches_per_epoch * held * num_processes)

@@ -1,7 +1,7 @@
-"""An option that cannot act is an error.
+"""Makes an option that cannot act an error.
 
-What an option needs is a fact of the option. Only what is given counts: a recipe has a value for every option, and may
-be shortened by `--epochs` or changed in its loss without all the others having to be said anew.
+Each `Option` says what it needs to have an effect. Only options given on the command line are checked. A recipe has a
+value for every option, and `--epochs` or `--loss` may leave some of them without effect.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def check_effects(run: "RunArguments", recipe: TrainingRecipe, given: Mapping[str, Any]) -> None:
-    """Raises ValueError for an option that the command line gave and that would do nothing in this run.
+    """Raises ValueError for an option that was given on the command line but would do nothing in this run.
 
     Args:
-        run, recipe: with what was given.
-        given: name -> value of the options that were given.
+        run, recipe: the arguments and the recipe, with the given options applied.
+        given: name -> value of the given options.
     """
     _check_data_options(run, recipe)
     values = {**vars(run), **vars(recipe), **NETWORK_DEFAULTS, **recipe.network}
@@ -62,8 +62,8 @@ def check_effect_of_options(run: "RunArguments", splits: Collection[str]) -> Non
     """Raises ValueError for an option that needs a split that the data do not have.
 
     Args:
-        run: as it was given.
-        splits: the names of the splits, or what has them as keys.
+        run: the arguments of the run.
+        splits: the names of the splits, or a mapping with these names as keys.
     """
     if "validation" in splits:
         return
@@ -72,5 +72,5 @@ def check_effect_of_options(run: "RunArguments", splits: Collection[str]) -> Non
         if value is not None:
             raise ValueError(
                 f"--{name} {value} cannot act: these data have no validation split to evaluate on; take one from the "
-                "training images by --validation_fraction, or leave it out"
+                "training images with --validation_fraction, or leave it out"
             )

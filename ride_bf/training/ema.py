@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is evaluated and saved in their place."""
+"""An exponential moving average of the weights. It is evaluated and saved in place of the weights."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 class WeightAverage:
-    """The average of the weights and running statistics of `model` over the steps; without decay the model itself.
+    """Averages the weights and running statistics of `model` over the steps. Without decay, it is the model itself.
 
-    average = decay * average + (1 - decay) * weights, after every step.
+    After every step: average = decay * average + (1 - decay) * weights.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -19,12 +19,12 @@ class WeightAverage:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The network that learns and, with a decay, the average."""
+        """The trained network and, with a decay, the average."""
         return [self.model] if self.averaged is None else [self.model, self.averaged]
 
     @property
     def evaluated(self) -> nn.Module:
-        """What is evaluated and saved."""
+        """The network to evaluate and save."""
         return self.model if self.averaged is None else self.averaged.module
 
     def update(self) -> None:

@@ -1,8 +1,8 @@
-"""Training a part of a network and leaving the rest as it is."""
+"""Freezes all but one part of a network."""
 
 from torch import nn
 
-# What a later stage of training may learn -> the prefixes of its parameters.
+# Part of the network that can be trained alone -> prefixes of the names of its parameters.
 TRAINABLE_PARTS: dict[str, tuple[str, ...]] = {
     "all": ("",),
     "classifiers": ("classifiers.",),
@@ -25,11 +25,11 @@ def train_only(model: nn.Module, part: str) -> None:
 
 
 def _train_only_scales(model: nn.Module) -> None:
-    """Learnable weight scaling: of each class's weights only the length learns. Kang et al., 2020, section 4.3.
+    """Learnable weight scaling: trains only the length of each class's weights. Kang et al., 2020, section 4.3.
 
-    With w = f w0, a step of SGD on f moves w along w0 by its gradient's component on w0 times |w0|^2; so does a step
-    on w with that gradient, momentum and weight decay included. The scale needs no parameter of its own, and what is
-    saved is an ordinary classifier. Raises ValueError for cosine classifiers, which length does not change.
+    Let w = f w0. A step of SGD on f moves w along w0, by the gradient's component on w0 times |w0|^2. A step on w with
+    that gradient does the same, also with momentum and weight decay. So the scale needs no parameter of its own, and
+    the saved classifier is an ordinary one. Raises ValueError for cosine classifiers, which ignore the length.
     """
     if model.config.classifier != "linear":
         raise ValueError("class_scales needs --classifier linear: a cosine classifier has no lengths to learn")

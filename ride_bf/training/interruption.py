@@ -1,4 +1,4 @@
-"""Being asked to stop: by a scheduler that wants the machine back, or by Ctrl-C."""
+"""Stops a run on request: from a scheduler that wants the machine back, or from Ctrl-C."""
 
 import os
 import signal
@@ -7,13 +7,13 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-# By sysexits.h: a temporary failure, to be tried again. A scheduler is to start the run anew, with --resume.
+# EX_TEMPFAIL of sysexits.h, a temporary failure: the scheduler should start the run again, with --resume.
 EXIT_CODE = os.EX_TEMPFAIL if hasattr(os, "EX_TEMPFAIL") else 75
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 class Interruption:
-    """While entered, SIGTERM, SIGUSR1 and Ctrl-C are noted instead of ending the process; Ctrl-C twice does end it."""
+    """Context in which SIGTERM, SIGUSR1 and Ctrl-C are recorded and do not end the process; a second Ctrl-C does."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -33,7 +33,7 @@ class Interruption:
         self.received = signal.Signals(number)
 
     def agreed(self, accelerator: Accelerator) -> signal.Signals | None:
-        """The signal that any process has received: the same answer in all of them, who must ask in the same step."""
+        """The signal that any of the processes has received. All processes must call this in the same step."""
         if accelerator.num_processes == 1:
             return self.received
         received = torch.tensor(0 if self.received is None else int(self.received), device=accelerator.device)

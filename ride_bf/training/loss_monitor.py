@@ -1,4 +1,4 @@
-"""The loss of an epoch: its mean, and which images were in the batch in which it was lost."""
+"""Tracks the loss of an epoch, and reports the images of a batch whose loss is not finite."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,14 +12,14 @@ from ride_bf.runs.run_folder import LOST_LOSS
 
 
 class LossMonitor:
-    """Adds losses up on their device, without waiting for it until `read`.
+    """Adds up losses on their device. Only `read` waits for the device.
 
     Args:
-        accelerator: of the run.
-        output_dir: where `lost_loss.json` goes if a loss is not finite.
-        find_images: what `data.FinishedBatches.describe` gives for a batch.
-        sums: of each process, where an interrupted epoch left off.
-        batches: how many these are of.
+        accelerator: the accelerator of the run.
+        output_dir: folder for `lost_loss.json`, which is written if a loss is not finite.
+        find_images: names the images of a batch: `data.FinishedBatches.describe`.
+        sums: the sum of each process so far, if the epoch was interrupted.
+        batches: number of batches in each of these sums.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class LossMonitor:
         batches: int,
     ):
         self.accelerator, self.output_dir, self.find_images = accelerator, output_dir, find_images
-        # Another number of processes than before shares what there was.
+        # If the number of processes has changed, each starts with the mean of the sums.
         own = (
             sums[accelerator.process_index] if len(sums) == accelerator.num_processes else sum(sums) / max(1, len(sums))
         )
@@ -40,7 +40,7 @@ class LossMonitor:
         self.unread: list[tuple[Tensor, Mapping]] = []
 
     def add(self, loss: Tensor, batch: Mapping) -> None:
-        """The loss of one batch."""
+        """Adds the loss of one batch."""
         self.total += loss.detach()
         self.batches += 1
         self.unread.append(
@@ -48,16 +48,16 @@ class LossMonitor:
         )
 
     def read(self, step: int, learning_rate: float) -> float | None:
-        """Mean loss of all processes since it was last read; None if there was no batch since.
+        """Mean loss over all processes since the last call; None if there was no batch since then.
 
-        Called by every process. Raises FloatingPointError, and writes down the images of the batch, if a loss is not
-        finite.
+        Every process must call it. If a loss is not finite, it writes down the images of that batch and raises
+        FloatingPointError.
         """
         if not self.unread:
             return None
         losses = torch.stack([loss for loss, _ in self.unread]).float()
         for loss, (_, batch) in zip(losses.tolist(), self.unread, strict=True):
-            if loss - loss != 0:  # infinite or not a number
+            if loss - loss != 0:  # infinite or NaN
                 self._lost(loss, batch, step, learning_rate)
         self.unread.clear()
         return self.accelerator.reduce(losses.mean(), "mean").item()
@@ -74,9 +74,9 @@ class LossMonitor:
         )
 
     def sums(self) -> list[float]:
-        """Of each process, to be saved in a checkpoint."""
+        """The sum of each process, to save in a checkpoint."""
         return self.accelerator.gather(self.total[None]).tolist()
 
     def mean(self) -> float:
-        """Over the batches of all processes."""
+        """Mean loss over the batches of all processes."""
         return self.accelerator.reduce(self.total / max(1, self.batches), "mean").item()

@@ -7,7 +7,7 @@ from ride_bf.recipes import TrainingRecipe
 
 
 def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> SGD:
-    """The recipe's SGD on every parameter that learns, its update in one pass over memory (fused)."""
+    """The SGD of the recipe for every parameter that is not frozen. It is fused: one pass over memory per update."""
     return SGD(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=recipe.learning_rate,

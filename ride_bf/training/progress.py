@@ -1,4 +1,4 @@
-"""Where a run is."""
+"""How far a run has come."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,16 +8,16 @@ from torch import Tensor
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a run is; saved in its checkpoints."""
+    """How far a run has come. Saved in its checkpoints."""
 
     epochs_done: int = 0
-    batches_done: int = 0  # of the epoch that has begun
+    batches_done: int = 0  # in the current epoch
     steps_done: int = 0
-    loss_sums: list[float] = field(default_factory=lambda: [0.0])  # of that epoch's batches, for each process
-    running_statistics: Tensor | None = None  # of each process: `RunningStatistics.gather`
+    loss_sums: list[float] = field(default_factory=lambda: [0.0])  # of the current epoch, for each process
+    running_statistics: Tensor | None = None  # of each process, from `RunningStatistics.gather`
     best: dict[str, Any] = field(default_factory=dict)  # the facts of the checkpoint `best`
     evaluations_without_gain: int = 0
-    seconds: float = 0.0  # of training, in all sessions
+    seconds: float = 0.0  # of training, over all starts of the run
 
     def state_dict(self) -> dict:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Running statistics of batch normalisation, of which every process of a run has its own."""
+"""Running statistics of batch normalisation. Every process of a run has its own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,16 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 class RunningStatistics:
-    """What the normalisation layers of networks have seen, by process.
+    """The running statistics of the normalisation layers, in each process.
 
-    Each process gathers the statistics of its own images, and DistributedDataParallel, without `broadcast_buffers`,
-    leaves them alone. Where a network is evaluated or saved, all processes must hold the same one: within `averaged`
-    they hold the mean over the processes. Afterwards each has its own again, so that evaluations and checkpoints change
-    nothing of the training.
+    Each process keeps the statistics of its own images, and DistributedDataParallel does not change them, since
+    `broadcast_buffers` is off. To evaluate or save a network, all processes must hold the same one: within `averaged`
+    they hold the mean over the processes. Afterwards each process has its own statistics again, so evaluations and
+    checkpoints do not change the training.
 
     Args:
-        accelerator: of the run.
-        networks: whose layers are meant; the weights' average, for one, is a network of its own.
+        accelerator: the accelerator of the run.
+        networks: the networks with these layers; the average of the weights is a network of its own.
     """
 
     def __init__(self, accelerator: Accelerator, *networks: nn.Module):
@@ -31,17 +31,17 @@ class RunningStatistics:
 
     @property
     def differ(self) -> bool:
-        """Whether processes can hold different ones."""
+        """Whether the processes can hold different statistics."""
         return self.accelerator.num_processes > 1 and bool(self.buffers)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Every process holds the mean over the processes. Entered and left by all of them."""
+        """Context in which every process holds the mean over the processes. All processes must enter it."""
         if not self.differ:
             yield
             return
         gathered = self.gather()  # (P, N)
-        # In float64 the mean of equal numbers is that number: frozen statistics stay what they are, to the last bit.
+        # In float64 the mean of equal numbers is exactly that number, so frozen statistics do not change.
         self._write(gathered.double().mean(dim=0).float())
         try:
             yield
@@ -50,14 +50,14 @@ class RunningStatistics:
 
     @torch.no_grad()
     def gather(self) -> Tensor | None:
-        """Those of all processes (P, N), to be saved in a checkpoint; None where they cannot differ."""
+        """The statistics of all processes (P, N), to save in a checkpoint; None if they cannot differ."""
         if not self.differ:
             return None
         own = torch.cat([buffer.flatten().float() for buffer in self.buffers])
         return self.accelerator.gather(own[None])
 
     def restore(self, gathered: Tensor | None) -> None:
-        """Gives each process what `gather` had of it. Another number of processes goes on from what was saved."""
+        """Gives each process its row of `gather`. If the number of processes has changed, the saved mean stays."""
         if self.differ and gathered is not None and len(gathered) == self.accelerator.num_processes:
             self._write(gathered[self.accelerator.process_index])
 

@@ -1,4 +1,4 @@
-"""Setting up a run: everything that training works with, from the options of the command."""
+"""Sets up a run: makes everything that training needs from the options of the command."""
 
 import os
 from collections.abc import Callable
@@ -33,7 +33,7 @@ from ride_bf.hub.upload import RunPublisher
 from ride_bf.methods.objectives import make_objective
 from ride_bf.methods.samplers import INSTANCE, LongTailedSampler
 from ride_bf.methods.teacher import describe_teacher, load_teacher
-from ride_bf.methods.windows import set_batchformer_window
+from ride_bf.methods.windows import check_windows, describe_windows, set_window
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import TRAINING_STATE
 from ride_bf.runs.environment import check_precision
@@ -55,24 +55,24 @@ from ride_bf.training.tracking import check_tracker, start_tracker
 
 @dataclass(kw_only=True)
 class TrainingParts:
-    """What a run works with.
+    """Everything that a run needs.
 
     Attributes:
         run, recipe: the options.
-        accelerator: devices, precision and processes.
-        folder: where results go.
+        accelerator: handles devices, precision and processes.
+        folder: where the results go.
         loaders: one for each split; "validation" only if there is such a split.
         processor: the image processor that is saved beside the model.
-        data: what is trained on, as the run's checkpoints say it.
+        data: the training data, as the checkpoints describe them.
         class_names, class_counts: (C,) of the training split.
         model: the network, prepared for the accelerator's processes.
-        weights: the average of its weights, or the network itself; what is evaluated and saved.
-        statistics: the running statistics of both, by process.
-        objective: what is minimised.
+        weights: the average of its weights, or the network itself; this is evaluated and saved.
+        statistics: the running statistics of both, in each process.
+        objective: the loss to minimise.
         optimizer, schedule: the schedule steps once an epoch.
-        clip_gradients: clips the gradients of a complete step, if the recipe says so.
-        progress: where the run is.
-        publisher: pushes the run to the Hub, if that was asked for.
+        clip_gradients: clips the gradients of a complete step, if the recipe asks for it.
+        progress: how far the run has come.
+        publisher: pushes the run to the Hub, if asked to.
     """
 
     run: RunArguments
@@ -96,9 +96,9 @@ class TrainingParts:
 
 
 def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict[str, Any] | None:
-    """The arguments of `TrainingParts`, with the run's folder opened; None after a dry run, which writes nothing.
+    """Makes the arguments of `TrainingParts` and opens the folder of the run. None for a dry run, which writes nothing.
 
-    Raises ValueError or OSError for what cannot be trained, before anything is written.
+    Raises ValueError or OSError for a run that cannot be trained, before anything is written.
     """
     check_starting_models(run, recipe)
     accelerator = make_accelerator(run, recipe)
@@ -106,7 +106,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     publisher = RunPublisher(
         Path(run.output_dir), run.push_to_hub, run.push_every, run.push_private, accelerator.is_main_process
     )
-    with accelerator.main_process_first():  # the others find the cache of the first
+    with accelerator.main_process_first():  # the others use the cache that it makes
         splits = load_long_tailed(recipe.dataset, **run.data_options())
     check_effect_of_options(run, splits)
     data = describe_data(splits, recipe.dataset, **run.data_options())
@@ -194,7 +194,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
 
 
 def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
-    """Devices, precision and processes are `accelerate launch`'s business; this names folders and the data's seed."""
+    """The run's Accelerator. `accelerate launch` chooses devices, precision and processes."""
     output_dir = Path(run.output_dir)
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -207,7 +207,7 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / TENSORBOARD)),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=run.seed, non_blocking=True),
-        # Each process keeps the running statistics of its own images: `RunningStatistics` brings them together.
+        # Each process keeps the running statistics of its own images; `RunningStatistics` averages them.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     check_precision(accelerator)
@@ -215,25 +215,19 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
 
 
 def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator) -> None:
-    """Raises ValueError for what several processes cannot do."""
+    """Raises ValueError for settings that do not work with this number of processes."""
     shares = accelerator.num_processes * recipe.gradient_accumulation_steps
     if recipe.batch_size % shares:
         raise ValueError(
-            f"batch_size {recipe.batch_size} is that of a whole step and cannot be shared out among "
-            f"{accelerator.num_processes} process(es) of {recipe.gradient_accumulation_steps} batch(es); set "
-            "--batch_size to a multiple"
+            f"batch_size {recipe.batch_size} is that of a whole step and cannot be divided among "
+            f"{accelerator.num_processes} process(es) with {recipe.gradient_accumulation_steps} batch(es) each; set "
+            f"--batch_size to a multiple of {shares}"
         )
-    gathered = recipe.network.get("batchformer", "none") != "none" and recipe.batchformer_window != "local"
-    if run.on_broken_image == "skip" and gathered and accelerator.num_processes > 1:
-        raise ValueError(
-            "windows that reach across processes need equally many images in each, which --on_broken_image skip does "
-            "not leave: take the broken ones out (python -m ride_bf.check_data lists them) or set "
-            "--batchformer_window local"
-        )
+    check_windows(recipe, accelerator.num_processes, skips_images=run.on_broken_image == "skip")
 
 
 def make_clipping(accelerator: Accelerator, model: nn.Module, max_norm: float) -> Callable[[], object]:
-    """What clips the gradients of a complete step; nothing if `max_norm` is 0."""
+    """A function that clips the gradients of a complete step. It does nothing if `max_norm` is 0."""
 
     def clip() -> None:
         if accelerator.sync_gradients:
@@ -245,7 +239,7 @@ def make_clipping(accelerator: Accelerator, model: nn.Module, max_norm: float) -
 def make_model(
     names: list[str], run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
 ) -> RideBfForImageClassification:
-    """The recipe's network, from the weights of another if the run says so, with all but what is to learn frozen."""
+    """The recipe's network, with the weights of `--init_from` if given. Parts that do not train are frozen."""
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
     model = RideBfForImageClassification(recipe.config(**labels))
     if run.init_from is not None:
@@ -253,14 +247,14 @@ def make_model(
         check_frozen_classes(started, recipe)
         accelerator.print(started)
     train_only(model, recipe.train_only)
-    set_batchformer_window(model, recipe.batchformer_window)
+    set_window(model, recipe.batchformer_window)
     return to_fast_layout(model)
 
 
 def make_loaders(
     splits, processor, run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
 ) -> dict[str, FinishedBatches]:
-    """A prepared loader for each split; the training one shuffles and augments."""
+    """A prepared loader for each split. The training loader shuffles and augments."""
     on_broken = OnBrokenImage(
         run.on_broken_image, partial(find_entry, recipe.dataset, run.data_dir), Path(run.output_dir) / BROKEN_IMAGES
     )
@@ -285,7 +279,7 @@ def make_loaders(
 
 
 def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler | None:
-    """What draws an epoch's images; None where each comes once, in random order."""
+    """The sampler of the training images; None if each image comes once an epoch, in random order."""
     if recipe.sampler == INSTANCE:
         return None
     counts = class_counts(split)
@@ -294,7 +288,7 @@ def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler 
 
 
 def draws_per_epoch(counts: list[int], recipe: TrainingRecipe) -> int:
-    """Images that are drawn in an epoch, of classes with so many training images."""
+    """Number of images drawn in an epoch, from the training images of each class (C,)."""
     if recipe.sampler != INSTANCE and recipe.sampler_epoch == "largest_class":
         return len(counts) * max(counts)
     return sum(counts) * recipe.passes_per_epoch
@@ -308,7 +302,7 @@ def describe(
     splits,
     accelerator: Accelerator,
 ) -> None:
-    """Says what is going to be trained, on what and where, and by which rule a checkpoint is chosen."""
+    """Prints the network, the data, the devices and the rule that chooses a checkpoint."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     best = "the one of the best balanced accuracy on validation"
@@ -318,16 +312,5 @@ def describe(
         f"{min(counts)} training images; {accelerator.num_processes} process(es) on {accelerator.device.type}, "
         f"precision {accelerator.mixed_precision}. The checkpoint tested is {rule}."
     )
-    if model.batchformer is not None:
-        held = recipe.batch_size // accelerator.num_processes // recipe.gradient_accumulation_steps
-        gathered = held * accelerator.num_processes
-        window = {"local": held, "global": gathered}.get(recipe.batchformer_window, recipe.batchformer_window)
-        accelerator.print(
-            f"The BatchFormer's windows hold {min(window, gathered)} images"
-            + (
-                f", not {window}: a step's {recipe.batch_size} are accumulated from "
-                f"{recipe.gradient_accumulation_steps} batches"
-                if window > gathered
-                else ""
-            )
-        )
+    if (windows := describe_windows(recipe, accelerator.num_processes)) is not None:
+        accelerator.print(windows)

@@ -1,4 +1,4 @@
-"""The weights that a run starts from: those of another model."""
+"""Starts a run from the weights of another model."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.models import class_names, load_model
 from ride_bf.training.freezing import TRAINABLE_PARTS
 
-_SHOWN = 5  # names in a message
+_SHOWN = 5  # number of names in a message
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class StartedFrom:
 
     Attributes:
         place: the saved model.
-        rule: "name" if its classes were found by their names, "place" if it has none and their number is the same, and
-            "none" if no class could be found.
-        copied: classes whose weights were copied, in every expert's classifier.
-        new: names of the classes that start anew.
+        rule: how classes were matched. "name": by their names; "place": by their order, if they have no names and the
+            numbers of classes are equal; "none": not at all.
+        copied: number of classes whose weights were copied, in every expert's classifier.
+        new: names of the classes that start with new weights.
     """
 
     place: str
@@ -48,10 +48,10 @@ def initialise_from(
 ) -> StartedFrom:
     """Copies the weights of a saved model into `model`.
 
-    What only the saved model has (a BatchFormer, say) is left out. A class's weights are copied from the class of the
-    same name, wherever it stands there; a class that is new keeps its initialisation. `new_parts`, keys of
-    `TRAINABLE_PARTS`, keep theirs altogether. Raises ValueError listing anything else that does not fit, and in one
-    line for files that are missing, damaged or of another kind of model.
+    Parts that only the saved model has, such as a BatchFormer, are left out. The weights of a class are copied from
+    the class of the same name, in any order; a new class keeps its initialisation. So do `new_parts`, keys of
+    `TRAINABLE_PARTS`. Raises ValueError that lists anything else that does not fit, and with one line for files that
+    are missing, damaged or of another kind of model.
     """
     start = load_model(place)
     options = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_experts")
@@ -88,7 +88,7 @@ def initialise_from(
 
 
 def check_frozen_classes(started: StartedFrom, recipe: TrainingRecipe) -> None:
-    """Raises ValueError if classes start anew whose weights the recipe does not train, or only the length of which."""
+    """Raises ValueError if there are new classes and the recipe does not train their weights."""
     if started.new and recipe.train_only in ("router", "class_scales"):
         raise ValueError(
             f"train_only {recipe.train_only!r} needs a model that knows all classes, but {started.place} does not know "
@@ -99,7 +99,7 @@ def check_frozen_classes(started: StartedFrom, recipe: TrainingRecipe) -> None:
 def _same_classes(
     model: RideBfForImageClassification, start: RideBfForImageClassification
 ) -> tuple[str, torch.Tensor, torch.Tensor]:
-    """The rule that found them, and the labels of the same classes in `model` and in `start`, two (K,)."""
+    """The matching rule, and the labels of the matched classes in `model` (K,) and in `start` (K,)."""
     here, there = class_names(model.config), class_names(start.config)
     if here is None or there is None:
         same = start.config.num_labels == model.config.num_labels

@@ -1,4 +1,4 @@
-"""What a tracker is told: TensorBoard, Weights & Biases or Trackio, through Accelerate."""
+"""Sets up trackers through Accelerate: TensorBoard, Weights & Biases or Trackio."""
 
 from dataclasses import asdict
 from typing import Any
@@ -27,10 +27,10 @@ def start_tracker(
     run_id: str,
     steps_done: int,
 ) -> None:
-    """Starts the tracker, with recipe and settings as the run's configuration, or goes on with the same run.
+    """Starts the tracker, or continues the same run in it. Recipe and settings are the run's configuration.
 
-    The tracker knows the run by `run_id`, and calls it `name`. A run that goes on after `steps_done` steps replaces
-    what was logged after them, where the tracker can.
+    The tracker identifies the run by `run_id` and shows it as `name`. A run that resumes after `steps_done` steps
+    replaces later logs, if the tracker supports that.
     """
     resumed = steps_done > 0
     init_kwargs = {
@@ -38,14 +38,14 @@ def start_tracker(
         "wandb": {"id": run_id, "name": name, "resume": "allow"},
         "trackio": {"name": f"{name}-{run_id[:8]}", "resume": "allow"},
     }
-    # TensorBoard's folder is the run's own already
+    # TensorBoard already writes to a folder of this run
     project = "" if tracker == "tensorboard" else PROJECT
     config = None if resumed else configuration(recipe, settings)
     accelerator.init_trackers(project, config=config, init_kwargs=init_kwargs)
 
 
 def configuration(recipe: TrainingRecipe, settings: dict[str, Any]) -> dict[str, int | float | str | bool]:
-    """Recipe and settings as one level of plain values, which every tracker takes; None is the word."""
+    """Recipe and settings as a flat dict of plain values, which every tracker accepts; None becomes "None"."""
     options = {name: value for name, value in asdict(recipe).items() if name not in ("description", "network")}
     options |= {f"network/{name}": value for name, value in recipe.network.items()}
     options |= {f"run/{name}": value for name, value in settings.items()}
