@@ -121,7 +121,7 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys, fi
     if file == "model.safetensors" and how == "changed":  # once to the end; finding it is enough for the others
         train(tmp_path / "out", *OPTIONS, "--resume")
         assert (
-            f"passed over a damaged checkpoint: {tmp_path / 'out/last'}: {file} is not as it was"
+            f"skipped a damaged checkpoint: {tmp_path / 'out/last'}: {file} has changed since it was written"
             in capsys.readouterr().out
         )
         assert_same_run(tmp_path / "out", uninterrupted)
@@ -138,7 +138,7 @@ def test_nothing_whole_is_said(uninterrupted, tmp_path):
     (tmp_path / "out/last/files.json").unlink()
     with pytest.raises(
         SystemExit,
-        match=r"no whole checkpoint .*last: its list of files .*; start anew with --overw",
+        match=r"no whole checkpoint .*last: its list of files .*; start again with --overw",
     ):
         train(tmp_path / "out", *OPTIONS, "--resume")
 
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, error):
             raise error
 
     monkeypatch.setattr(RideBfForImageClassification, "save_pretrained", fills_up)
-    with pytest.raises(SystemExit, match=r"last could not be written .*is untouched: .*Make room .*--resume"):
+    with pytest.raises(SystemExit, match=r"last could not be written .*is untouched: .*Free space .*--resume"):
         train(tmp_path / "out", "--epochs", 2)
     assert damage(tmp_path / "out/last") is None
     assert json.loads((tmp_path / "out/last/checkpoint.json").read_text())["epoch"] == 1
