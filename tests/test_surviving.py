@@ -204,7 +204,7 @@ def test_more_epochs_by_name(uninterrupted, tmp_path):
 def test_what_no_run_can_go_on_with(capsys):
     with pytest.raises(SystemExit):
         train("unused", "--resume", "--allow_changes", "seed")
-    assert "cannot go on with other ['seed']; it can with other num_processes" in capsys.readouterr().err
+    assert "allow_changes cannot allow ['seed']; it can allow num_processes" in capsys.readouterr().err
 
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")

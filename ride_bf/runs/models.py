@@ -116,7 +116,9 @@ def loading_errors(place: Path | str) -> Iterator[None]:
     except _LOADING_ERRORS as error:
         reason, remedy = _one_line(error), "Copy it again, or name another checkpoint"
         if not isinstance(place, Path):
-            remedy = f"Check the id and the connection to the Hub. To download it again: hf download {place} --force-download"
+            remedy = (
+                f"Check the id and the connection to the Hub. Download it again: hf download {place} --force-download"
+            )
         elif not isinstance(
             error, (ValueError, ImportError, StrictDataclassError)
         ):  # these errors already say what is wrong
