@@ -15,17 +15,17 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 .DEFAULT_GOAL := help
 .PHONY: help install extras demo space test test-slow test-oldest lint format benchmark clean
 
-help:  ## What there is to make
+help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(INSTALLED)  ## The environment in .venv
+install: $(INSTALLED)  ## Create the environment in .venv
 
-# Made once, and again only when the requirements change.
+# Runs once, and again only if the requirements change.
 $(INSTALLED): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
-		echo "Debian and Ubuntu keep venv in a package of its own; installing python3-venv"; \
+		echo "Debian and Ubuntu have venv in a separate package; installing python3-venv"; \
 		$(call apt_install,python3-venv); }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -r requirements.txt -r requirements-dev.txt
@@ -40,45 +40,45 @@ demo: $(INSTALLED)  ## Train the default recipe on real images and classify one
 # MODEL: a run's output folder, or a checkpoint's
 space: MODEL ?= outputs/demo
 space: PAGE := outputs/space/$(notdir $(abspath $(MODEL)))
-space: $(INSTALLED) $(VENV)/.extras  ## The demo page for a trained model: make space MODEL=outputs/demo
-	@[ -d "$(MODEL)" ] || { echo "$(MODEL) is not there; train it by make demo, or name one: make space MODEL=DIR"; exit 1; }
+space: $(INSTALLED) $(VENV)/.extras  ## Start the demo page for a trained model: make space MODEL=outputs/demo
+	@[ -d "$(MODEL)" ] || { echo "$(MODEL) does not exist; train it with make demo, or name a model: make space MODEL=DIR"; exit 1; }
 	rm -rf "$(PAGE)"
 	$(BIN)/python -m ride_bf.publish "$(MODEL)" --repo_id "local/$(notdir $(PAGE))" --dry_run --output_dir "$(PAGE)"
 	MODEL="$(PAGE)" $(BIN)/python hub_cards/space/app.py
 
-extras: $(VENV)/.extras  ## What ONNX, the demo page and their tests need: requirements-extras.txt and a browser
+extras: $(VENV)/.extras  ## Install requirements-extras.txt and a browser, for ONNX, the demo page and their tests
 	@command -v chromium >/dev/null || { echo "installing Debian's chromium"; $(call apt_install,chromium); }
 
-# With requirements.txt, so that pip chooses versions that agree with both files.
+# Includes requirements.txt, so that pip chooses versions that satisfy both files.
 $(VENV)/.extras: requirements-extras.txt $(INSTALLED)
 	$(PIP_INSTALL) -r requirements.txt -r requirements-extras.txt
 	@touch $@
 
-test: $(INSTALLED)  ## The tests
+test: $(INSTALLED)  ## Run the tests
 	$(BIN)/python -m pytest
 
-test-slow: $(INSTALLED)  ## The tests that take minutes each
+test-slow: $(INSTALLED)  ## Run the slow tests, which take minutes each
 	$(BIN)/python -m pytest -m slow
 
-test-oldest: $(OLDEST)/.installed  ## The tests on the lowest versions that the requirements admit
+test-oldest: $(OLDEST)/.installed  ## Run the tests on the lowest versions that the requirements allow
 	$(OLDEST)/bin/python -m pytest
 
-# Python 3.11 is the oldest that `make install` takes.
+# Python 3.11 is the oldest version that `make install` accepts.
 $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-extras.txt $(INSTALLED)
 	$(BIN)/uv venv --quiet --clear --python 3.11 $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct \
 		-r requirements.txt -r requirements-dev.txt -r requirements-extras.txt
 	@touch $@
 
-lint: $(INSTALLED)  ## The checks before a commit
+lint: $(INSTALLED)  ## Run the checks for a commit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(INSTALLED)  ## Put the code into its form
+format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(INSTALLED)  ## The README's table and picture: about 40 minutes on 2 cores
+benchmark: $(INSTALLED)  ## Measure the README's table and picture, about 40 minutes on 2 cores
 	$(BIN)/python -m ride_bf.benchmark digits
 
 clean:  ## Remove the environment and all results
