@@ -15,16 +15,16 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),,sudo)
 .DEFAULT_GOAL := help
 .PHONY: help install extras demo space test test-slow test-oldest lint format benchmark clean
 
-help:  ## What there is to make
+help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
-install: $(INSTALLED)  ## The environment in .venv
+install: $(INSTALLED)  ## Create the environment in .venv
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
-		echo "Debian and Ubuntu keep venv in a package of its own; installing python3-venv"; \
+		echo "Debian and Ubuntu have venv in a separate package; installing python3-venv"; \
 		$(call apt_install,python3-venv); }
 	$(PYTHON) -m venv $(VENV)
 
@@ -48,7 +48,7 @@ space: $(VENV)/.extras  ## The demo page for a trained model: make space MODEL=o
 	$(BIN)/python -m ride_bf.publish "$(MODEL)" --repo_id "local/$(notdir $(PAGE))" --dry_run --output_dir "$(PAGE)"
 	MODEL="$(PAGE)" $(BIN)/python hub_cards/space/app.py
 
-extras: $(VENV)/.extras  ## What ONNX, the demo page and their tests need: requirements-extras.txt and a browser
+extras: $(VENV)/.extras  ## Install requirements-extras.txt and a browser, for ONNX, the demo page and their tests
 	@command -v chromium >/dev/null || { echo "installing Debian's chromium"; $(call apt_install,chromium); }
 
 # In one call, so that pip chooses versions that agree with all of the files.
@@ -56,16 +56,16 @@ $(VENV)/.extras: requirements.txt requirements-dev.txt requirements-extras.txt |
 	$(PIP_INSTALL) -r requirements.txt -r requirements-dev.txt -r requirements-extras.txt
 	@touch $(INSTALLED) $@
 
-test: $(INSTALLED)  ## The tests
+test: $(INSTALLED)  ## Run the tests
 	$(BIN)/python -m pytest
 
-test-slow: $(INSTALLED)  ## The tests that take minutes each
+test-slow: $(INSTALLED)  ## Run the slow tests, which take minutes each
 	$(BIN)/python -m pytest -m slow
 
-test-oldest: $(OLDEST)/.installed  ## The tests on the lowest versions that the requirements admit
+test-oldest: $(OLDEST)/.installed  ## Run the tests on the lowest versions that the requirements allow
 	$(OLDEST)/bin/python -m pytest
 
-# Python 3.11 is the oldest that `make install` takes.
+# Python 3.11 is the oldest version that `make install` accepts.
 $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-extras.txt $(INSTALLED)
 	$(BIN)/uv venv --quiet --clear --python 3.11 $(OLDEST)
 	$(BIN)/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct \
@@ -73,15 +73,15 @@ $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-extras.
 	$(OLDEST)/bin/python tests/lowest_versions.py requirements.txt requirements-extras.txt
 	@touch $@
 
-lint: $(INSTALLED)  ## The checks before a commit
+lint: $(INSTALLED)  ## Run the checks for a commit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(INSTALLED)  ## Put the code into its form
+format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(INSTALLED)  ## The README's table and picture: about 40 minutes on 2 cores
+benchmark: $(INSTALLED)  ## Measure the README's table and picture, about 40 minutes on 2 cores
 	$(BIN)/python -m ride_bf.benchmark digits
 
 clean:  ## Remove the environment and all results

@@ -235,7 +235,7 @@ class Trainer(TrainingParts):
         """Ends a run that was asked to stop, after its checkpoint is saved. Raises SystemExit with `EXIT_CODE`."""
         self.accelerator.print(
             f"\n{signal_name}: stopped after step {self.progress.steps_done}; the checkpoint is "
-            f"{self.folder.path / LAST}. The same command with --resume goes on"
+            f"{self.folder.path / LAST}. The same command with --resume continues the run"
         )
         end_training(self.accelerator)
         raise SystemExit(EXIT_CODE)

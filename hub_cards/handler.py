@@ -1,8 +1,8 @@
-"""Serves the model on Hugging Face Inference Endpoints, whose toolkit looks for `EndpointHandler` in this file.
+"""Serves the model on Hugging Face Inference Endpoints. Their toolkit looks for `EndpointHandler` in this file.
 
-A request is `{"inputs": IMAGE, "parameters": {"top_k": 5}}`. IMAGE is an image, as raw bytes or base64, or a list of
-them; the answer is a list of `{"label": ..., "score": ...}`, best first, or a list of such lists. A request that cannot
-be answered raises `BadRequestError`, which says why, and which the toolkit sends back as the answer's `error`.
+A request is `{"inputs": IMAGE, "parameters": {"top_k": 5}}`. IMAGE is an image as raw bytes or base64, or a list of
+images. The answer is a list of `{"label": ..., "score": ...}`, best first, or a list of such lists. A request that
+cannot be answered raises `BadRequestError`. The toolkit sends its message back as the `error` of the answer.
 """
 
 import base64
@@ -18,27 +18,27 @@ from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 MAX_BYTES = 20 * 2**20  # of one image file
-MAX_PIXELS = 50_000_000  # of one image; decoded in every mode it takes up to a gigabyte
+MAX_PIXELS = 50_000_000  # of one image; decoding such an image takes up to a gigabyte
 MAX_ASPECT_RATIO = 50  # resizing an image's shorter side makes the longer one as many times as long
 MAX_IMAGES = 64  # in one request
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none that Pillow reads by another program
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow reads all of these without another program
 IMAGES_AT_ONCE = 16
 TOP_K = 5
 
 
-# what Pillow raises on damaged files
+# Errors that Pillow raises for damaged files
 _DECODER_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, SyntaxError, EOFError, struct.error)
 
 
 class BadRequestError(ValueError):
-    """A request that cannot be answered; the message says why, for those who sent it."""
+    """A request that cannot be answered. The message tells the client why."""
 
 
 def read_image(source: Any) -> Image.Image:
-    """An image in RGB, upright, of an animation the first frame; what is transparent lies on white.
+    """Reads an image as upright RGB. Transparent pixels become white; an animation gives its first frame.
 
-    `source` is the file's bytes, these in base64 (a data URL too), or a PIL image. Raises BadRequestError for anything
-    else, for what is no image, is cut off, or is larger than the limits above.
+    `source` is the bytes of a file, the same in base64 or as a data URL, or a PIL image. Raises BadRequestError for
+    anything else, and for files that are not images, are cut off, or exceed the limits above.
     """
     if isinstance(source, str):
         source = _decode_base64(source)
@@ -55,7 +55,7 @@ def read_image(source: Any) -> Image.Image:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that is damaged but not needed
+            warnings.simplefilter("ignore")  # about damaged metadata, which is not needed
             return _to_rgb(_upright(source))
     except (*_DECODER_ERRORS, ArithmeticError, MemoryError) as error:
         raise BadRequestError(f"the image cannot be read: {error}") from error
@@ -71,25 +71,25 @@ def _decode_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BadRequestError(f"the image is text that is no base64: {error}") from error
+        raise BadRequestError(f"the image is text, but not valid base64: {error}") from error
 
 
 def _open(content: bytes | bytearray) -> Image.Image:
-    """The image in a file, not decoded yet."""
+    """Opens an image file without decoding it."""
     if len(content) > MAX_BYTES:
         raise BadRequestError(f"the image file is larger than {MAX_BYTES // 2**20} MiB")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a great number of pixels, which is checked next
+            warnings.simplefilter("ignore")  # about many pixels; their number is checked next
             return Image.open(io.BytesIO(content), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadRequestError(f"the image has far more pixels than the {MAX_PIXELS:,} that are read") from error
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError) as error:
-        raise BadRequestError(f"no image; formats that are read: {', '.join(FORMATS)}") from error
+        raise BadRequestError(f"not an image; supported formats: {', '.join(FORMATS)}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF note says; a note that is damaged says nothing."""
+    """The image turned as its EXIF data say. Damaged EXIF data are ignored."""
     image.load()
     try:
         return ImageOps.exif_transpose(image)
@@ -98,7 +98,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """The conversion that the images of training and evaluation went through."""
+    """Converts the image as in training and evaluation."""
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if "A" not in image.getbands() and "transparency" not in image.info:
@@ -108,7 +108,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class EndpointHandler:
-    """Loads the model in the folder `path`, with the code that lies there."""
+    """Loads the model in the folder `path` and runs its code."""
 
     def __init__(self, path: str = ""):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,9 +145,9 @@ class EndpointHandler:
 
     @torch.inference_mode()
     def classify(self, images: list | tuple) -> tuple[torch.Tensor, torch.Tensor]:
-        """Probabilities (N, C), and each expert's own (N, E, C), NaN for one that a router did not run.
+        """Returns probabilities (N, C), and those of each expert (N, E, C), NaN for experts that a router did not run.
 
-        `images` are anything that `read_image` takes. Raises BadRequestError, with an image's place if there are
+        `images` are anything that `read_image` takes. Raises BadRequestError, with the index of the image if there are
         several.
         """
         mean, experts = [], []
@@ -159,7 +159,7 @@ class EndpointHandler:
         return torch.cat(mean), torch.cat(experts)
 
     def _prepare(self, images: list | tuple, index: int) -> torch.Tensor:
-        """One image's pixels (1, 3, height, width); only one at a time is there in its full size."""
+        """The pixels of one image (1, 3, height, width). Only one image at a time is held in its full size."""
         try:
             image = read_image(images[index])
         except BadRequestError as error:

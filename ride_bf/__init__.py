@@ -6,15 +6,15 @@ from types import ModuleType
 
 
 class _Alias(ModuleType):
-    """A module by another name. It is imported when something of it is first asked for: `import ride_bf` is light."""
+    """A second name for a module. The module is imported on first use, so `import ride_bf` stays fast."""
 
     def __init__(self, name: str, target: str):
-        super().__init__(f"{__name__}.{name}", f"The names of {__name__}.{target}.")
+        super().__init__(f"{__name__}.{name}", f"The contents of {__name__}.{target}.")
         self._target = f"{__name__}.{target}"
         sys.modules[self.__name__] = self
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # what looks at every module must not import this one
+        if name.startswith("__"):  # tools that inspect every module must not trigger the import
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(self._target), name)
 

@@ -24,7 +24,7 @@ def test_no_ids(place):
 
 @pytest.mark.parametrize("place", [place for place in NO_IDS if place not in ("", "../name")])
 def test_the_hub_is_not_asked_for_a_model_that_can_only_be_a_folder(place):
-    with pytest.raises(ValueError, match=f"{place} does not exist, and the Hub accepts no such id"):
+    with pytest.raises(ValueError, match=f"{place} does not exist, and it is not a valid Hub id"):
         check_exists(place)
 
 

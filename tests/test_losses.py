@@ -184,7 +184,7 @@ def test_class_without_images_is_named(make):
     [
         (lambda: RideLoss(COUNTS, diversity_temperature=0), "diversity_temperature must be positive"),
         (lambda: FocalLoss(gamma=-1), "gamma must not be negative"),
-        (lambda: ldam_margins([]), "one number a class"),
+        (lambda: ldam_margins([]), "one number for each class"),
     ],
 )
 def test_impossible_arguments(make, message):

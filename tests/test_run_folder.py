@@ -129,13 +129,13 @@ def test_an_error_that_is_not_the_disk_s_is_raised_as_it_is(tmp_path, error):
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (OSError(28, "No space left on device"), "Make room on the disk"),
+        (OSError(28, "No space left on device"), "Free space on the disk"),
         (
             RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file"),
-            "Make room",
+            "Free space",
         ),
-        (PermissionError(13, "Permission denied"), "Give this user the right to write there"),
-        (OSError(5, "Input/output error"), "See to the disk"),
+        (PermissionError(13, "Permission denied"), "Give this user write permission there"),
+        (OSError(5, "Input/output error"), "Check the disk"),
     ],
 )
 def test_an_error_of_writing_says_what_to_do(tmp_path, error, remedy):

@@ -83,7 +83,7 @@ def test_without_gradio_it_says_what_to_install(tmp_path):
 
 
 def test_a_folder_that_is_no_publication(space, tmp_path):
-    with pytest.raises(ValueError, match="publish it by python -m"):
+    with pytest.raises(ValueError, match="publish it with python -m"):
         space[0].load(str(tmp_path))
 
 
@@ -252,7 +252,7 @@ def test_a_program_cannot_have_files_of_the_server_read(address, marked):
 def test_in_a_browser(address, tmp_path):
     from playwright.sync_api import expect, sync_playwright
 
-    broken = {"text.png": "no image", "black.png": "far more pixels"}
+    broken = {"text.png": "not an image", "black.png": "far more pixels"}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FOR_CONTAINERS)
         page = browser.new_page(viewport={"width": 1180, "height": 900})
@@ -290,5 +290,5 @@ def test_in_a_browser(address, tmp_path):
         expect(page.locator("#answer .lt-bar")).to_have_count(5, timeout=30_000)
         clear.click()
         page.set_input_files("#image input[type=file]", str(tmp_path / "text.png"))  # in the same session
-        expect(page.locator("#answer .lt-failure")).to_contain_text("no image", timeout=30_000)
+        expect(page.locator("#answer .lt-failure")).to_contain_text("not an image", timeout=30_000)
         browser.close()

@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys, fi
     if file == "model.safetensors" and how == "changed":  # once to the end; finding it is enough for the others
         train(tmp_path / "out", *OPTIONS, "--resume")
         assert (
-            f"passed over a damaged checkpoint: {tmp_path / 'out/last'}: {file} is not as it was"
+            f"skipped a damaged checkpoint: {tmp_path / 'out/last'}: {file} has changed since it was written"
             in capsys.readouterr().out
         )
         assert_same_run(tmp_path / "out", uninterrupted)
@@ -136,7 +136,7 @@ def test_nothing_whole_is_said(uninterrupted, tmp_path):
     (tmp_path / "out/last/files.json").unlink()
     with pytest.raises(
         SystemExit,
-        match=r"no whole checkpoint .*last: its list of files .*; start anew with --overw",
+        match=r"no whole checkpoint .*last: its list of files .*; start again with --overw",
     ):
         train(tmp_path / "out", *OPTIONS, "--resume")
 
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, error):
             raise error
 
     monkeypatch.setattr(RideBfForImageClassification, "save_pretrained", fills_up)
-    with pytest.raises(SystemExit, match=r"last could not be written .*is untouched: .*Make room .*--resume"):
+    with pytest.raises(SystemExit, match=r"last could not be written .*is untouched: .*Free space .*--resume"):
         train(tmp_path / "out", "--epochs", 2)
     assert damage(tmp_path / "out/last") is None
     assert json.loads((tmp_path / "out/last/checkpoint.json").read_text())["epoch"] == 1
@@ -202,7 +202,7 @@ def test_more_epochs_by_name(uninterrupted, tmp_path):
 def test_what_no_run_can_go_on_with(capsys):
     with pytest.raises(SystemExit):
         train("unused", "--resume", "--allow_changes", "seed")
-    assert "cannot go on with other ['seed']; it can with other num_processes" in capsys.readouterr().err
+    assert "allow_changes cannot allow ['seed']; it can allow num_processes" in capsys.readouterr().err
 
 
 KILLED = ("--epochs", "3", "--batch_size", "32", "--save_steps", "1", "--batchformer_window", "global")

@@ -168,7 +168,7 @@ def test_another_seed_is_another_run(uninterrupted, tmp_path):
 
 def test_an_earlier_run_is_not_overwritten_by_accident(uninterrupted):
     before = (uninterrupted / "metrics.jsonl").read_text()
-    with pytest.raises(SystemExit, match="holds a run already; go on with it by --resume"):
+    with pytest.raises(SystemExit, match="holds a run already; continue it with --resume"):
         train(uninterrupted, "--epochs", 1)
     with pytest.raises(SystemExit, match=r"holds another run; differences: epochs: 4 -> 5"):
         train(uninterrupted, "--epochs", 5, "--resume")

@@ -1,4 +1,4 @@
-"""A Gradio Space for a published model: `MODEL=user/name python app.py`, MODEL also a folder of `ride_bf.publish`."""
+"""A Gradio Space for a published model: `MODEL=user/name python app.py`. MODEL may be a folder of `ride_bf.publish`."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ except ModuleNotFoundError as missing:
 from huggingface_hub import metadata_load
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # on a Space it is the working directory; run from elsewhere it is not
+sys.path.insert(0, str(HERE))  # needed if the working directory is another one; on a Space it is this one
 
 import page  # noqa: E402
 from predict import Model, NoPredictionError, load  # noqa: E402
@@ -23,17 +23,17 @@ def _file_as_sent(component: gr.Image, sent) -> str | None:
     if sent is None or sent.path is None:
         return None
     if not Path(sent.path).resolve().is_relative_to(Path(component.GRADIO_CACHE).resolve()):
-        raise gr.Error("not an uploaded file")  # a path of this machine, sent by a program
+        raise gr.Error("not an uploaded file")  # a client sent a path of this machine
     return sent.path
 
 
-# gr.Image itself decodes the file, without limits, and keeps its errors from the page. Not in a subclass, for which
-# Gradio writes a .pyi file beside this one, nor on an instance, which it makes anew when an example is chosen.
+# gr.Image would decode the file without limits and hide its errors from the page. The method is replaced on the class:
+# for a subclass Gradio writes a .pyi file beside this one, and it makes a new instance when an example is chosen.
 gr.Image.preprocess = _file_as_sent
 
 
 def answer(model: Model, path: str | None) -> str:
-    """The page's right side for an uploaded file; None where there is none."""
+    """The right side of the page for an uploaded file, or for None if there is no file."""
     if path is None:
         return page.nothing_yet()
     try:

@@ -1,10 +1,10 @@
-"""The page's parts in HTML: what a model says about an image, or why it says nothing."""
+"""The parts of the page in HTML: a model's answer for an image, or the reason why there is none."""
 
 from html import escape
 
 from predict import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, Answer, Model, Prediction
 
-MOST_BARS = 240  # in the drawing of the tail; more classes than that are drawn as every n-th
+MOST_BARS = 240  # in the drawing of the tail; with more classes, only every n-th is drawn
 _GROUP_NAMES = {"many": "many-shot class", "medium": "medium-shot class", "few": "few-shot class"}
 _WIDTH, _HEIGHT, _FLOOR = 640, 150, 3  # of that drawing, and of the smallest bar, in pixels
 
@@ -22,7 +22,7 @@ def header(model: Model) -> str:
 
 
 def nothing_yet() -> str:
-    return '<div class="lt-empty">Give it an image: what each expert thinks of it appears here.</div>'
+    return '<div class="lt-empty">Upload an image to see what each expert thinks of it.</div>'
 
 
 def failure(message: str) -> str:
@@ -68,7 +68,7 @@ def _votes(model: Model, prediction: Prediction) -> str:
     cards = "".join(_vote(model, number, vote, best) for number, vote in enumerate(prediction.experts, start=1))
     asked = [vote for vote in prediction.experts if vote is not None]
     agreeing = sum(vote.label == best for vote in asked)
-    summary = f"The answer is that of their mean logits; {agreeing} of {len(asked)} agree with it."
+    summary = f"The answer comes from the mean of their logits; {agreeing} of {len(asked)} agree with it."
     return f'<h2>Each expert’s vote</h2><p class="lt-note">{summary}</p><div class="lt-votes">{cards}</div>'
 
 
@@ -84,7 +84,7 @@ def _vote(model: Model, number: int, vote: Answer | None, best: int) -> str:
 
 
 def _tail(model: Model, best: Answer) -> str:
-    """Training images of the classes from the commonest to the rarest, with the place of the answer."""
+    """Draws the training images of each class, from the most common to the rarest, and marks the answer."""
     counts = model.counts
     order = sorted(range(len(counts)), key=lambda label: -counts[label])
     place = order.index(best.label)
@@ -115,7 +115,7 @@ def _tail(model: Model, best: Answer) -> str:
         for group, text in (
             ("many", f"more than {MANY_SHOT_ABOVE} images"),
             ("medium", f"{FEW_SHOT_BELOW} to {MANY_SHOT_ABOVE}"),
-            ("few", f"less than {FEW_SHOT_BELOW}"),
+            ("few", f"fewer than {FEW_SHOT_BELOW}"),
         )
     )
     caution = (

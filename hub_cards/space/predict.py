@@ -1,7 +1,7 @@
-"""What a published model says about an image file; needs no Gradio.
+"""Classifies an image file with a published model. Gradio is not needed.
 
-Images are read and classified by the handler that is published with the model, so that the page and an Inference
-Endpoint say the same.
+The handler that is published with the model reads and classifies the images, so the page and an Inference Endpoint
+give the same answers.
 """
 
 import importlib.util
@@ -29,22 +29,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes, best first, and each expert's likeliest, None for one that was not needed."""
+    """The likeliest classes, best first, and that of each expert; None for an expert that was not needed."""
 
     top: list[Answer]
     experts: list[Answer | None]
 
 
 class NoPredictionError(ValueError):
-    """An image that cannot be classified; the message is for the person who sent it."""
+    """An image that cannot be classified. The message is for the user."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A published model, and what the page shows of it."""
+    """A published model and the facts that the page shows."""
 
-    name: str  # of its repository, or its folder
-    card: str | None  # address of its card; None for a folder
+    name: str  # name of its repository or folder
+    card: str | None  # URL of its card; None for a folder
     handler: Any
     errors: type[Exception]
     counts: list[int] | None = None  # training images of each class
@@ -55,7 +55,7 @@ class Model:
         return self.handler.labels
 
     def predict(self, image: str | Path | bytes | Image.Image) -> Prediction:
-        """Classifies an image, a file's path, its bytes, or a PIL image. Raises NoPredictionError."""
+        """Classifies an image, given as a path, as bytes or as a PIL image. Raises NoPredictionError."""
         if isinstance(image, str | Path):
             image = self._read(Path(image))
         try:
@@ -77,12 +77,12 @@ class Model:
         limit = self.handler.max_bytes
         try:
             with path.open("rb") as file:
-                return file.read(limit + 1)  # a byte more than is allowed is enough to refuse it
+                return file.read(limit + 1)  # one byte over the limit is enough to reject the file
         except OSError as error:
             raise NoPredictionError(f"the file cannot be read: {error.strerror or error}") from error
 
     def group(self, label: int) -> str | None:
-        """`many`, `medium` or `few`, by the training images of a class, if these are known."""
+        """`many`, `medium` or `few`, by the training images of a class; None if they are unknown."""
         if self.counts is None:
             return None
         count = self.counts[label]
@@ -90,14 +90,14 @@ class Model:
 
 
 def load(model: str) -> Model:
-    """The model in a folder that `ride_bf.publish` wrote, or in a repository on the Hub; its code is run.
+    """Loads a model from a folder of `ride_bf.publish` or from the Hub. Its code is run.
 
     Raises ValueError if it was not published by `ride_bf.publish`.
     """
     local = Path(model).is_dir()
     folder = Path(model) if local else Path(snapshot_download(model))
     if not (folder / "handler.py").is_file():
-        raise ValueError(f"{model} has no handler.py: publish it by python -m ride_bf.publish")
+        raise ValueError(f"{model} has no handler.py: publish it with python -m ride_bf.publish")
     handler = _import(folder / "handler.py")
     counts = folder / "class_counts.json"
     return Model(

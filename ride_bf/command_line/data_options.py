@@ -1,4 +1,4 @@
-"""The options that name data, for commands that read a trained model."""
+"""Options that name the data, for commands that read a trained model."""
 
 import argparse
 from typing import Any

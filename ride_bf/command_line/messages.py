@@ -1,11 +1,11 @@
-"""Errors that the user can mend end a command with one line, not with a traceback."""
+"""Ends a command with one line, not a traceback, for errors that the user can fix."""
 
 from contextlib import contextmanager
 
 
 @contextmanager
 def errors_as_messages(*kinds: type[Exception]):
-    """Ends the program with the message of an error of these kinds; by default ValueError and OSError.
+    """Ends the program with the message of an error of these kinds. The default is ValueError and OSError.
 
     Errors that `RideBfConfig` raises for an impossible network count as ValueError.
     """
@@ -17,7 +17,7 @@ def errors_as_messages(*kinds: type[Exception]):
             error = error.__cause__ or error  # the outer error only names the validator
         elif not isinstance(error, mendable):
             raise
-        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # without the traceback of a loader's worker
+        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # without the traceback of a loader worker
         raise SystemExit(f"error: {message}") from error
 
 
@@ -30,6 +30,6 @@ def dead_workers_as_messages():
         if "DataLoader worker" not in str(error):
             raise
         raise SystemExit(
-            f"error: a process that prepares images has died ({str(error).splitlines()[0]}), most often for want of "
-            "memory. The last checkpoint is intact: go on with --resume, and fewer --num_workers or more of /dev/shm"
+            f"error: a process that prepares images has died ({str(error).splitlines()[0]}), most often for lack of "
+            "memory. The last checkpoint is intact: continue with --resume, fewer --num_workers or a larger /dev/shm"
         ) from error

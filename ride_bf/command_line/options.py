@@ -1,10 +1,10 @@
-"""Options as fields of dataclasses: help, choices and limits are data of the field, which a command line is made from.
+"""Options as fields of dataclasses. Each field holds the help, choices and limits for the command line.
 
     @dataclass
     class Settings:
         epochs: int = option("number of epochs", 10, group="optimisation", must_be="1 or more")
 
-`add_options` adds them to a parser, `check_values` holds an instance's values against them.
+`add_options` adds the options to a parser. `check_values` checks the values of an instance.
 """
 
 import argparse
@@ -31,10 +31,10 @@ class Need:
     """What an option needs to have an effect.
 
     Attributes:
-        words: what must be given, for messages: "--schedule step"; or what says so when asked.
-        options: the names of the options that decide it.
-        met: from their values, whether it is so.
-        in_help: whether `--help` says it.
+        words: what to give, for messages: "--schedule step"; or a function that returns it.
+        options: the names of the options that decide whether the need is met.
+        met: whether it is met, from the values of these options.
+        in_help: whether `--help` shows it.
     """
 
     words: str | Callable[[], str]
@@ -47,7 +47,7 @@ class Need:
 
 
 def only_with(option: str, *allowed: Any) -> Need:
-    """An option that acts only if another one has one of these values, or, without any, a value at all."""
+    """The need of an option that acts only if another one has one of these values; without values, if it is set."""
     if not allowed:
         return Need(f"--{option}", (option,), lambda value: value is not None and value is not False)
     words = f"--{option}" if allowed == (True,) else f"--{option} {' or '.join(map(str, allowed))}"
@@ -55,23 +55,23 @@ def only_with(option: str, *allowed: Any) -> Need:
 
 
 def not_with(option: str, value: Any, in_help: bool = True) -> Need:
-    """An option that acts unless another one has this value."""
+    """The need of an option that acts unless another one has this value."""
     return Need(f"a --{option} other than {value}", (option,), lambda other: other != value, in_help)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What is known of an option beside its type and default.
+    """The description of an option, apart from its type and default.
 
     Attributes:
-        help: what it means, for `--help`.
-        group: the heading under which `--help` has it.
-        must_be: a key of `LIMITS`, for numbers; each number of a list is held to it.
-        choices: gives the values that there are, when asked.
+        help: its meaning, for `--help`.
+        group: its heading in `--help`.
+        must_be: a key of `LIMITS`, for numbers; each number of a list must meet it.
+        choices: a function that returns the allowed values.
         kind: what a choice is, for messages: "data set".
-        needs: what it needs to have an effect.
-        off: a value that asks for nothing, as None and False do: it may be given where the option cannot act.
-        metavar: what stands for the value in `--help`, if its type does not tell.
+        needs: what the option needs to have an effect.
+        off: a value that turns the option off, like None and False. It is allowed even if the option cannot act.
+        metavar: the placeholder for the value in `--help`, if the type does not give one.
     """
 
     help: str
@@ -88,7 +88,7 @@ class Option:
 
 
 def option(help: str, default: Any = MISSING, **facts: Any) -> Any:
-    """A field that is an option, with the facts of `Option`; a list is copied for each instance."""
+    """A dataclass field with the attributes of `Option`. A default list is copied for each instance."""
     metadata = {"option": Option(help=help, **facts)}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
@@ -96,12 +96,12 @@ def option(help: str, default: Any = MISSING, **facts: Any) -> Any:
 
 
 def options_of(kind: Any) -> dict[str, Option]:
-    """The options of a dataclass, by the name of the field."""
+    """The options of a dataclass, by field name."""
     return {f.name: f.metadata["option"] for f in dataclasses.fields(kind) if "option" in f.metadata}
 
 
 def check_values(instance: Any) -> None:
-    """Raises ValueError, naming option and value, for one that is out of its limits, not a choice, or empty."""
+    """Raises ValueError, with the option and the value, for one that is out of limits, not a choice, or empty."""
     for name, facts in options_of(instance).items():
         value = getattr(instance, name)
         for number in value if isinstance(value, list | tuple) else (value,):
@@ -123,12 +123,12 @@ def _alternatives(words: Sequence[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as one would give it on the command line."""
+    """A value as it is given on the command line."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def words_of(annotation: Any) -> tuple[str, ...]:
-    """The words of an annotation such as `int | Literal["local", "global"]` or `Literal[...]`; none of any other."""
+    """The literals of an annotation such as `int | Literal["local", "global"]` or `Literal[...]`."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return next((get_args(member) for member in _members(annotation) if get_origin(member) is Literal), ())
@@ -139,7 +139,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Reads the word None as None, for options that may be so."""
+    """Reads the word None as None, for options that may be None."""
 
     def convert_or_none(text: str) -> Any:
         return None if text.lower() == "none" else convert(text)
@@ -149,7 +149,7 @@ def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _word_or_int(words: Sequence[str]) -> Callable[[str], str | int]:
-    """Reads one of the words as it is, anything else as a whole number."""
+    """Reads one of the words as text, and anything else as a whole number."""
 
     def convert(text: str) -> str | int:
         if text in words or text.removeprefix("-").isdecimal():
@@ -170,7 +170,7 @@ _METAVARS = {int: "N", float: "X"}
 
 
 def _reading(annotation: Any, choices: Sequence[str] | None) -> dict[str, Any]:
-    """How argparse is to read the values of an annotation."""
+    """Arguments for argparse that read values of an annotation."""
     members = _members(annotation)
     kinds = [member for member in members if member is not type(None)]
     lists = [member for member in kinds if get_origin(member) in (list, tuple)]
@@ -196,7 +196,7 @@ def _reading(annotation: Any, choices: Sequence[str] | None) -> dict[str, Any]:
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser that knows many options: a mistake is answered by a line, not by the list of them all."""
+    """A parser for many options. An error prints one line, not the list of all options."""
 
     def __init__(self, **facts: Any):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **facts)
@@ -207,13 +207,13 @@ class OptionParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
     def add_heading(self, title: str, description: str | None = None) -> argparse._ArgumentGroup:
-        """The group of this title; groups are shown in the order in which they are first named."""
+        """The group with this title. Help shows groups in the order in which they were first added."""
         if title not in self._headings:
             self._headings[title] = self.add_argument_group(title, description)
         return self._headings[title]
 
     def add_option(self, name: str, annotation: Any, facts: Option, default: Any) -> None:
-        """Adds an option under its group's heading; what is not given is not in the parsed namespace."""
+        """Adds an option to its group. The parsed namespace holds only the options that were given."""
         group = self.add_heading(facts.group)
         limits = f"; {facts.must_be}" if facts.must_be else ""
         needs = "".join(f"; only with {need.words}" for need in facts.needs if need.in_help)
@@ -231,14 +231,14 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def add_options(parser: OptionParser, kind: Any, defaults: Mapping[str, Any]) -> None:
-    """Adds the options of a dataclass to a parser, with these values as what they are if they are not given."""
+    """Adds the options of a dataclass to a parser. The help shows `defaults`."""
     hints = get_type_hints(kind)
     for name, facts in options_of(kind).items():
         parser.add_option(name, hints[name], facts, defaults.get(name))
 
 
 def with_underscores(words: Sequence[str]) -> list[str]:
-    """A command line whose options are written with underscores; `--learning-rate=0.1` is `--learning_rate=0.1`."""
+    """Writes options with underscores: `--learning-rate=0.1` becomes `--learning_rate=0.1`."""
     parts = [word.partition("=") if word.startswith("--") else (word, "", "") for word in words]
     return [
         f"{name.replace('-', '_').replace('__', '--', 1)}{equals}{value}" if name.startswith("--") else name

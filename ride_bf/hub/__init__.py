@@ -1,1 +1,1 @@
-"""What is read of a run and published on the Hub: export, ONNX, card, upload."""
+"""Publishes a run on the Hub: export, ONNX, card, upload."""

@@ -1,4 +1,4 @@
-"""A model's card, made from the files of its run: no number is in it that no file has."""
+"""Makes the model card from the files of a run. Every number on the card comes from a file."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ from ride_bf.hub.run_files import SavedRun
 from ride_bf.runs.provenance import CORRECTION
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "model_card.md"
-# Metrics that the card's table and its metadata have, in this order, where they were measured.
+# Metrics of the card's table and metadata, in this order. Metrics that were not measured are left out.
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
@@ -34,13 +34,13 @@ METRIC_NAMES = {
     "top_5_accuracy": "Top-5 accuracy",
     "expected_calibration_error": "Expected calibration error",
 }
-_PRECISIONS = {"no": "float32"}  # what Accelerate calls it
+_PRECISIONS = {"no": "float32"}  # Accelerate's name -> ours
 _MOST_CLASSES_IN_A_TABLE = 20
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image of the page, by its path there, and what the model says about it: dicts of `label` and `score`."""
+    """An example image, by its path in the repository, and the model's answers: dicts of `label` and `score`."""
 
     path: str
     answers: list[dict[str, Any]]
@@ -48,7 +48,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Published:
-    """What an export did: the parameters that it kept and those that it left out, and what lies beside the weights."""
+    """The result of an export: the parameters that it kept and left out, and the files beside the weights."""
 
     repo_id: str
     license: str
@@ -56,7 +56,7 @@ class Published:
     parameters_left_out: int = 0
     examples: Sequence[Example] = ()
     plots: Sequence[str] = ()
-    onnx_size: tuple[int, int] | None = None  # height and width of the images that model.onnx takes
+    onnx_size: tuple[int, int] | None = None  # height and width of the input images of model.onnx
 
 
 def make_card(saved: SavedRun, published: Published) -> ModelCard:
@@ -127,7 +127,7 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
 
 
 def published_results(description: str) -> str | None:
-    """The papers' own results that a recipe's description quotes, if there are any."""
+    """The results of the papers in a recipe's description, if it has any."""
     found = re.search(r"Published: ((?:RIDE|\d).*?)\s*(?:Cost:|$)", description, re.DOTALL)
     return " ".join(found.group(1).split()) if found else None
 
@@ -137,7 +137,7 @@ def _dataset_title(dataset: str | None) -> str | None:
 
 
 def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
-    """What is known of the training, as pairs of a subject and a phrase."""
+    """Facts about the training, as pairs of a subject and a phrase."""
     counts, recipe, settings = saved.train_class_counts, saved.recipe, saved.settings
     if saved.dataset:
         images = f": {sum(counts):,} images, {max(counts):,} to {min(counts):,} a class" if counts else ""
@@ -151,7 +151,7 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
             f"{recipe['epochs']} epochs, {recipe['batch_size']} images a step, SGD at {recipe['learning_rate']:g}, "
             f"{recipe['schedule']} schedule, loss `{recipe['loss']}`, seed {settings.get('seed')}",
         )
-        yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, in training alone"
+        yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, only in training"
     for name, subject in (("init_from", "Started from"), ("teacher", "Distilled from")):
         if settings.get(name):
             yield subject, f"`{settings[name]}`"
@@ -175,7 +175,7 @@ def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:
     ]
     yield "Hardware", "; ".join(dict.fromkeys(hardware))
     if saved.training_seconds is not None:
-        yield "Time", f"{_duration(saved.training_seconds)} for the epochs up to it, evaluation not counted"
+        yield "Time", f"{_duration(saved.training_seconds)} for the epochs up to this checkpoint, without evaluation"
     commits = [
         f"commit `{start['commit']}`" + (" with changes" if start["modified"] else "")
         for start in saved.starts
@@ -197,7 +197,7 @@ def _percent(fraction: float | None) -> str:
 
 
 def _with_interval(saved: SavedRun, metric: str) -> str:
-    """A metric in percent, with its confidence interval if there is one; a dash where it was not measured."""
+    """A metric in percent, with its confidence interval if there is one; a dash if it was not measured."""
     shown = _percent(saved.results["metrics"].get(metric))
     interval = saved.results.get("confidence_intervals", {}).get(metric)
     return shown if interval is None else f"{shown} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
@@ -210,7 +210,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text that neither ends a table's cell nor starts an HTML tag."""
+    """The value as text, escaped so that it neither ends a table cell nor starts an HTML tag."""
     text = f"{value:,}" if isinstance(value, int) else str(value)
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
 
@@ -257,7 +257,7 @@ def _expert_table(saved: SavedRun) -> str | None:
 
 
 def _rare_classes(saved: SavedRun) -> dict[str, Any] | None:
-    """What the section on limits says about few-shot classes; None if there are none, or counts are not known."""
+    """Facts about few-shot classes for the section on limits; None if there are none or the counts are unknown."""
     counts = saved.train_class_counts
     if counts is None or min(counts) >= FEW_SHOT_BELOW:
         return None
@@ -271,7 +271,7 @@ def _rare_classes(saved: SavedRun) -> dict[str, Any] | None:
 
 
 def write_plots(saved: SavedRun, folder: Path) -> list[str]:
-    """Draws what there are data for; returns the pictures' paths in `folder`."""
+    """Draws every plot that the run has data for. Returns the paths of the pictures in `folder`."""
     figures: dict[str, Figure | None] = {"training": _draw_training(saved)}
     if saved.results is not None:
         figures["accuracy_by_class"] = accuracy_by_training_images(saved.results)
@@ -289,7 +289,7 @@ def write_plots(saved: SavedRun, folder: Path) -> list[str]:
 
 @styled
 def _draw_training(saved: SavedRun) -> Figure | None:
-    """Training loss and, where there are validation images, balanced accuracy by epoch."""
+    """Training loss by epoch and, if there are validation images, balanced accuracy."""
     if len(saved.epochs) < 2:
         return None
     figure = Figure(figsize=(4.8, 2.6))

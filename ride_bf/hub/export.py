@@ -1,4 +1,4 @@
-"""The files of a model's page on the Hub: what `python -m ride_bf.publish` uploads."""
+"""Makes the files that `python -m ride_bf.publish` uploads to the Hub."""
 
 import json
 import shutil
@@ -21,9 +21,9 @@ from ride_bf.runs.provenance import DATA
 HUB_CARDS = Path(__file__).resolve().parent.parent.parent / "hub_cards"
 CLASS_COUNTS = "class_counts.json"
 ONNX = "model.onnx"
-# Images that come with this repository, for the page of a model that knows them
+# Example images in this repository, for models that were trained on that data set
 _EXAMPLES = {"digits_lt": "examples/*.png"}
-_TOP_K = 5  # of an example's answers
+_TOP_K = 5  # number of answers for an example
 
 
 def export(
@@ -36,16 +36,15 @@ def export(
     keep_batchformer: bool = False,
     onnx: bool = False,
 ) -> None:
-    """Fills the empty `folder` with a model's page.
+    """Fills the empty `folder` with the files of a model's page.
 
-    Weights, configuration, code and image processor; the card; results and their report, recipe and plots where there
-    are any; what the model was trained on, and the training images of each class; the endpoint's handler and its
-    requirements; `examples`, image files, with what the model says about them. Unless `keep_batchformer`, the
-    BatchFormer is left out, which takes no part in predictions. No path of this machine is among all that.
-    The same arguments give the same bytes.
+    These are weights, configuration, code and image processor; the card; results, report, recipe and plots, if there
+    are any; the training data and the class counts; the handler for Inference Endpoints and its requirements; and the
+    image files `examples` with the model's answers. The BatchFormer is left out unless `keep_batchformer`, because it
+    takes no part in predictions. No file contains a path of this machine. The same arguments give the same bytes.
 
-    Raises ValueError for examples that are no images, RuntimeError if the exported model's logits are not the
-    checkpoint's, and ModuleNotFoundError, naming what to install, if `onnx` needs an extra that is missing.
+    Raises ValueError for examples that are not images, RuntimeError if the logits of the exported model differ from
+    those of the checkpoint, and ModuleNotFoundError, which says what to install, if `onnx` needs a missing package.
     """
     model = load_model(saved.checkpoint, dtype="auto").eval()
     processor = load_processor(saved.checkpoint)
@@ -89,29 +88,29 @@ def export(
 def check_same_logits(
     model: RideBfForImageClassification, exported: RideBfForImageClassification, images: torch.Tensor
 ) -> None:
-    """Raises RuntimeError unless both give every expert's very logits for `images` (B, 3, height, width)."""
+    """Raises RuntimeError unless both models give exactly the same logits for `images` (B, 3, height, width)."""
     before, after = (network(images.to(network.dtype)) for network in (model, exported))
     for name in ("logits", "expert_logits"):
         if not torch.equal(before[name].nan_to_num(), after[name].nan_to_num()):
             difference = (before[name] - after[name]).abs().nan_to_num().max().item()
             raise RuntimeError(
-                f"the exported model's {name} differ from the checkpoint's by {difference}; not exported"
+                f"the {name} of the exported model differ from the checkpoint's by {difference}; it was not exported"
             )
 
 
 def _random_images(processor: Any) -> torch.Tensor:
-    """Four images of the size that the processor makes."""
+    """Four random images (4, 3, height, width) of the processor's size."""
     size = processor.crop_size
     return torch.randn(4, 3, size["height"], size["width"], generator=torch.Generator().manual_seed(0))
 
 
 def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example]:
-    """Copies image files into `folder`, with the answers of the model that lies there."""
+    """Copies image files into `folder` and classifies them with the model there."""
     if not examples:
         return []
     repeated = sorted({path.name for path in examples if [other.name for other in examples].count(path.name) > 1})
     if repeated:
-        raise ValueError(f"examples need names of their own; there are several called {', '.join(repeated)}")
+        raise ValueError(f"examples need different file names; there are several called {', '.join(repeated)}")
     (folder / "examples").mkdir()
     classify = ImageClassifier(folder)
     shown = []
@@ -127,5 +126,5 @@ def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example
 
 
 def default_examples(saved: SavedRun) -> list[Path]:
-    """Image files of this repository that a model of this data set can be shown on; empty for other data sets."""
+    """Example image files in this repository for the model's data set; empty for other data sets."""
     return sorted(HUB_CARDS.glob(_EXAMPLES[saved.dataset])) if saved.dataset in _EXAMPLES else []

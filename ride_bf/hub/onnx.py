@@ -1,4 +1,4 @@
-"""A network as an ONNX file, kept only if ONNX Runtime computes what PyTorch does."""
+"""Exports a network to an ONNX file. The file is kept only if ONNX Runtime and PyTorch agree."""
 
 import copy
 import importlib.util
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from modeling_ride_bf import RideBfForImageClassification
 
 OUTPUTS = ("logits", "expert_logits")
-TOLERANCE = 1e-4  # of the largest logit; float32 sums in another order differ by less
+TOLERANCE = 1e-4  # relative to the largest logit; summing float32 in another order differs by less
 
 
 class _Logits(nn.Module):
@@ -26,16 +26,17 @@ class _Logits(nn.Module):
 def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path) -> float:
     """Writes an ONNX file with a dynamic batch: `pixel_values` (B, 3, height, width) to `OUTPUTS`, all in float32.
 
-    `images` (B, 3, height, width), two or more, say the height and width, and are those on which ONNX Runtime's
-    outputs are compared to PyTorch's: all of them, and one alone. Returns the largest difference. Raises ValueError for
-    a network with a router, whose experts depend on the image, RuntimeError, keeping no file, for outputs that differ,
-    and ModuleNotFoundError, with what to install, without the extras.
+    `images` (B, 3, height, width), with B 2 or more, give the height and width. The outputs of ONNX Runtime and
+    PyTorch are compared on all of them and on the first one alone. Returns the largest difference.
+
+    Raises ValueError for a network with a router, because its experts depend on the image. Raises RuntimeError and
+    keeps no file if the outputs differ. Raises ModuleNotFoundError, with what to install, if a package is missing.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(f"ONNX needs {', '.join(missing)}: pip install -r requirements-extras.txt")
     if model.router is not None:
-        raise ValueError("a network with a router runs other experts for other images, which an ONNX file cannot")
+        raise ValueError("a network with a router chooses its experts for each image; an ONNX file cannot do that")
     network = _Logits(copy.deepcopy(model).float()).eval()
     torch.onnx.export(
         network,
@@ -61,7 +62,7 @@ def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path)
 
 @torch.no_grad()
 def _difference(network: _Logits, images: Tensor, path: Path) -> float:
-    """The largest over all outputs."""
+    """The largest difference over all outputs."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""What the folders of a run or a checkpoint tell about a model: how it was trained, and what was measured of it."""
+"""Reads what the folder of a run or a checkpoint says about a model: its training and its results."""
 
 import json
 import math
@@ -16,20 +16,28 @@ from ride_bf.runs.models import find_model, loading_errors
 from ride_bf.runs.provenance import TrainingData, check_same_counts, data_of
 from ride_bf.runs.run_folder import ENVIRONMENT
 
-TEST_RESULTS = "test_results.json"  # in the run's folder, from the end of training
-_LOCAL_SETTINGS = ("data_dir", "init_from", "teacher")  # may be paths of this machine
+TEST_RESULTS = "test_results.json"  # in the run's folder, written at the end of training
+_LOCAL_SETTINGS = ("data_dir", "init_from", "teacher")  # these may be paths of this machine
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A checkpoint and what is known about it; empty or None is what is not.
+    """A checkpoint and what is known about it. Unknown attributes are empty or None.
 
-    `recipe` and `settings` are `recipe.json` and `run.json`, `starts` the entries of `environment.json`, `epochs` the
-    lines of `metrics.jsonl` up to this checkpoint, `facts` its `checkpoint.json`, of which `data` is what the model was
-    trained on. `results` has the keys that
-    `ride_bf.evaluation.results` describes, of which `metrics`, `dataset`, `split`, `class_names` and
-    `train_class_counts` are always there; `results_name` is the file they are from. Paths of this machine are left out
-    of `settings` and `results`.
+    Paths of this machine are left out of `settings` and `results`.
+
+    Attributes:
+        checkpoint: its folder.
+        config: the configuration of the network.
+        facts: the content of `checkpoint.json`.
+        data: what the model was trained on, from `facts`.
+        recipe: the content of `recipe.json`.
+        settings: the content of `run.json`.
+        starts: the entries of `environment.json`.
+        epochs: the lines of `metrics.jsonl` up to this checkpoint.
+        results: has the keys that `ride_bf.evaluation.results` describes; `metrics`, `dataset`, `split`, `class_names`
+            and `train_class_counts` are always there.
+        results_name: the name of the file with the results.
     """
 
     checkpoint: Path
@@ -56,7 +64,7 @@ class SavedRun:
 
     @property
     def is_evaluated(self) -> bool:
-        """Whether `results` are all that `ride_bf.evaluate` measures, not the few numbers that end a training."""
+        """Whether `results` are those of `ride_bf.evaluate`, not the few numbers from the end of training."""
         return self.results is not None and self.results_name == RESULTS
 
     @property
@@ -74,14 +82,14 @@ class SavedRun:
 
 
 def read_saved_run(folder: Path) -> SavedRun:
-    """Reads a run's output folder, of which the checkpoint that was tested counts, or a checkpoint's own folder.
+    """Reads the output folder of a run, for the checkpoint that it tested, or the folder of a checkpoint.
 
-    Raises ValueError, naming the file, for a folder without a model, a damaged file, and results of another model or of
-    other images than the checkpoint says.
+    Raises ValueError, which names the file, for a folder without a model, for a damaged file, and for results of
+    another model or of other images than the checkpoint says.
     """
     checkpoint = find_model(folder)
     if not isinstance(checkpoint, Path):
-        raise ValueError(f"{folder} is no folder; name a run's output folder, or a checkpoint in it such as best")
+        raise ValueError(f"{folder} is not a folder; name a run's output folder, or a checkpoint in it such as best")
     run = checkpoint.parent if checkpoint.name in ("best", "last") else None
     run = run if run is not None and (run / "recipe.json").is_file() else None
     with loading_errors(checkpoint):
@@ -111,7 +119,7 @@ def read_saved_run(folder: Path) -> SavedRun:
 
 
 def _read_results(checkpoint: Path, run: Path | None, recipe: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
-    """Name and content of `results.json` beside the weights, else of the training's own test if it was of them."""
+    """Name and content of `results.json` beside the weights; without it, those of the test at the end of training."""
     if (checkpoint / RESULTS).is_file():  # where ride_bf.evaluate writes it
         measured = read_results(checkpoint)
         return RESULTS, {name: value for name, value in measured.items() if name != "model"}
@@ -130,19 +138,21 @@ def _read_results(checkpoint: Path, run: Path | None, recipe: dict[str, Any]) ->
 def _check_classes(saved: SavedRun) -> None:
     if saved.results is not None and list(saved.results["class_names"]) != saved.class_names:
         raise ValueError(
-            f"the results beside {saved.checkpoint} are of other classes than the model's; evaluate it anew"
+            f"the results beside {saved.checkpoint} are of other classes than the model's; evaluate it again"
         )
     counts = saved.train_class_counts
     if counts is not None and len(counts) != saved.config.num_labels:
-        raise ValueError(f"{saved.checkpoint} has {saved.config.num_labels} classes, its training counts {len(counts)}")
+        raise ValueError(
+            f"{saved.checkpoint} has {saved.config.num_labels} classes, but its training counts have {len(counts)}"
+        )
 
 
 def _check_data(saved: SavedRun) -> None:
-    """Raises ValueError, with both values, if the results contradict what the checkpoint says of its data."""
+    """Raises ValueError, with both values, if the results contradict the checkpoint's record of its data."""
     results, data = saved.results, saved.data
     if results is None:
         return
-    anew = f"Evaluate it anew: python -m ride_bf.evaluate --model {saved.checkpoint}"
+    anew = f"Evaluate it again: python -m ride_bf.evaluate --model {saved.checkpoint}"
     if saved.train_class_counts is not None:
         remedy = f"{saved.results_name} beside it"
         check_same_counts(saved.checkpoint, saved.train_class_counts, results["train_class_counts"], remedy, anew)
@@ -158,12 +168,12 @@ def _check_data(saved: SavedRun) -> None:
         if known != measured:
             raise ValueError(
                 f"{saved.checkpoint}: {FACTS} and {saved.results_name} are of different data: the digest of {images} "
-                f"is {known} in one, {measured or 'missing'} in the other. {anew}"
+                f"is {known} in the first and {measured or 'missing'} in the second. {anew}"
             )
 
 
 def _public(name: str, value: Any) -> Any:
-    """A setting without the folders of this machine: of a path only its last part."""
+    """A setting without folders of this machine: only the last part of a path stays."""
     if name in _LOCAL_SETTINGS and (Path(value).exists() or Path(value).is_absolute()):
         return Path(value).name
     return value
@@ -171,7 +181,7 @@ def _public(name: str, value: Any) -> Any:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Says which file it was that is no JSON."""
+    """Names the file if it is not valid JSON."""
     try:
         yield
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""Uploads to the Hub: one commit or none, by hand or while a run trains."""
+"""Uploads to the Hub in a single commit, by hand or while a run trains."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from data.hub_ids import check_repo_id
 from ride_bf.hub.export import HUB_CARDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-# Files that an export may have. One that a later export has not is deleted, such as an ONNX file of other weights.
+# Files that an export may have. A later export without them deletes them, such as an ONNX file of old weights.
 _OPTIONAL = (
     *("recipe.json", "results.json", "test_results.json", "report.html", "class_counts.json", "plots/*", "examples/*"),
     *("model*.safetensors*", "model.onnx*", "checkpoint.json"),
@@ -22,21 +22,23 @@ _OPTIONAL = (
 
 
 class PublishError(Exception):
-    """The Hub could not be reached or refused; says what was not done."""
+    """The Hub could not be reached or refused the request. The message says what was not published."""
 
 
 def check_login() -> None:
-    """Raises ValueError if nobody is logged in. The Hub is not asked if it knows the token."""
+    """Raises ValueError if there is no token. It does not ask the Hub whether the token is valid."""
     if get_token() is None:
         raise ValueError("publishing needs a login: run hf auth login, or set HF_TOKEN in the environment")
 
 
 def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = None, repo_type: str = "model") -> str:
-    """Makes the files in `folder` those of a model or a "space", which is made if there is none.
+    """Uploads the files in `folder` to a model or "space" repository, and creates the repository if needed.
 
-    It is one commit: whatever fails, the repository is as it was before, or, if it is new, empty. Optional files of an
-    earlier export that this one has not are deleted, those of others are left. Returns the commit's address. Raises
-    PublishError, and ValueError if a repository that is to be private exists and is public.
+    It makes a single commit. If anything fails, the repository stays as it was, or empty if it is new. Optional files
+    of an earlier export that are not in `folder` are deleted; other files in the repository stay. Returns the URL of
+    the commit.
+
+    Raises PublishError, and ValueError if `private` is set and the repository exists and is public.
     """
     api = HfApi()
     repository = {"repo_id": repo_id, "repo_type": repo_type}
@@ -61,7 +63,7 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = 
             revision=revision,
         )
     except (HTTPError, OSError, RuntimeError) as error:
-        raise PublishError(f"{repo_id} was not published: {_reason(error)}. The command can be repeated") from error
+        raise PublishError(f"{repo_id} was not published: {_reason(error)}. You can run the command again") from error
     return commit.commit_url
 
 
@@ -73,7 +75,7 @@ def write_space(folder: Path, repo_id: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What the Hub said, or else the first cause, on one line and without the token, should a server send it back."""
+    """The message of the Hub or the first cause, on one line. Hides the token in case a server sends it back."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -84,14 +86,14 @@ def _reason(error: BaseException) -> str:
 
 
 class RunPublisher:
-    """Publishes a run every `every` epochs and at its end, in processes of their own.
+    """Publishes a run every `every` epochs and at its end, each time in a separate process.
 
-    So neither an error of the Hub nor a slow one costs the run anything but a warning; while one push is on its way no
-    other begins. Without `repo_id`, and in all processes but the main one, nothing is done.
+    So an error of the Hub causes only a warning, and a slow Hub does not slow the run down. A new push does not begin
+    before the last one has ended. Without `repo_id`, and in all processes except the main one, it does nothing.
     """
 
     def __init__(self, run: Path, repo_id: str | None, every: int | None, private: bool, is_main_process: bool):
-        """Raises ValueError for an id that the Hub does not accept, without a login, and for an `every` below 1."""
+        """Raises ValueError for an invalid Hub id, if there is no login, and for an `every` below 1."""
         if repo_id is None and (every is not None or private):
             raise ValueError("push_every and push_private need push_to_hub, the name of a repository: USER/NAME")
         if every is not None and every < 1:
@@ -105,7 +107,7 @@ class RunPublisher:
         self.copy, self.log = self.run / ".push", self.run / "push.log"
 
     def after_epoch(self, epochs_done: int) -> None:
-        """Begins a push if the 1-based epoch is one to be published."""
+        """Starts a push if it is due after this many epochs."""
         if self.repo_id is not None and self.every is not None and epochs_done % self.every == 0:
             if self.push is not None and self.push.poll() is not None:
                 self._end()
@@ -113,7 +115,7 @@ class RunPublisher:
                 self._begin()
 
     def after_training(self) -> None:
-        """Publishes the run as it ended, and waits for it."""
+        """Publishes the finished run and waits until it is done."""
         if self.repo_id is not None:
             print(f"Publishing {self.repo_id} ...")
             self._end()
@@ -121,7 +123,7 @@ class RunPublisher:
             self._end()
 
     def _begin(self) -> None:
-        """Starts to publish a copy of the run, which may go on meanwhile."""
+        """Starts to publish a copy of the run, so that training can continue."""
         published = "best" if (self.run / "best").is_dir() else "last"
         command = [sys.executable, "-m", "ride_bf.publish", str(self.copy), "--repo_id", str(self.repo_id)]
         try:
@@ -134,7 +136,7 @@ class RunPublisher:
                 self.push = subprocess.Popen(
                     command + ["--private"] * self.private,
                     cwd=ROOT,
-                    env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # the devices are the run's
+                    env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # leaves the GPUs to the run
                     stdout=log,
                     stderr=log,
                 )
@@ -142,11 +144,11 @@ class RunPublisher:
             print(f"warning: the run was not published: {error}")
 
     def _end(self) -> None:
-        """Waits for the push that is on its way, if there is one, and says what came of it."""
+        """Waits for the current push, if there is one, and prints its outcome."""
         if self.push is None:
             return
         failed = self.push.wait() != 0
-        last_words = (self.log.read_text().strip().splitlines() or ["it ended without a word"])[-1]
+        last_words = (self.log.read_text().strip().splitlines() or ["it ended without a message"])[-1]
         again = f"python -m ride_bf.publish {self.run} --repo_id {self.repo_id}"
         print(f"warning: a push to the Hub failed: {last_words}\nTo publish by hand: {again}" if failed else last_words)
         shutil.rmtree(self.copy, ignore_errors=True)

@@ -1,12 +1,12 @@
-"""What the papers are about: losses, objectives, samplers, the BatchFormer and its windows, the teacher.
+"""The methods of the papers: losses, objectives, samplers, the BatchFormer and its windows, the teacher.
 
-`from ride_bf.methods import BatchFormer, RideLoss, make_objective` gives the pieces for a loop of your own.
+`from ride_bf.methods import BatchFormer, RideLoss, make_objective` imports them for your own training loop.
 """
 
 from importlib import import_module
 from typing import Any
 
-# Name -> module; imported when asked for, since torch takes seconds.
+# Name -> module. Modules are imported on first use, because importing torch takes seconds.
 _PIECES = {
     "BatchFormer": "batchformer",
     "BatchFormerWindows": "windows",

@@ -1,4 +1,4 @@
-"""The BatchFormer by itself, for any classifier and any training loop."""
+"""The BatchFormer on its own, for any classifier and any training loop."""
 
 from typing import Literal
 
@@ -10,21 +10,21 @@ from ride_bf.methods.windows import BatchFormerWindows
 
 
 class BatchFormer(RideBfBatchFormer):
-    """A transformer layer across the images of a batch, for the features before a classifier.
+    """A transformer layer across the images of a batch. It goes between a backbone and its classifier.
 
-    Call it on the features of a batch while training, and train the classifier on both streams, as in the README. In
-    evaluation it gives the features back as they are, so a prediction never depends on the other images of its batch.
+    While training, call it on the features of a batch, and train the classifier on both streams, as in the README. In
+    evaluation it returns the features unchanged, so a prediction never depends on the other images of its batch.
     Hou, Yu, Tao: BatchFormer: Learning to Explore Sample Relationships for Robust Representation Learning, CVPR 2022.
 
     Args:
         feature_size: D.
-        num_heads: attention heads; None: the paper's, 4 if the features are wider than 128, else 1.
-        num_layers: encoder layers; the paper has 1.
-        dropout: of the encoder layers; the paper has 0.5.
+        num_heads: number of attention heads; None: as in the paper, 4 if the features are wider than 128, else 1.
+        num_layers: number of encoder layers; 1 in the paper.
+        dropout: dropout of the encoder layers; 0.5 in the paper.
         layer_scale_init_value: None: the paper's post-norm layers. A number: pre-norm layers whose branches are
-            multiplied by learned gates of this initial value; with 0 the layer starts as the identity. Small batches
-            need it.
-        window: images that attend to each other: "local": the batch; "global": that of all processes of
+            multiplied by learned gates. The gates start at this number; with 0 the layer starts as the identity.
+            Small batches need the gates.
+        window: which images attend to each other. "local": the batch; "global": the batches of all processes of
             torch.distributed; N: windows of N images, gathered across processes or split.
 
     Raises ValueError for a window below 1, and AssertionError (PyTorch's) for heads that do not divide D.
@@ -45,7 +45,7 @@ class BatchFormer(RideBfBatchFormer):
             self.windows = BatchFormerWindows(size=None if window == "global" else window)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, D), or (B, E, D) of several experts, to the same shape. Raises ValueError for any other."""
+        """Features (B, D), or (B, E, D) for several experts, to the same shape. Raises ValueError for other shapes."""
         if features.ndim not in (2, 3):
             raise ValueError(f"features must be (B, D) or (B, E, D), got {tuple(features.shape)}")
         if not self.training:
@@ -54,10 +54,10 @@ class BatchFormer(RideBfBatchFormer):
         return super().forward(columns).view_as(features)
 
     def both_streams(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of both streams, the plain ones first, and a label for each: (2 B, D) and (2 B,) while training.
+        """While training, returns the features without and with the BatchFormer (2 B, D), and their labels (2 B,).
 
-        A classifier and a loss that are given them train as the paper's "shared classifier". In evaluation both are
-        returned as they are.
+        A classifier trained on them is the paper's "shared classifier". In evaluation, features and labels are
+        returned unchanged.
         """
         if not self.training:
             return features, labels

@@ -1,7 +1,7 @@
-"""Objectives: what a run minimises, `objective(outputs, batch, reweight=False)`.
+"""Objectives: the losses that a run minimises, called as `objective(outputs, batch, reweight=False)`.
 
-`outputs` is a `RideBfOutput`, `batch` what the loader gave, with `labels` (B,). The recipe chooses the objective, so
-that the training step never branches.
+`outputs` is a `RideBfOutput`, and `batch` comes from the loader and has `labels` (B,). The recipe chooses the
+objective, so the training step never branches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from ride_bf.recipes import TrainingRecipe
 
 
 class ClassificationObjective(nn.Module):
-    """The criterion on the one stream of logits a network has."""
+    """Applies the criterion to the logits of a network with a single stream."""
 
     def __init__(self, criterion: nn.Module):
         super().__init__()
         self.criterion = criterion
 
     def streams(self, outputs) -> list[tuple[float, Tensor]]:
-        """Weight and logits (B, E, C) of each stream that is trained."""
+        """Weight and logits (B, E, C) of each trained stream."""
         return [(1.0, outputs.expert_logits)]
 
     def forward(self, outputs, batch: Mapping[str, Tensor], reweight: bool = False) -> Tensor:
@@ -35,10 +35,10 @@ class ClassificationObjective(nn.Module):
 
 
 class SharedClassifierObjective(ClassificationObjective):
-    """The criterion on both streams of a "shared_classifier" network.
+    """Applies the criterion to both streams of a "shared_classifier" network.
 
     loss = criterion(raw stream) + batchformer_loss_weight * criterion(BatchFormer's stream), each with its own mean
-    logits. The paper's weight is 1. In evaluation, without gradients, there is the raw stream alone.
+    logits. The weight is 1 in the paper. In evaluation, without gradients, there is only the raw stream.
     """
 
     def __init__(self, criterion: nn.Module, batchformer_loss_weight: float = 1.0):
@@ -57,10 +57,10 @@ class SharedClassifierObjective(ClassificationObjective):
 
 
 class MixedObjective(ClassificationObjective):
-    """An objective on images mixed by mixup or CutMix: on both images' classes, each by its share in the mixture.
+    """Applies an objective to images mixed by mixup or CutMix: to both classes, each by its share in the mixture.
 
-    loss = label_weight * objective(labels) + (1 - label_weight) * objective(mixed_labels), with what
-    `data.TrainBatch` adds to a batch. Margins and weights are those of each class in its turn.
+    loss = label_weight * objective(labels) + (1 - label_weight) * objective(mixed_labels). `data.TrainBatch` adds
+    `label_weight` and `mixed_labels` to the batch. Each term uses the margins and weights of its own class.
     """
 
     def __init__(self, objective: ClassificationObjective):
@@ -77,15 +77,15 @@ class MixedObjective(ClassificationObjective):
 
 
 class DistillationObjective(nn.Module):
-    """An objective and the divergence from a teacher's prediction.
+    """Adds the divergence from a teacher's prediction to an objective.
 
-    loss = loss_factor * objective + distillation_factor * T^2 * KL(softmax(teacher / T) || softmax(mean logits / T)),
-    the divergence on each of the objective's streams, weighted as it weighs them.
+    loss = loss_factor * objective + distillation_factor * T^2 * KL(softmax(teacher / T) || softmax(mean logits / T)).
+    The divergence is summed over the streams of the objective, with the objective's weights.
 
     Args:
-        objective: what is minimised without the teacher.
+        objective: the objective without the teacher.
         teacher: an image classifier of the same classes, called with `pixel_values`. It stays in evaluation mode and
-            learns nothing.
+            is not trained.
         distillation_factor: weight of the divergence.
         temperature: T.
         loss_factor: weight of the objective.
@@ -128,10 +128,11 @@ class DistillationObjective(nn.Module):
 
 
 class RouterObjective(nn.Module):
-    """Whether a later expert is needed, for each router: binary cross-entropy, averaged over the routers.
+    """Trains each router to predict whether a later expert is needed. RIDE, section 3.3.
 
-    It is needed where the mean of the logits so far predicts wrongly and any later mean predicts rightly. RIDE,
-    section 3.3. `positive_weight` weighs the images for which it is.
+    The loss is the binary cross-entropy, averaged over the routers. A later expert is needed if the mean of the logits
+    so far predicts the wrong class and any later mean predicts the right one. `positive_weight` is the weight of these
+    images.
     """
 
     def __init__(self, positive_weight: float = 100.0):
@@ -151,19 +152,21 @@ class RouterObjective(nn.Module):
 
 
 def next_expert_needed(expert_logits: Tensor, labels: Tensor) -> Tensor:
-    """Targets (B, E - 1) of the routers: the mean so far is wrong, and some later mean right."""
-    right = expert_logits.cumsum(dim=1).argmax(dim=2) == labels[:, None]  # (B, E); a sum predicts as its mean
+    """Targets (B, E - 1) of the routers: true if the mean so far is wrong and any later mean is right."""
+    right = (
+        expert_logits.cumsum(dim=1).argmax(dim=2) == labels[:, None]
+    )  # (B, E); a sum predicts the same class as its mean
     any_right_from = right.flip(1).cumsum(dim=1).flip(1) > 0  # (B, E): right at this expert or a later one
     return ~right[:, :-1] & any_right_from[:, 1:]
 
 
 def make_criterion(recipe: TrainingRecipe, class_counts: Sequence[int]) -> Criterion:
-    """The recipe's loss for a training split of these counts. Raises ValueError on a class without images."""
+    """The recipe's loss for these class counts (C,). Raises ValueError for a class without images."""
     return make_loss(recipe.loss, class_counts, recipe.loss_options())
 
 
 def make_objective(recipe: TrainingRecipe, class_counts: Sequence[int], teacher: nn.Module | None = None) -> nn.Module:
-    """What a run of the recipe minimises on a training split of these counts, with a teacher if there is one."""
+    """The objective of a recipe for these class counts (C,), with distillation if there is a teacher."""
     if recipe.train_only == "router":
         return RouterObjective()
     criterion = make_criterion(recipe, class_counts)

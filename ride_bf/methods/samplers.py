@@ -1,7 +1,7 @@
-"""Which training images an epoch shows, and how often.
+"""Decides which training images an epoch shows, and how often.
 
-A function of this file that is decorated with `_sampler` is known by its name to the recipe's option `sampler`, to
-`--help` and to the errors. Kang et al.: Decoupling Representation and Classifier for Long-Tailed Recognition, 2020,
+To add a sampler, decorate a function in this file with `_sampler`. The recipe's option `sampler`, `--help` and the
+errors then know its name. Kang et al.: Decoupling Representation and Classifier for Long-Tailed Recognition, 2020,
 section 3.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 # name -> (training images of each class (C,) in float64, progress of the run from 0 to 1) -> probabilities (C,)
 SAMPLERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {}
-INSTANCE = "instance"  # every image once in an epoch: its order needs no draws
+INSTANCE = "instance"  # every image once in an epoch, so nothing needs to be drawn
 
 
 def _sampler(probabilities: Callable[[np.ndarray, float], np.ndarray]) -> Callable[[np.ndarray, float], np.ndarray]:
@@ -21,13 +21,13 @@ def _sampler(probabilities: Callable[[np.ndarray, float], np.ndarray]) -> Callab
 
 @_sampler
 def instance(counts: np.ndarray, progress: float) -> np.ndarray:
-    """A class is as probable as its share of the images."""
+    """The probability of a class is its share of the images."""
     return counts / counts.sum()
 
 
 @_sampler
 def square_root(counts: np.ndarray, progress: float) -> np.ndarray:
-    """By the square root of a class's images."""
+    """The probability of a class is proportional to the square root of its number of images."""
     return np.sqrt(counts) / np.sqrt(counts).sum()
 
 
@@ -44,7 +44,7 @@ def progressively_balanced(counts: np.ndarray, progress: float) -> np.ndarray:
 
 
 def class_probabilities(class_counts: Sequence[int], strategy: str, progress: float = 0.0) -> np.ndarray:
-    """How probable each class (C,) is at each draw, by a name of `SAMPLERS`.
+    """Probability of each class (C,) at each draw. `strategy` is a name of `SAMPLERS`.
 
     `progress` goes from 0 in the first epoch of the run to 1 in the last. Raises ValueError for another name.
     """
@@ -54,19 +54,19 @@ def class_probabilities(class_counts: Sequence[int], strategy: str, progress: fl
 
 
 class LongTailedSampler:
-    """Draws a class, then the next image of that class's shuffled list, which is shuffled anew when used up.
+    """Draws a class, then the next image in that class's shuffled list. A used-up list is shuffled again.
 
-    The order is a function of seed and epoch alone: every process of a distributed run draws the same one, of which
-    Accelerate gives each its own batches, and a resumed run goes on with it. `set_epoch` is called by the loader. For
-    `DataLoader(sampler=...)`, which takes any iterable of a known length.
+    The order depends only on the seed and the epoch. So every process of a distributed run draws the same order, from
+    which Accelerate gives each process its own batches, and a resumed run continues it. The loader calls `set_epoch`.
+    Pass it to `DataLoader(sampler=...)`, which accepts any iterable of a known length.
 
     Args:
         labels (N,): class of each training image. Raises ValueError if a class has none.
         num_classes: C.
         strategy: a name of `SAMPLERS`.
         num_samples: draws in an epoch.
-        num_epochs: epochs of the run, over which "progressively_balanced" goes from one end to the other.
-        seed: of the order.
+        num_epochs: epochs of the run; "progressively_balanced" changes over all of them.
+        seed: seed of the order.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class LongTailedSampler:
         self.strategy = strategy
         self.num_samples, self.num_epochs, self.seed = num_samples, num_epochs, seed
         self.epoch = 0
-        class_probabilities(self.counts, strategy)  # an unknown strategy is refused now, not in the first epoch
+        class_probabilities(self.counts, strategy)  # raises for an unknown strategy now, not in the first epoch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

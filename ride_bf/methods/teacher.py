@@ -15,26 +15,25 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from ride_bf.runs.models import check_weights, class_names, find_model, load_processor, loading_errors
 
-# A colour in which the channels differ, and so do they from black and white
+# A colour whose channels differ from each other, from black and from white
 _COLOUR = (40, 120, 200)
 
 
 class Teacher(nn.Module):
-    """An image classifier that sees the student's images as its own image processor shows images.
+    """An image classifier that sees the student's images with its own size and normalisation.
 
-    The student's pixels, with all their augmentation, are brought to the teacher's size and normalisation, on their
-    device. What the student's augmentation has cut out fills the teacher's picture: the processor's own cropping is for
-    whole images. If both processors make pixels of the same size and normalisation, the teacher gets the very pixels
-    that the student gets.
+    The student's augmented pixels are converted to the teacher's size and normalisation on their device. The teacher
+    sees all of the student's crop; the cropping of its own processor is meant for whole images. If both processors
+    have the same size and normalisation, the teacher gets the student's pixels unchanged.
 
     Args:
-        model: gives `logits` (B, C) for pixel values (B, 3, height, width).
+        model: returns `logits` (B, C) for pixel values (B, 3, height, width).
         processor: the teacher's image processor.
-        student_processor: the student's, of which the pixel values come.
-        order: for each class of the student its place among the teacher's logits (C,); None: the same order.
-        autocast: within which context the model runs, such as `Accelerator.autocast`.
+        student_processor: the student's image processor, which made the pixel values.
+        order: for each class of the student, its index among the teacher's logits (C,); None: the same order.
+        autocast: the context in which the model runs, such as `Accelerator.autocast`.
 
-    Raises ValueError for an image processor that does more to colours than to scale and shift each channel.
+    Raises ValueError for an image processor that does not simply scale and shift each channel.
     """
 
     def __init__(
@@ -63,13 +62,13 @@ class Teacher(nn.Module):
         self.register_buffer("order", None if order is None else torch.tensor(order), persistent=False)
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """`logits` (B, C), in the student's order of classes, for the student's pixel values (B, 3, height, width)."""
+        """Returns `logits` (B, C), in the student's order of classes, for its pixel values (B, 3, height, width)."""
         with self.autocast():
             logits = self.model(self.view(pixel_values)).logits
         return ImageClassifierOutput(logits=logits if self.order is None else logits[:, self.order])
 
     def view(self, pixel_values: Tensor) -> Tensor:
-        """The student's pixel values as the teacher is shown them (B, 3, own height, own width)."""
+        """Converts the student's pixel values to the teacher's (B, 3, own height, own width)."""
         if self.same_pixels:
             return pixel_values
         shares = (pixel_values - self.student_black) / (self.student_white - self.student_black)  # 0: black, 1: white
@@ -79,10 +78,10 @@ class Teacher(nn.Module):
 
 
 def _shown(processor: BaseImageProcessor, size: tuple[int, int]) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """What an image processor makes of black and of white (3,), and the height and width of what it makes.
+    """The values (3,) that an image processor gives black and white, and the height and width of its output.
 
-    By asking it, with images of one colour and of a given height and width: image processors differ in what they call
-    their settings. Raises ValueError unless a third colour lies in between as it must.
+    They are measured on images of one colour, because image processors name their settings differently. Raises
+    ValueError unless the values of a third colour lie between them as linear scaling predicts.
     """
     made = []
     for colour in ((0, 0, 0), (255, 255, 255), _COLOUR):
@@ -92,8 +91,8 @@ def _shown(processor: BaseImageProcessor, size: tuple[int, int]) -> tuple[Tensor
     expected = black + torch.tensor(_COLOUR) / 255 * (white - black)
     if (white == black).any() or not torch.allclose(found, expected, rtol=0, atol=1e-3 * (white - black).abs().max()):
         raise ValueError(
-            f"{type(processor).__name__} does more to colours than to scale and shift each channel, which training "
-            "cannot repeat: choose another teacher"
+            f"{type(processor).__name__} does more to colours than to scale and shift each channel; training "
+            "cannot repeat that: choose another teacher"
         )
     return black, white, tuple(pixels.shape[1:])
 
@@ -104,17 +103,17 @@ def load_teacher(
     student_processor: BaseImageProcessor,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Teacher:
-    """An image classifier to learn from, of any kind that transformers loads; code that comes with it is run.
+    """Loads an image classifier to learn from, of any kind that transformers loads. Its own code is run.
 
-    `place` is a folder, of a run too, or a Hub id; `names` are the student's classes (C,). Raises ValueError, in one
-    line, for files that are missing or damaged, and unless the teacher knows the same classes. Their order does not
-    matter; a teacher whose classes have no names is taken to know them in the student's order.
+    `place` is the folder of a model or a run, or a Hub id. `names` are the student's classes (C,). Raises ValueError,
+    with one line, for files that are missing or damaged, and unless the teacher has the same classes. Their order may
+    differ. If the teacher's classes have no names, they are assumed to be in the student's order.
     """
     place = find_model(place)
     with loading_errors(place):
         model, report = AutoModelForImageClassification.from_pretrained(
             place,
-            dtype=torch.float32,  # as the student's; autocast is what makes it faster
+            dtype=torch.float32,  # like the student; autocast makes it faster
             trust_remote_code=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -133,9 +132,9 @@ def describe_teacher(teacher: Teacher) -> str:
 
 
 def class_order(model: PreTrainedModel, names: Sequence[str], who: str) -> list[int] | None:
-    """For each of `names` (C,) its place among a model's classes; None if the order is the same, or they have no names.
+    """For each of `names` (C,), its index among a model's classes; None if the order is the same or there are no names.
 
-    Raises ValueError, in which the model is called `who`, unless the classes are the same.
+    Raises ValueError unless the classes are the same. The error calls the model `who`.
     """
     own = class_names(model.config)
     if own is None and model.config.num_labels == len(names):
@@ -144,7 +143,7 @@ def class_order(model: PreTrainedModel, names: Sequence[str], who: str) -> list[
         only_model = [name for name in own or [] if name not in set(names)][:3]
         only_data = [name for name in names if name not in set(own or [])][:3]
         raise ValueError(
-            f"{who} has {model.config.num_labels} classes, the data {len(names)}; only the model knows {only_model}, "
-            f"only the data {only_data}. It must know the same classes"
+            f"{who} has {model.config.num_labels} classes, the data {len(names)}; only the model has {only_model}, "
+            f"only the data have {only_data}. It must know the same classes"
         )
     return None if own == list(names) else [own.index(name) for name in names]

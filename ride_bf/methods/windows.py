@@ -1,7 +1,7 @@
 """The BatchFormer's window: which images of a training step attend to each other.
 
-In the authors' code a window is what one GPU holds. Here it is a choice, and what it costs in communication is small:
-pooled features, a few megabytes, are all that crosses processes.
+In the authors' code a window holds the images of one GPU. Here its size is an option. Windows across processes cost
+little communication: only pooled features, a few megabytes, are exchanged.
 """
 
 from collections.abc import Callable
@@ -55,15 +55,15 @@ def describe_windows(recipe: "TrainingRecipe", num_processes: int) -> str | None
 
 @dataclass(frozen=True)
 class BatchFormerWindows:
-    """Windows of `size` images; None: of all images of the step.
+    """Windows of `size` images; None: one window with all images of the step.
 
-    The images of the step are those of all processes, one process's after the other's. Every `size` consecutive ones
-    are a window, and those that are left at the end a smaller one. So a window is the same whatever number of
-    processes share the images: a larger batch is cut, a smaller one completed from other processes, and then gradients
-    flow back to the process that an image came from. Every process encodes each window that holds an image of its own,
-    with a dropout of its own.
+    The images of the step are those of all processes, in the order of the processes. Every `size` consecutive images
+    form a window; the images left at the end form a smaller one. So the windows do not depend on the number of
+    processes: a larger batch is split, and a smaller one is completed with images of other processes. Gradients flow
+    back to the process that holds the image. Each process encodes every window that holds one of its images, with its
+    own dropout.
 
-    Every process must hold equally many images, which is what Accelerate's loaders see to, at the end of an epoch too.
+    All processes must hold the same number of images. Accelerate's loaders ensure that, at the end of an epoch too.
     Raises ValueError for a size below 1.
     """
 
@@ -74,20 +74,20 @@ class BatchFormerWindows:
             raise ValueError(f"a BatchFormer's window must hold 1 image or more, not {self.size}")
 
     def __call__(self, expert_features: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """(B, E, D) of this process's images -> the same; `encode` maps sequences side by side, (length, number, D)."""
+        """Encodes the images of this process, (B, E, D) -> (B, E, D). `encode` maps sequences (length, number, D)."""
         own, first = expert_features.shape[0], 0
         if dist.is_available() and dist.is_initialized() and (self.size is None or own % self.size):
             expert_features, first = _GatheredRows.apply(expert_features), dist.get_rank() * own
         images = expert_features.shape[0]
         size = self.size or images
-        start = first // size * size  # of the first window that holds an image of ours
+        start = first // size * size  # of the first window that holds an image of this process
         stop = min(-(-(first + own) // size) * size, images)  # of the last one
         encoded = _encode_windows(expert_features[start:stop], size, encode)
         return encoded[first - start : first - start + own]
 
 
 def _encode_windows(expert_features: Tensor, size: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """(B, E, D) -> the same: every `size` consecutive images by themselves, and so the rest."""
+    """(B, E, D) -> (B, E, D). Encodes every `size` consecutive images on their own, and then the rest."""
     images, experts, _ = expert_features.shape
     encoded = []
     for part in expert_features.split([images // size * size, images % size]):
@@ -99,7 +99,7 @@ def _encode_windows(expert_features: Tensor, size: int, encode: Callable[[Tensor
 
 
 class _GatheredRows(torch.autograd.Function):
-    """The rows of all processes; a row's gradient is the sum of what all processes have for it, in its own process."""
+    """Gathers the rows of all processes. The gradient of a row is summed over the processes and returned to its own."""
 
     @staticmethod
     def forward(ctx, rows: Tensor) -> Tensor:

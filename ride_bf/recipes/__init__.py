@@ -1,9 +1,9 @@
-"""Training recipes by name; a file for each data set.
+"""Training recipes by name, with a file for each data set.
 
-`RECIPES` maps names to `TrainingRecipe`s. Derive a new one with `dataclasses.replace`, in its data set's file.
-Numbers follow the configurations released with RIDE and BatchFormer unless a description says otherwise. In those runs
-the BatchFormer's window is one GPU's share of the batch: 4 GPUs, 8 for ResNeXt-50 and iNaturalist, 1 for CIFAR. Here it
-is that number of images on any number of GPUs.
+`RECIPES` maps names to `TrainingRecipe`s. Derive a new recipe with `dataclasses.replace`, in the file of its data set.
+The settings follow the configurations released with RIDE and BatchFormer, unless a description says otherwise. In
+those runs the BatchFormer's window is one GPU's share of the batch, with 4 GPUs, 8 for ResNeXt-50 and iNaturalist, and
+1 for CIFAR. Here the window holds the same number of images on any number of GPUs.
 """
 
 from ride_bf.recipes import cifar_lt, digits_lt, imagenet_lt, inaturalist18, places_lt

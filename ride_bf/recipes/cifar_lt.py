@@ -8,10 +8,10 @@ from ride_bf.recipes.variants import distilled, one_expert, ride_alone, router
 
 CIFAR100_LT_RESNET32 = TrainingRecipe(
     name="cifar100_lt_resnet32",
-    description="""CIFAR-100-LT, imbalance factor 100. The schedule and losses are RIDE's; the BatchFormer shares the
-classifier, without which it collapses here, as the authors say.
-Published: RIDE with expert assignment 48.6 (many 67.0, medium 49.9, few 25.7), from RIDE's model zoo; with BatchFormer
-nothing is published for RIDE. Test accuracies of the authors are of the epoch that was best on the test images.
+    description="""CIFAR-100-LT, imbalance factor 100. The schedule and losses are RIDE's. The BatchFormer shares the
+classifier; the authors report that it collapses here otherwise.
+Published: RIDE with expert assignment 48.6 (many 67.0, medium 49.9, few 25.7), from RIDE's model zoo; nothing is
+published for RIDE with BatchFormer. The authors report the epoch that was best on the test images.
 Cost: 0.100 G multiply-adds an image, 0.8 M parameters and 0.01 M in the BatchFormer.""",
     dataset="cifar100_lt",
     network={**RESNET32, "batchformer": "shared_classifier"},
@@ -39,7 +39,7 @@ Published: nothing for RIDE with BatchFormer. Cost: as CIFAR-100-LT.""",
     dataset="cifar10_lt",
 )
 
-_CIFAR_LDAM = {"weight_decay": 2e-4, "nesterov": False}  # as LDAM's authors have it
+_CIFAR_LDAM = {"weight_decay": 2e-4, "nesterov": False}  # the settings of LDAM's authors
 
 RECIPES = (
     CIFAR100_LT_RESNET32,

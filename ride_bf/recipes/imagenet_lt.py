@@ -25,7 +25,8 @@ Cost: 1.17 G multiply-adds an image, 9.4 M parameters and 0.9 M in the BatchForm
 IMAGENET_LT_RESNET50 = replace(
     IMAGENET_LT_RESNET10,
     name="imagenet_lt_resnet50",
-    description="""ImageNet-LT, ResNet-50, three experts. 400 images a step were 4 GPUs of 100, a window each.
+    description="""ImageNet-LT, ResNet-50, three experts. The authors trained on 4 GPUs, each with a
+window of 100 images.
 Published: 54.1 (many 64.3, medium 51.4, few 35.1); RIDE alone 53.6 (64.9, 50.4, 33.2). BatchFormer's README.
 Cost: 5.77 G multiply-adds an image, 43.7 M parameters and 14.2 M in the BatchFormer.""",
     network={**RESNET50, "batchformer": "insert"},

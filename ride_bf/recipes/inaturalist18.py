@@ -10,7 +10,7 @@ INATURALIST18_RESNET50 = replace(
     name="inaturalist18_resnet50",
     description="""iNaturalist 2018, ResNet-50, three experts.
 Published: 74.1 (many 65.5, medium 74.5, few 75.8); RIDE alone 72.5 (68.1, 72.7, 73.2). BatchFormer's README. The
-authors choose their best epoch on the test images; here nothing is.
+authors chose their best epoch on the test images; here nothing is chosen on them.
 Cost: 5.77 G multiply-adds an image, 76.6 M parameters and 14.2 M in the BatchFormer.""",
     dataset="inaturalist18",
     augmentation="inaturalist",

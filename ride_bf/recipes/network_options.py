@@ -1,6 +1,7 @@
-"""`NetworkOptions`: the options of `RideBfConfig` as a command line has them.
+"""`NetworkOptions`: the options of `RideBfConfig` for the command line.
 
-Names, types and defaults are `RideBfConfig`'s own, which takes seconds to import; a test holds the two equal.
+Importing `RideBfConfig` takes seconds, so its names, types and defaults are repeated here. A test checks that they are
+equal.
 """
 
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ _router = partial(option, group="router", needs=(only_with("router", True),))
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
-    """What a recipe's `network` can have, with the values of what it has not."""
+    """The options that a recipe's `network` may have, with their defaults."""
 
     num_channels: int = 3
     """Not an option of the command line: images are read in three channels."""
@@ -32,7 +33,7 @@ class NetworkOptions:
         "number of blocks in each stage", (3, 4, 6, 3)
     )
     hidden_sizes: list[int] | tuple[int, ...] = _network(  # noqa: RUF009
-        "base width of each stage; the stem has the first. A bottleneck stage puts out four times its own",
+        "base width of each stage; the stem has the first one. The output of a bottleneck stage is four times as wide",
         (64, 128, 192, 384),
     )
     groups: int = _network(
@@ -52,7 +53,7 @@ class NetworkOptions:
         "factor of the cosine classifier, and of the loss's margins", 30.0, needs=(only_with("classifier", "cosine"),)
     )
     batchformer: Literal["none", "insert", "shared_classifier"] = option(
-        "layer across the images of a batch, in training only. insert: the classifiers see its output alone; "
+        "layer across the images of a batch, in training only. insert: the classifiers see only its output; "
         "shared_classifier: the same classifiers see the features with and without it",
         "none",
         group="BatchFormer",
@@ -63,8 +64,8 @@ class NetworkOptions:
     )
     batchformer_dropout: float | int = _batchformer("dropout of the encoder layers", 0.5)
     batchformer_layer_scale_init_value: float | int | None = _batchformer(
-        "none: the paper's post-norm layer; a number: a pre-norm layer whose branches are multiplied by learned gates "
-        "of this initial value, which is not in the paper",
+        "none: the paper's post-norm layer; a number: a pre-norm layer whose branches are multiplied by learned gates. "
+        "The gates start at this number. Not in the paper",
         None,
     )
     router: bool = option(
@@ -74,7 +75,7 @@ class NetworkOptions:
     )
     router_top_k: int = _router("how many of the largest logits a router sees", 30)
     router_hidden_size: int = _router("width to which a router reduces the features", 16)
-    router_shared_output: bool = _router("one output layer for all routers, or one for each", True)
+    router_shared_output: bool = _router("whether all routers share one output layer; otherwise each has its own", True)
     router_threshold: float | int = _router(
         "probability above which an image is sent on to the next expert; 0: always, 1: never", 0.5
     )

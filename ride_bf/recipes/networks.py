@@ -25,5 +25,5 @@ RESNEXT50 = {**RESNET50, "groups": 32, "width_per_group": 4}
 RESNET152 = {**RESNET50, "depths": [3, 8, 36, 3]}
 
 
-# Stage widths of the plain networks; the networks above have reduced ones.
+# Stage widths of the plain ResNets. The networks above are narrower.
 FULL_WIDTHS = {"cifar": [16, 32, 64], "imagenet": [64, 128, 256, 512]}

@@ -1,4 +1,4 @@
-"""`TrainingRecipe`: everything that a result depends on, as values."""
+"""`TrainingRecipe`: the settings that a result depends on."""
 
 import json
 import math
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from configuration_ride_bf import RideBfConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Options of earlier versions, and what they are now: a recipe that has them otherwise cannot be run any more.
+# Options of earlier versions and their fixed values now. A recipe with other values can no longer be run.
 _FORMER_OPTIONS = {"diversity_temperature": 1.0, "distillation_loss_factor": 1.0, "router_positive_weight": 100.0}
 
 _SEVERAL_EXPERTS = Need("--num_experts 2 or more", ("num_experts",), lambda number: number > 1)
@@ -32,7 +32,7 @@ _distillation = partial(option, group="distillation", needs=(only_with("teacher"
 
 
 def _within_epochs(name: str) -> Need:
-    """An option that names epochs, all of which must come in the run."""
+    """The need of an option that names epochs: the run must reach all of them."""
     return Need(
         "--epochs above that",
         (name, "epochs"),
@@ -47,13 +47,13 @@ def _loss(name: str, help: str, default: Any, *, needs: tuple[Need, ...] = (), *
         lambda: f"a loss that reads it, --loss {' or '.join(losses_that_read(name))}",
         ("loss",),
         lambda loss: name in options_read(loss),
-        in_help=False,  # torch would have to be imported to say which
+        in_help=False,  # finding the losses needs torch
     )
     return option(help, default, group="loss", needs=(_TRAINED_BY_LOSS, readers, *needs), **facts)
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON is of an annotation; a whole number is also a float."""
+    """Whether a value read from JSON has the annotated type. A whole number is also a float."""
     origin, members = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_of(value, member) for member in members)
@@ -67,23 +67,23 @@ def _is_of(value: Any, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    """An annotation as a person says it."""
+    """An annotation in words."""
     origin, members = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return " or ".join(map(_in_words, members))
     if origin is Literal:
         return f"one of {', '.join(members)}"
     if origin is tuple:
-        return f"a list, each of it {_in_words(members[0])}"
+        return f"a list, each item {_in_words(members[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return names.get(hint, "an object with the options of the network")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """One training run, but for its seed, its data's place and its hardware.
+    """The settings of a training run, except its seed, the place of its data and its hardware.
 
-    Raises ValueError, naming the value, for a combination that cannot be trained.
+    Raises ValueError, which names the value, for a combination that cannot be trained.
     """
 
     name: str
@@ -100,20 +100,22 @@ class TrainingRecipe:
     resize_size: int = _image(
         "length to which evaluation resizes the shorter side, in pixels", 256, must_be="1 or more"
     )
-    augmentation: str = _image("crops, flips and colours of training images", "imagenet", choices=lambda: AUGMENTATIONS)
-    auto_augment: str = _image("further random operations on training images", "none", choices=lambda: AUTO_AUGMENT)
+    augmentation: str = _image(
+        "crops, flips and colour changes of training images", "imagenet", choices=lambda: AUGMENTATIONS
+    )
+    auto_augment: str = _image("additional random operations on training images", "none", choices=lambda: AUTO_AUGMENT)
     mixup_alpha: float = _image("alpha of mixup, which blends images; 0: no mixup", 0.0, must_be="0 or more")
     cutmix_alpha: float = _image(
         "alpha of CutMix, which pastes a part of another image; 0: no CutMix", 0.0, must_be="0 or more"
     )
-    image_mean: tuple[float, ...] = _image("number for each channel that is subtracted", IMAGENET_MEAN)
+    image_mean: tuple[float, ...] = _image("number that is subtracted from each channel", IMAGENET_MEAN)
     image_std: tuple[float, ...] = _image(
-        "number for each channel that the rest is divided by", IMAGENET_STD, must_be="positive"
+        "number that each channel is then divided by", IMAGENET_STD, must_be="positive"
     )
 
     epochs: int = _optimisation("number of epochs", must_be="1 or more")
     passes_per_epoch: int = _optimisation(
-        "how often an epoch goes through the training images",
+        "number of times that an epoch goes through the training images",
         1,
         must_be="1 or more",
         needs=(
@@ -128,15 +130,13 @@ class TrainingRecipe:
         "images in a step, all processes and accumulated batches together", must_be="1 or more"
     )
     gradient_accumulation_steps: int = _optimisation(
-        "number of batches whose gradients make a step; a window of the BatchFormer is within one batch",
+        "number of batches in a step; a window of the BatchFormer stays within one batch",
         1,
         must_be="1 or more",
     )
-    max_grad_norm: float = _optimisation(
-        "norm to which a larger gradient is clipped; 0: no clipping", 0.0, must_be="0 or more"
-    )
+    max_grad_norm: float = _optimisation("maximum norm of the gradients; 0: no clipping", 0.0, must_be="0 or more")
     ema_decay: float = _optimisation(
-        "decay of an average of the weights, which is evaluated and saved in their place; 0: no average",
+        "decay of the moving average of the weights, which is evaluated and saved instead of them; 0: no average",
         0.0,
         must_be="0 or more and less than 1",
     )
@@ -146,7 +146,7 @@ class TrainingRecipe:
     weight_decay: float = _optimisation("weight decay on every parameter", 2e-4, must_be="0 or more")
     schedule: Literal["step", "cosine"] = _optimisation("schedule of the learning rate, by epoch", "step")
     lr_steps: tuple[int, ...] = _optimisation(
-        "0-based epochs from which on the learning rate is multiplied by lr_gamma",
+        "0-based epochs at which the learning rate is multiplied by lr_gamma",
         (),
         must_be="1 or more",
         needs=(only_with("schedule", "step"), _within_epochs("lr_steps")),
@@ -162,13 +162,13 @@ class TrainingRecipe:
     )
     warmup_epochs: int = _optimisation("epochs of linear warm-up; 0: no warm-up", 5, must_be="0 or more")
     train_only: Literal["all", "classifiers", "class_scales", "router"] = _optimisation(
-        "what learns. classifiers: new ones (cRT); class_scales: the lengths of the class vectors (LWS); router. All "
-        "but all needs --init_from",
+        "what to train. classifiers: new classifiers (cRT); class_scales: the lengths of the class vectors (LWS); "
+        "router: the router. Everything except all needs --init_from",
         "all",
     )
 
     loss: str = option(
-        "what the experts learn from", "ride", group="loss", choices=loss_names, needs=(_TRAINED_BY_LOSS,)
+        "loss that trains the experts", "ride", group="loss", choices=loss_names, needs=(_TRAINED_BY_LOSS,)
     )
     reweight_epoch: int | None = _loss(
         "reweight_epoch",
@@ -195,7 +195,7 @@ class TrainingRecipe:
     )
     label_smoothing: float = _loss(
         "label_smoothing",
-        "share of the target that is spread over all classes",
+        "share of the target to spread over all classes",
         0.0,
         must_be="0 or more and less than 1",
         off=0.0,
@@ -215,29 +215,31 @@ class TrainingRecipe:
     )
 
     needs_teacher: bool = field(default=False)
-    """Whether it is meant to be trained with a teacher."""
+    """Whether the recipe needs a teacher."""
     distillation_factor: float = _distillation(
-        "weight of the divergence from the teacher beside the loss", 1.0, must_be="0 or more"
+        "weight of the divergence from the teacher, which is added to the loss", 1.0, must_be="0 or more"
     )
     distillation_temperature: float = _distillation("temperature of that divergence", 1.5, must_be="positive")
 
-    sampler: str = _sampling("how often the images of each class are drawn", INSTANCE, choices=lambda: SAMPLERS)
+    sampler: str = _sampling(
+        "strategy for drawing training images from the classes", INSTANCE, choices=lambda: SAMPLERS
+    )
     sampler_epoch: Literal["images", "largest_class"] = _sampling(
-        "draws in an epoch. images: as many as there are training images; largest_class: the number of classes times "
-        "the images of the largest",
+        "number of draws in an epoch. images: the number of training images; largest_class: the number of classes "
+        "times the images of the largest class",
         "images",
         needs=(not_with("sampler", INSTANCE),),
     )
 
     batchformer_loss_weight: float = option(
-        "weight of the loss with the BatchFormer beside that without it; 1 in the paper",
+        "weight of the loss with the BatchFormer, relative to the loss without it; 1 in the paper",
         1.0,
         group="BatchFormer",
         must_be="0 or more",
         needs=(only_with("batchformer", "shared_classifier"),),
     )
     batchformer_window: int | Literal["local", "global"] = option(
-        "images that attend to each other in the BatchFormer. local: the batch of a process; global: the images of a "
+        "which images attend to each other in the BatchFormer. local: the batch of a process; global: the images of a "
         "step; N: windows of N images, gathered across processes or split. Gradient accumulation does not enlarge it",
         "local",
         group="BatchFormer",
@@ -254,12 +256,13 @@ class TrainingRecipe:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} is that of a whole step and cannot be accumulated from "
-                f"{self.gradient_accumulation_steps} equal batches; set --batch_size to a multiple"
+                f"{self.gradient_accumulation_steps} equal batches; set --batch_size to a multiple of "
+                f"{self.gradient_accumulation_steps}"
             )
         if self.label_smoothing and "label_smoothing" not in options_read(self.loss):
             raise ValueError(
-                f"label_smoothing {self.label_smoothing} would do nothing: the loss {self.loss} does not read it, "
-                f"{', '.join(losses_that_read('label_smoothing'))} do; set --label_smoothing 0"
+                f"label_smoothing {self.label_smoothing} would do nothing: the loss {self.loss} does not read it "
+                f"(these do: {', '.join(losses_that_read('label_smoothing'))}); set --label_smoothing 0"
             )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0; with momentum 0 set --no_nesterov")
@@ -273,45 +276,45 @@ class TrainingRecipe:
             )
         if self.network.get("router", False) != (self.train_only == "router"):
             raise ValueError(
-                "a router is trained after the experts, and alone: train without it first, then with --router true "
+                "a router is trained alone, after the experts: train without it first, then with --router true "
                 "--train_only router --init_from MODEL, or with a recipe whose name ends in _router"
             )
         if self.train_only == "router" and self.mixup_alpha + self.cutmix_alpha > 0:
             raise ValueError(
-                "a router learns which images need a later expert, and mixed images do not tell: set --mixup_alpha 0 "
+                "a router cannot learn from mixed images which images need a later expert: set --mixup_alpha 0 "
                 "and --cutmix_alpha 0"
             )
         if self.train_only != "all" and self.network.get("batchformer", "none") != "none":
             raise ValueError(
-                f"train_only {self.train_only!r} learns on features as evaluation sees them: set --batchformer none"
+                f"train_only {self.train_only!r} trains on the features of evaluation: set --batchformer none"
             )
 
     @property
     def window_size(self) -> int:
-        """Images in the BatchFormer's window when one process has all of a step."""
+        """Images in the BatchFormer's window if one process holds all images of a step."""
         return self.batch_size if isinstance(self.batchformer_window, str) else self.batchformer_window
 
     @property
     def margin_scale(self) -> float:
-        """What the losses multiply their margins with: the cosine classifier's factor, with a linear one as well."""
+        """Factor on the margins of the losses: `cosine_scale`, even if the classifier is linear."""
         return float(self.network_value("cosine_scale"))
 
     def network_value(self, name: str) -> Any:
-        """An option of the network, or `RideBfConfig`'s default of it."""
+        """The value of a network option, or the default of `RideBfConfig`."""
         return self.network.get(name, NETWORK_DEFAULTS[name])
 
     def loss_options(self) -> dict[str, Any]:
-        """What a loss may read."""
+        """The options that a loss may read."""
         return {"margin_scale": self.margin_scale, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
     def config(self, **labels) -> "RideBfConfig":
-        """The network's configuration; pass `num_labels`, or `id2label` and `label2id`."""
-        from configuration_ride_bf import RideBfConfig  # which imports transformers
+        """The configuration of the network. Pass `num_labels`, or `id2label` and `label2id`."""
+        from configuration_ride_bf import RideBfConfig  # imports transformers
 
         return RideBfConfig(**self.network, **labels)
 
     def check_network(self) -> None:
-        """Raises ValueError for a network that cannot be built, whatever its classes are."""
+        """Raises ValueError for a network that cannot be built with any number of classes."""
         from huggingface_hub.errors import StrictDataclassError
 
         try:
@@ -320,7 +323,7 @@ class TrainingRecipe:
             raise ValueError(str(error.__cause__ or error)) from error
 
     def learning_rate_factor(self, epoch: int) -> float:
-        """What `learning_rate` is multiplied with throughout the 0-based `epoch`."""
+        """Factor on `learning_rate` in the 0-based `epoch`."""
         warmup = min(1.0, (1 + epoch) / max(1, self.warmup_epochs))
         if self.schedule == "step":
             return warmup * self.lr_gamma ** sum(epoch >= step for step in self.lr_steps)
@@ -334,14 +337,14 @@ class TrainingRecipe:
         return self.reweight_epoch is not None and epoch + 1 > self.reweight_epoch
 
     def as_json(self) -> str:
-        """The recipe as it is written to `recipe.json`."""
+        """The content of `recipe.json`."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "TrainingRecipe":
         """The recipe that `as_json` wrote. Raises ValueError for unknown or missing options.
 
-        Options that earlier versions had are passed over if they are what is constant now.
+        Options of earlier versions are ignored if they have the value that is fixed now.
         """
         known = {own.name: own for own in fields(cls)}
         former = _former_options(content)
@@ -353,7 +356,9 @@ class TrainingRecipe:
         unknown = sorted(set(content) - set(known) - set(former))
         missing = sorted(name for name, own in known.items() if own.default is MISSING and name not in content)
         if unknown or missing:
-            raise ValueError(f"unknown options {unknown}, missing options {missing}; known are {', '.join(known)}")
+            raise ValueError(
+                f"unknown options {unknown}, missing options {missing}; the options are {', '.join(known)}"
+            )
         values = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content.items() if name in known
         }
@@ -363,17 +368,17 @@ class TrainingRecipe:
         return cls(**values)
 
     def differences(self, written: str) -> list[str]:
-        """What another recipe, written by `as_json`, has that this one has not: "option: theirs -> ours"."""
+        """Differences from another recipe, written by `as_json`, as "option: theirs -> ours"."""
         theirs, ours = json.loads(written), json.loads(self.as_json())
         ours |= {name: now for name, now in _former_options(ours).items() if theirs.get(name, now) != now}
-        for own in fields(self):  # one that a later version brought was at its default before
+        for own in fields(self):  # an option that is newer than the file had its default then
             if own.default is not MISSING:
                 theirs.setdefault(own.name, list(own.default) if isinstance(own.default, tuple) else own.default)
         names = [name for name in ours if name != "description"]
         return [f"{name}: {theirs.get(name)} -> {ours[name]}" for name in names if theirs.get(name) != ours[name]]
 
     def with_overrides(self, **overrides) -> "TrainingRecipe":
-        """A copy with other values; an option of `RideBfConfig` goes to the network."""
+        """A copy with other values. Options of `RideBfConfig` go to the network."""
         own = {f.name for f in fields(self)}
         network = {key: value for key, value in overrides.items() if key not in own}
         rest = {key: value for key, value in overrides.items() if key in own}
@@ -381,7 +386,7 @@ class TrainingRecipe:
 
 
 def _former_options(content: Mapping[str, Any]) -> dict[str, float]:
-    """Options that only earlier versions had, and their values now, for a recipe of this content."""
+    """Options that only earlier versions had, and the values that are fixed now for this recipe."""
     network = content.get("network")
     scale = network.get("cosine_scale") if isinstance(network, dict) else None
     return _FORMER_OPTIONS | {"margin_scale": NETWORK_DEFAULTS["cosine_scale"] if scale is None else scale}

@@ -1,4 +1,4 @@
-"""Variants of a recipe: RIDE alone, distilled, with a router, and baselines of one expert."""
+"""Variants of a recipe: RIDE alone, distillation, a router, and baselines with one expert."""
 
 from dataclasses import replace
 from typing import Literal
@@ -19,11 +19,11 @@ def ride_alone(base: TrainingRecipe, **changes) -> TrainingRecipe:
 
 
 def distilled(base: TrainingRecipe, **changes) -> TrainingRecipe:
-    """The recipe with a teacher, to be named by `--teacher`; the authors' is a RIDE of six experts."""
+    """The recipe with a teacher, which `--teacher` names. The authors' teacher is a RIDE with six experts."""
     return replace(
         base,
         name=f"{base.name}_distilled",
-        description=f"{base.name} with distillation; needs --teacher, of six experts in the authors' runs "
+        description=f"{base.name} with distillation; needs --teacher. The authors' teacher has six experts "
         "(--num_experts 6 trains one). Nothing is published for it with BatchFormer.",
         needs_teacher=True,
         **changes,
@@ -31,13 +31,13 @@ def distilled(base: TrainingRecipe, **changes) -> TrainingRecipe:
 
 
 def router(base: TrainingRecipe, top_k: int) -> TrainingRecipe:
-    """Stage 2 of RIDE: expert assignment on a trained model, to be named by `--init_from`."""
+    """Stage 2 of RIDE: expert assignment on a trained model, which `--init_from` names."""
     return replace(
         base,
         name=f"{base.name}_router",
-        description=f"Expert assignment, RIDE's second stage, on a model of {base.name}; needs --init_from. All but "
-        "the router is frozen. The BatchFormer, not used in evaluation, is left out: the router learns from the logits "
-        "that it will see.",
+        description=f"Expert assignment, RIDE's second stage, on a model of {base.name}; needs --init_from. Only the "
+        "router is trained. The BatchFormer is left out, as in evaluation, so the router trains on the logits that it "
+        "will see.",
         network={**base.network, "batchformer": "none", "router": True, "router_top_k": top_k},
         train_only="router",
         sampler="class_balanced",
@@ -53,7 +53,7 @@ def router(base: TrainingRecipe, top_k: int) -> TrainingRecipe:
 
 
 def one_expert(base: TrainingRecipe, loss: Literal["cross_entropy", "ldam"], **changes) -> TrainingRecipe:
-    """A baseline: a plain ResNet of full width, trained as long."""
+    """A baseline: a plain ResNet of full width, trained for as long."""
     short, classifier = ("ce", "linear") if loss == "cross_entropy" else ("ldam_drw", "cosine")
     network = {
         **base.network,

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its folder, its checkpoints, what they know, and what it was made with."""
+"""What a run leaves on disk: its folder, its checkpoints, and the record of its data and environment."""

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are never half written, what is in them, and which of them is whole."""
+"""Writes checkpoints that are never half written, reads them, and finds damaged ones."""
 
 import contextlib
 import ctypes
@@ -16,26 +16,27 @@ from accelerate import Accelerator
 from transformers import BaseImageProcessor, PreTrainedModel
 
 LAST, BEST, OLDER = "last", "best", "checkpoints"
-TRAINING_STATE = "training_state"  # beside the model in a checkpoint from which training can go on
+TRAINING_STATE = "training_state"  # subfolder that a checkpoint needs for resuming
 _STATE_FILE = f"{TRAINING_STATE}/optimizer.bin"  # written by Accelerator.save_state
 _MANIFEST = "files.json"  # every file's length and checksum, written last
 FACTS = "checkpoint.json"
-# What errors of torch and safetensors say if a file could not be written
+# Words in the errors of torch and safetensors when a file cannot be written
 _WRITE_ERRORS = ("file write failed", "failed writing", "i/o error", "no space left", "os error")
 
 
 class CheckpointError(OSError):
-    """A checkpoint could not be written; the one before is as it was."""
+    """A checkpoint could not be written. The previous one is unchanged."""
 
 
 def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path], None]) -> Path | None:
-    """Has every process call `write(path)` on an empty folder, which then takes the place of `folder`.
+    """Every process calls `write(path)` on an empty folder, which then replaces `folder`.
 
-    Everything is on the disk before it has its name, and where the file system can exchange two names `folder` exists
-    at every instant; elsewhere a process that dies in the moment between two renames leaves it to `recover`. Returns,
-    to the main process, where the former content of `folder` is now, for it to keep or to remove; None if there was
-    none. Raises CheckpointError if the files cannot be written, for want of room, say; `folder` is untouched then, as
-    it is by any other error of `write`, which is raised as it is.
+    All files are on the disk before the folder gets its name. If the file system can exchange two names, `folder`
+    exists at every instant. If it cannot, and a process dies between two renames, `recover` restores the folder.
+
+    Returns the place of the former content of `folder` to the main process, which keeps or removes it; None if there
+    was none. Raises CheckpointError if the files cannot be written, for example because the disk is full. Any other
+    error of `write` is raised unchanged. In both cases `folder` is untouched.
     """
     new = _beside(folder, "writing")
     try:
@@ -53,19 +54,19 @@ def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path],
             _sync_folder(folder.parent)
     except Exception as error:
         if accelerator.is_main_process:
-            shutil.rmtree(new, ignore_errors=True)  # it takes room, and is of no use
+            shutil.rmtree(new, ignore_errors=True)  # a half-written folder only takes up space
         if not is_write_error(error):
             raise
-        before = f"; the checkpoint that is there is untouched: {folder}" if folder.exists() else ""
+        before = f"; the previous checkpoint is untouched: {folder}" if folder.exists() else ""
         raise CheckpointError(
-            f"{folder} could not be written ({error}){before}. {_remedy(error)} and go on with --resume"
+            f"{folder} could not be written ({error}){before}. {_remedy(error)} and continue with --resume"
         ) from error
     accelerator.wait_for_everyone()
     return former
 
 
 def is_write_error(error: Exception) -> bool:
-    """Whether an error is that of writing a file. torch and safetensors have no types of their own for it."""
+    """Whether an error comes from writing a file. torch and safetensors have no special type for it."""
     if isinstance(error, OSError):
         return True
     by_name = type(error).__name__ in ("RuntimeError", "SafetensorError")  # memory errors of CUDA have another type
@@ -75,11 +76,11 @@ def is_write_error(error: Exception) -> bool:
 def _remedy(error: Exception) -> str:
     text = str(error).lower()
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if full or not isinstance(error, OSError):  # the libraries' own errors seldom say more than that writing failed
-        return "Make room on the disk"
+    if full or not isinstance(error, OSError):  # the errors of the libraries rarely say why writing failed
+        return "Free space on the disk"
     if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS) or "permission" in text:
-        return "Give this user the right to write there"
-    return "See to the disk"
+        return "Give this user write permission there"
+    return "Check the disk"
 
 
 def _beside(folder: Path, what: str) -> Path:
@@ -133,7 +134,7 @@ def _put_in_place(new: Path, folder: Path) -> Path | None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two names at one instant, by Linux's renameat2; false where system or file system cannot."""
+    """Swaps two names atomically with Linux's renameat2. Returns False if the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -145,7 +146,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def recover(folder: Path) -> None:
-    """Puts a folder's former content back if a process died between taking it away and putting the new one there."""
+    """Restores the former content of a folder if a process died while it was being replaced."""
     if not folder.exists() and _beside(folder, "previous").exists():
         _beside(folder, "previous").rename(folder)
 
@@ -159,7 +160,7 @@ def save_model(
 ) -> None:
     """Writes a folder that `from_pretrained` and `pipeline` load: weights, configuration, code, image processor.
 
-    `facts` about the checkpoint go into its `checkpoint.json`, so that they cannot be of another one.
+    The `facts` about the checkpoint go into its own `checkpoint.json`, so they always belong to these weights.
     """
     former = write_folder(folder, accelerator, lambda path: _write_model(path, accelerator, model, processor, facts))
     if former is not None:
@@ -174,9 +175,9 @@ def save_training_state(
     facts: dict[str, Any],
     keep: int = 1,
 ) -> None:
-    """Writes `output_dir/last`: as `save_model` does, and beside it what training needs to go on from there.
+    """Writes `output_dir/last`: the files of `save_model`, and the state that training needs to resume.
 
-    Of the checkpoints before it, `keep - 1` stay in `output_dir/checkpoints`.
+    The newest `keep - 1` of the former checkpoints stay in `output_dir/checkpoints`.
     """
     folder = output_dir / LAST
 
@@ -200,7 +201,7 @@ def _write_model(path, accelerator, model, processor, facts) -> None:
 
 
 def _share_equal_file(one: Path, other: Path) -> None:
-    """Lets two files of the same content take the room of one, where the file system can."""
+    """Stores two files with the same content only once, if the file system can."""
     if one.is_file() and _checksum(one) == _checksum(other):
         with contextlib.suppress(OSError):
             linked = other.with_name(f"{other.name}.linked")
@@ -223,14 +224,14 @@ def _keep_older(former: Path, older: Path, keep: int) -> None:
 
 
 def _older_checkpoints(folder: Path) -> list[Path]:
-    """From the newest to the oldest."""
+    """Newest first."""
     return sorted(folder.glob("step-*"), reverse=True)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `save_model` was told about the checkpoint in `folder`; empty if there is none.
+    """Reads the facts that `save_model` wrote into `folder`; empty if there are none.
 
-    Raises ValueError, naming the file, if it is damaged.
+    Raises ValueError, which names the file, if it is damaged.
     """
     path = folder / FACTS
     if not path.is_file():
@@ -240,17 +241,17 @@ def read_facts(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(facts, dict):
-        raise ValueError(f"{path} is damaged: it holds no names and values")
+        raise ValueError(f"{path} is damaged: it does not hold a JSON object")
     return facts
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes what `read_facts` reads."""
+    """Writes the facts that `read_facts` reads."""
     (folder / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def update_manifest(folder: Path, name: str) -> None:
-    """Takes a file of a checkpoint that was changed on purpose, such as config.json, for whole from now on."""
+    """Records the new content of a file that was changed on purpose, such as config.json, as undamaged."""
     path = folder / _MANIFEST
     if path.is_file():
         changed = folder / name
@@ -259,17 +260,17 @@ def update_manifest(folder: Path, name: str) -> None:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether `folder` is one that a run wrote, whole or damaged."""
+    """Whether a run wrote `folder`. It may be damaged."""
     return any((folder / name).is_file() for name in (_MANIFEST, FACTS))
 
 
 def is_training_state(folder: Path) -> bool:
-    """Whether training can go on from `folder`, if it is whole."""
+    """Whether training can resume from `folder`, if it is undamaged."""
     return (folder / _STATE_FILE).is_file()
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None if all are as they were written."""
+    """What is wrong with the files of a checkpoint; None if they are all unchanged."""
     try:
         entries = json.loads((folder / _MANIFEST).read_text())
         for name, (size, checksum) in entries.items():
@@ -279,14 +280,14 @@ def damage(folder: Path) -> str | None:
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes of {size}"
             if _checksum(path) != checksum:
-                return f"{name} is not as it was written"
+                return f"{name} has changed since it was written"
     except (OSError, ValueError, TypeError) as error:
         return f"its list of files cannot be read: {error}"
     return None
 
 
 def newest_whole_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what is wrong with each newer one; None if there is none."""
+    """The checkpoint to resume from, or None, and what is wrong with each newer one."""
     problems = []
     for folder in (output_dir / LAST, *_older_checkpoints(output_dir / OLDER)):
         if folder.exists():

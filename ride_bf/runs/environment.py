@@ -1,4 +1,4 @@
-"""What a run was made with: code, machine and libraries."""
+"""Describes the environment of a run: code, machine and libraries."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """When, where and with what a run was started: process, commit of this code, devices, precision and versions."""
+    """The time, host, process, commit of this code, devices, precision and library versions of a run."""
     on_gpu = accelerator.device.type == "cuda"
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -30,8 +30,8 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def code_version() -> dict[str, Any]:
-    """The `commit` of this code, None outside its git repository, and whether the files were `modified` since."""
-    if _git("rev-parse", "--show-toplevel") != str(_ROOT):  # no repository, or another one that contains this folder
+    """The `commit` of this code, and whether files were `modified` since; both None outside its git repository."""
+    if _git("rev-parse", "--show-toplevel") != str(_ROOT):  # no repository, or this folder is inside another one
         return {"commit": None, "modified": None}
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {"commit": _git("rev-parse", "HEAD"), "modified": None if changes is None else bool(changes)}
@@ -46,6 +46,6 @@ def _git(*arguments: str) -> str | None:
 
 
 def check_precision(accelerator: Accelerator) -> None:
-    """Raises ValueError for fp16 on a CPU, which Accelerate would silently ignore."""
+    """Raises ValueError for fp16 on a CPU, because Accelerate would silently ignore it."""
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")

@@ -1,4 +1,4 @@
-"""Saved models, by folder or Hub id."""
+"""Loads saved models by folder or Hub id."""
 
 import pickle
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from data.hub_ids import is_hub_id
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.runs.checkpoints import BEST, LAST, damage, is_checkpoint
 
-# What transformers, torch and safetensors raise for files that are missing, damaged or of another model, and for
-# packages that a model needs
+# Errors of transformers, torch and safetensors for files that are missing, damaged or of another model, and for
+# missing packages
 _LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, EOFError, LookupError, TypeError, ImportError),
     *(SafetensorError, pickle.UnpicklingError, StrictDataclassError),
@@ -26,18 +26,18 @@ _LOADING_ERRORS = (
 
 
 def check_exists(folder: str | Path) -> None:
-    """Raises ValueError for what is neither a folder on this machine nor an id that the Hub accepts."""
+    """Raises ValueError if the name is neither a folder on this machine nor a valid Hub id."""
     if Path(folder).is_file():
         raise ValueError(f"{folder} is a file; name the folder of a saved model")
     if not Path(folder).is_dir() and not is_hub_id(folder):
-        raise ValueError(f"{folder} does not exist, and the Hub accepts no such id; name a folder or USER/NAME")
+        raise ValueError(f"{folder} does not exist, and it is not a valid Hub id; name a folder or USER/NAME")
 
 
 def find_model(place: str | Path) -> Path | str:
-    """The folder of a saved model: of a run's output folder the checkpoint `best`, or `last` if there is no `best`.
+    """The folder of a saved model. In a run's output folder this is `best`, or `last` if there is no `best`.
 
-    What is no folder is returned as an id on the Hub. Raises ValueError for a folder without a model, and as
-    `check_exists`.
+    A `place` that is not a folder is returned as a Hub id. Raises ValueError for a folder without a model, and for a
+    `place` that `check_exists` rejects.
     """
     check_exists(place)
     folder = Path(place)
@@ -53,26 +53,28 @@ def find_model(place: str | Path) -> Path | str:
 
 
 def results_folder(model: Path | str) -> Path:
-    """Where what is measured of a model goes: beside it, or into outputs/NAME for a model from the Hub."""
+    """The folder for the results of a model: its own folder, or outputs/NAME for a model from the Hub."""
     return model if isinstance(model, Path) else Path("outputs") / model.replace("/", "_")
 
 
 def load_model(
     place: str | Path, dtype: torch.dtype | str = torch.float32, **options: Any
 ) -> RideBfForImageClassification:
-    """A saved model of ours by the folder of a checkpoint or a run, or by Hub id.
+    """Loads a RIDE + BatchFormer model from the folder of a checkpoint or a run, or by Hub id.
 
-    Code that comes with the model is not run. Its layout is that of training, so that an image's logits are the same
-    to the last bit. `dtype` "auto" is that of the file; `options` override its configuration's. Raises ValueError, in
-    one line, for files that are missing, damaged or of another kind of model.
+    Code that comes with the model is not run. The memory layout is that of training, so the logits of an image are
+    equal bit for bit. `dtype` "auto" is that of the file. `options` override the model's configuration. Raises
+    ValueError, with one line, for files that are missing, damaged or of another kind of model.
     """
     place = find_model(place)
     with loading_errors(place):
         config, _ = RideBfConfig.get_config_dict(place)
         if not isinstance(config, dict) or config.get("model_type") != RideBfConfig.model_type:
             kind = config.get("model_type") if isinstance(config, dict) else None
-            raise ValueError(f"its config.json is of a {kind or 'nameless'} model, not of a {RideBfConfig.model_type}")
-        # By itself transformers only warns of weights that are missing, and draws them at random.
+            raise ValueError(
+                f"its config.json is of a {kind or 'nameless'} model, not of a {RideBfConfig.model_type} model"
+            )
+        # transformers only warns about missing weights, and initialises them at random.
         model, report = RideBfForImageClassification.from_pretrained(
             place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -81,9 +83,9 @@ def load_model(
 
 
 def check_weights(report: dict, leftovers: bool = False) -> None:
-    """Raises ValueError if weights are missing or of another shape, from the loading info of `from_pretrained`.
+    """Raises ValueError if weights are missing or have another shape, by the loading info of `from_pretrained`.
 
-    `leftovers`: also if there are more weights than the network has.
+    With `leftovers`, weights that the network does not have are an error too.
     """
     wrong = [
         ("are missing", sorted(report["missing_keys"])),
@@ -100,7 +102,7 @@ def check_weights(report: dict, leftovers: bool = False) -> None:
 
 
 def load_processor(place: str | Path) -> BaseImageProcessor:
-    """The image processor that is saved beside a model. Raises ValueError if there is none or it is damaged."""
+    """Loads the image processor saved beside a model. Raises ValueError if it is missing or damaged."""
     place = find_model(place)
     with loading_errors(place):
         return AutoImageProcessor.from_pretrained(place)
@@ -108,14 +110,18 @@ def load_processor(place: str | Path) -> BaseImageProcessor:
 
 @contextmanager
 def loading_errors(place: Path | str) -> Iterator[None]:
-    """Turns errors of loading a model into a ValueError of one line, with the file that is wrong and a remedy."""
+    """Turns errors of loading a model into a ValueError of one line that names the file and a remedy."""
     try:
         yield
     except _LOADING_ERRORS as error:
-        reason, remedy = _one_line(error), "Copy it anew, or name another checkpoint"
+        reason, remedy = _one_line(error), "Copy it again, or name another checkpoint"
         if not isinstance(place, Path):
-            remedy = f"Is that the model's id, and the Hub to be reached? Anew: hf download {place} --force-download"
-        elif not isinstance(error, (ValueError, ImportError, StrictDataclassError)):  # those say what is wrong
+            remedy = (
+                f"Check the id and the connection to the Hub. Download it again: hf download {place} --force-download"
+            )
+        elif not isinstance(
+            error, (ValueError, ImportError, StrictDataclassError)
+        ):  # these errors already say what is wrong
             reason = _damaged_file(place) or reason
         raise ValueError(f"{place} cannot be loaded: {reason}. {remedy}") from error
 
@@ -130,47 +136,47 @@ def _one_line(error: BaseException) -> str:
 
 
 def _damaged_file(folder: Path) -> str | None:
-    """Which of a model's files is damaged, and how; None if none is found to be."""
+    """Which file of a model is damaged, and how; None if no damage is found."""
     if is_checkpoint(folder) and (problem := damage(folder)) and "cannot be read" not in problem:
         return problem
     for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
         with path.open("rb") as file:
             if file.read(16) == b"version https://":
-                return f"{path.name} is a Git LFS pointer, not the file itself, which git lfs pull brings"
+                return f"{path.name} is a Git LFS pointer, not the file itself; get the file with git lfs pull"
         try:
             if path.suffix == ".bin":
                 torch.load(path, map_location="cpu", weights_only=True)
             else:
                 with safe_open(path, "pt"):
                     pass
-        except Exception as error:  # whatever it is, this is the file
+        except Exception as error:  # any error means that this file is damaged
             return f"{path.name} ({path.stat().st_size:,} bytes) is cut off or damaged ({_one_line(error)})"
     return None
 
 
 def class_names(config: PreTrainedConfig) -> list[str] | None:
-    """The names of a model's classes (C,), in the order of its logits; None if they are those of transformers."""
+    """Names of a model's classes (C,), in the order of its logits; None if they are LABEL_0, ...."""
     names = [str(config.id2label.get(label, f"LABEL_{label}")) for label in range(config.num_labels)]
     return None if names == [f"LABEL_{label}" for label in range(len(names))] else names
 
 
 def check_classes(model: PreTrainedModel, names: Sequence[str], who: str) -> None:
-    """Raises ValueError if a model's classes are not `names`, in that order; unnamed ones are taken on trust.
+    """Raises ValueError unless the classes of a model are `names`, in that order.
 
-    `who` is what the error calls the model.
+    Of classes without names only the number is checked. The error calls the model `who`.
     """
     own = class_names(model.config)
     if model.config.num_labels != len(names) or (own is not None and own != list(names)):
         differing = [pair for pair in zip(own or [], names, strict=False) if pair[0] != pair[1]][:3]
         raise ValueError(
-            f"{who} has {model.config.num_labels} classes, the data {len(names)}; the first that differ, the model's "
-            f"and the data's: {differing}. It must know the same classes in the same order"
+            f"{who} has {model.config.num_labels} classes, the data {len(names)}; the first that differ, as (model, "
+            f"data): {differing}. The model must have the same classes in the same order"
         )
 
 
 def to_fast_layout(module: nn.Module) -> nn.Module:
-    """The module itself, its convolutions' weights with the channels last, as the fast kernels want them.
+    """Changes the weights of convolutions to channels_last, for faster kernels. Returns the module itself.
 
-    Feature maps follow the weights: pixel values may come in either layout.
+    Pixel values may have either layout; the feature maps follow the weights.
     """
     return module.to(memory_format=torch.channels_last)

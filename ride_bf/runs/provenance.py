@@ -1,7 +1,7 @@
-"""What a model was trained on: its checkpoint says it, and what comes after training reads it there.
+"""Records what a model was trained on in its checkpoint, so that later commands can load the same data.
 
-`checkpoint.json` has it under the key `DATA`. `describe_data` makes it when a run starts, `load_splits_of` loads the
-data of a checkpoint again.
+The record is in `checkpoint.json`, under the key `DATA`. `describe_data` makes it when a run starts. `load_splits_of`
+loads the data of a checkpoint again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model
 
 DATA = "data"
-CORRECTION = "correction"  # of the classifiers after training, by ride_bf.decouple: its method and strength
+CORRECTION = "correction"  # method and strength of the correction that ride_bf.decouple made to the classifiers
 Splits = DatasetDict | dict[str, ImageStream]
 
 
 class OtherDataError(ValueError):
-    """The data are not those that a model was trained on."""
+    """The data differ from those that a model was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitData:
-    """A split: how many images it has, and what `data.digest.images_digest` says of them."""
+    """A split: its number of images and their `data.digest.images_digest`."""
 
     images: int
     digest: str
@@ -37,15 +37,15 @@ class SplitData:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a model was trained on, and what lay beside it for validation and test.
+    """The data that a model was trained on, with the validation and test splits of the same data set.
 
     Attributes:
-        dataset: the name of the data set, as `data.load_long_tailed` has it.
-        data_dir: where it was: an absolute path, an id on the Hub, or None for the benchmark's usual place.
-        options: what else `data.load_long_tailed` was given, such as {"validation_fraction": 0.1}.
+        dataset: the name of the data set, as in `data.load_long_tailed`.
+        data_dir: where it was: an absolute path, an id on the Hub, or None for the usual place of a benchmark.
+        options: other options of `data.load_long_tailed`, such as {"validation_fraction": 0.1}.
         class_names: (C,), in the order of the labels.
         train_class_counts: (C,), training images of each class.
-        splits: "train", "test" and, where there is one, "validation".
+        splits: "train", "test" and, if there is one, "validation".
     """
 
     dataset: str
@@ -56,22 +56,22 @@ class TrainingData:
     splits: dict[str, SplitData]
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is written in `checkpoint.json`."""
+        """The dict that is written to `checkpoint.json`."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "TrainingData":
-        """What `as_dict` gave. Raises TypeError or KeyError for anything else."""
+        """Makes it from a dict of `as_dict`. Raises TypeError or KeyError for any other dict."""
         splits = {name: SplitData(**split) for name, split in content["splits"].items()}
         return cls(**{**content, "splits": splits})
 
     def without_place(self) -> "TrainingData":
-        """The same without a path of this machine, to be published. An id on the Hub stays."""
+        """A copy without paths of this machine, for publishing. A Hub id stays."""
         return replace(self, data_dir=None) if _is_local(self.data_dir) else self
 
 
 def describe_data(splits: Splits, dataset: str, data_dir: str | Path | None = None, **options: Any) -> TrainingData:
-    """What `data.load_long_tailed(dataset, data_dir, **options)` has returned; options of None were not given."""
+    """Describes the splits that `data.load_long_tailed(dataset, data_dir, **options)` returned."""
     if data_dir is not None:
         data_dir = str(Path(data_dir).resolve() if Path(data_dir).exists() else data_dir)
     return TrainingData(
@@ -85,10 +85,10 @@ def describe_data(splits: Splits, dataset: str, data_dir: str | Path | None = No
 
 
 def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
-    """What the `checkpoint.json` of a model says, by the folder of a checkpoint or a run, or by Hub id.
+    """Reads the `checkpoint.json` of a model, by the folder of a checkpoint or a run, or by Hub id.
 
-    Empty if there is none, as beside converted and older models. Raises ValueError if it is damaged, or if the Hub
-    cannot be asked.
+    Empty if there is none; converted and older models have none. Raises ValueError if it is damaged, or if the Hub
+    cannot be reached.
     """
     found = find_model(place)
     if isinstance(found, Path):
@@ -97,7 +97,7 @@ def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
         return read_facts(Path(hf_hub_download(found, FACTS)).parent)
     except LocalEntryNotFoundError as error:
         raise ValueError(
-            f"what {found} was trained on cannot be read: its {FACTS} has not been downloaded, and the Hub cannot be "
+            f"cannot find out what {found} was trained on: its {FACTS} has not been downloaded, and the Hub cannot be "
             f"reached. Download it once: hf download {found} {FACTS}"
         ) from error
     except EntryNotFoundError:
@@ -105,12 +105,12 @@ def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
 
 
 def read_data(place: str | Path) -> TrainingData | None:
-    """What a model was trained on; None if its checkpoint does not say. Raises as `read_checkpoint_facts`."""
+    """What a model was trained on; None if its checkpoint does not say. Errors are those of `read_checkpoint_facts`."""
     return data_of(read_checkpoint_facts(place), place)
 
 
 def data_of(facts: Mapping[str, Any], place: str | Path) -> TrainingData | None:
-    """What the facts of a checkpoint at `place` say of its data. Raises ValueError if they are damaged."""
+    """The training data in the facts of a checkpoint at `place`. Raises ValueError if they are damaged."""
     if DATA not in facts:
         return None
     try:
@@ -122,13 +122,14 @@ def data_of(facts: Mapping[str, Any], place: str | Path) -> TrainingData | None:
 def load_splits_of(
     place: str | Path, *, dataset: str | None = None, data_dir: str | Path | None = None, **options: Any
 ) -> tuple[Splits, TrainingData]:
-    """The data that a model was trained on, loaded as they were then, and what is known about them.
+    """Loads the data that a model was trained on, as they were in training. Returns the splits and their record.
 
-    `place` is the folder of a checkpoint or a run, or a Hub id. Nothing else needs to be given. What is given must be
-    what the checkpoint says, but for `data_dir`: the data may have been moved, if they are the same images.
+    `place` is the folder of a checkpoint or a run, or a Hub id. Nothing else needs to be given. Options that are given
+    must agree with the checkpoint. Only `data_dir` may differ, if the same images have been moved there.
 
-    Raises OtherDataError, with both values, if an option or the images are not those of training; ValueError if the
-    checkpoint does not say what it was trained on and `dataset` is not given; and what `data.load_long_tailed` raises.
+    Raises OtherDataError, with both values, if an option or the images differ from training; ValueError if the
+    checkpoint does not say what it was trained on and `dataset` is not given; and the errors of
+    `data.load_long_tailed`.
     """
     facts = read_checkpoint_facts(place)
     data = data_of(facts, place)
@@ -139,12 +140,12 @@ def load_splits_of(
     for name, value in {"dataset": dataset or data.dataset, **options}.items():
         if name in said and said[name] != value:
             raise OtherDataError(
-                f"{place} was trained with --{name} {said[name]}, not {value}. Leave --{name} out: the checkpoint "
+                f"{place} was trained with --{name} {said[name]}, not {value}. Leave out --{name}: the checkpoint "
                 "knows its data"
             )
     where = data.data_dir if data_dir is None else data_dir
     if data_dir is None and _is_local(where) and not Path(where).exists() and data.dataset != CUSTOM:
-        where = None  # the checkpoint comes from another machine: perhaps a benchmark is in its usual place
+        where = None  # a checkpoint from another machine: try the usual place of a benchmark
     try:
         splits = load_long_tailed(data.dataset, where, **{**data.options, **options})
     except FileNotFoundError as error:
@@ -152,7 +153,7 @@ def load_splits_of(
             raise
         raise FileNotFoundError(
             f"{place} was trained on the data in {data.data_dir}, which are not there: {error}. If they have been "
-            "moved, name their place with --data_dir"
+            "moved, give their new place with --data_dir"
         ) from error
     new = {name: value for name, value in options.items() if name not in said}
     check_same_data(place, data, describe_data(splits, data.dataset, where, **data.options), new)
@@ -166,12 +167,12 @@ class EvaluationData:
     Attributes:
         split: the images.
         split_name: "test" or "validation".
-        dataset, options: what it was loaded with.
-        digest: `data.digest.images_digest` of it.
-        other_images: whether it is of another data set than the model was trained on.
+        dataset, options: the data set and the options that loaded it.
+        digest: `data.digest.images_digest` of the images.
+        other_images: whether the images are from another data set than the one the model was trained on.
         trained_on: what the model was trained on; None if its checkpoint does not say.
         class_names: (C,).
-        train_class_counts: (C,), training images of each class, of those that the model was trained on.
+        train_class_counts: (C,), images of each class that the model was trained on.
     """
 
     split: Dataset | ImageStream
@@ -185,7 +186,7 @@ class EvaluationData:
     train_class_counts: list[int]
 
     def facts(self) -> dict[str, Any]:
-        """The keys of `results.json` that say which images were evaluated, and what the model was trained on."""
+        """Entries of `results.json` about the evaluated images and the training data."""
         facts: dict[str, Any] = {
             "dataset": self.dataset,
             "split": self.split_name,
@@ -203,10 +204,10 @@ class EvaluationData:
 def load_data_to_evaluate(
     place: str | Path, split: str = "test", other_images: bool = False, **given: Any
 ) -> EvaluationData:
-    """A split of the data that a model was trained on, as `load_splits_of` has them.
+    """Loads a split of the data that a model was trained on, with `load_splits_of`.
 
-    With `other_images` it is of another data set, the one that the options `given` name; its name and its place, but no
-    other option, are those of training if they are not given. Raises ValueError if its classes are not those of
+    With `other_images` the split is from another data set, which the options `given` name. If its name or place is not
+    given, that of training is used; no other option is. Raises ValueError if its classes differ from those of
     training.
     """
     known = read_data(place)
@@ -239,12 +240,12 @@ def load_data_to_evaluate(
 def _load_other(place: str | Path, known: TrainingData | None, **given: Any) -> tuple[str, dict[str, Any], Splits]:
     if known is None:
         raise ValueError(
-            f"{place} does not say how many training images its classes have; without that it can be evaluated only on "
-            "the data set that it was trained on, named with --dataset"
+            f"{place} does not say how many training images its classes have, so it can only be evaluated on the data "
+            "set that it was trained on: name it with --dataset"
         )
     given = _given(given)
     if not given:
-        raise ValueError("--other_images needs the --dataset, the --data_dir or another data option of these images")
+        raise ValueError("--other_images needs --dataset, --data_dir or another data option that names these images")
     dataset = given.pop("dataset", known.dataset)
     data_dir = given.pop("data_dir", known.data_dir if dataset == known.dataset else None)
     splits = load_long_tailed(dataset, data_dir, **given)
@@ -257,9 +258,9 @@ def _load_other(place: str | Path, known: TrainingData | None, **given: Any) -> 
 def check_same_data(
     place: str | Path, data: TrainingData, here: TrainingData, given: Mapping[str, Any] | None = None
 ) -> None:
-    """Raises OtherDataError, saying what is different, unless the data `here` are those of a model at `place`.
+    """Raises OtherDataError, with the differences, unless the data `here` are those that `place` was trained on.
 
-    `given` are options that training did not have, for the message.
+    `given` are options that training did not have; they are named in the message.
     """
     problems = []
     if here.class_names != data.class_names:
@@ -271,7 +272,7 @@ def check_same_data(
             problems.append(f"{name} had {then.images:,} images in training and has {now.images:,} here")
         elif then.digest != now.digest:
             problems.append(
-                f"{name} has {now.images:,} images as in training, but others, or in another order (digest "
+                f"{name} has {now.images:,} images as in training, but other ones or in another order (digest "
                 f"{then.digest[:8]} in training, {now.digest[:8]} here)"
             )
     if problems:
@@ -283,7 +284,7 @@ def check_same_data(
 
 
 def check_same_counts(place: str | Path, known: Sequence[int], here: Sequence[int], where: str, remedy: str) -> None:
-    """Raises OtherDataError unless `here`, the counts (C,) that `where` has, are those that a model was trained on."""
+    """Raises OtherDataError unless the counts `here` (C,), found in `where`, are the `known` counts of training."""
     if list(known) != list(here):
         raise OtherDataError(
             f"{place} was trained on {sum(known):,} images, {max(known, default=0):,} in the largest class; {where} "
@@ -294,7 +295,7 @@ def check_same_counts(place: str | Path, known: Sequence[int], here: Sequence[in
 def _load_as_told(
     place: str | Path, known: Sequence[int] | None, dataset: str | None, data_dir, options: dict[str, Any]
 ) -> tuple[Splits, TrainingData]:
-    """For a checkpoint that does not know its data, but perhaps the training images of each class, `known` (C,)."""
+    """Loads the data for a checkpoint that does not know them. `known` (C,) are its class counts, if it has them."""
     if dataset is None:
         raise ValueError(
             f"{place} does not say what it was trained on: name the data set with --dataset, and give --data_dir, "
@@ -314,7 +315,7 @@ def _differing(then: Sequence[str], now: Sequence[str]) -> str:
 
 
 def _is_local(data_dir: str | None) -> bool:
-    """Whether a place as `describe_data` writes it is a path, not an id on the Hub."""
+    """Whether a `data_dir` of `describe_data` is a path, not a Hub id."""
     return data_dir is not None and Path(data_dir).is_absolute()
 
 

@@ -1,4 +1,4 @@
-"""The output folder of a training run: what is in it, and whether a run may begin or go on there."""
+"""The output folder of a training run: its files, and the checks before a run starts or resumes there."""
 
 import json
 import shutil
@@ -16,16 +16,16 @@ from ride_bf.runs.checkpoints import BEST, LAST, OLDER, is_checkpoint, newest_wh
 from ride_bf.runs.environment import describe_environment
 
 RECIPE, SETTINGS, METRICS = "recipe.json", "run.json", "metrics.jsonl"
-ENVIRONMENT = "environment.json"  # what each start of a run, the first and every resumed one, was made with
-TEST_RESULTS = "test_results.json"  # from the end of training
+ENVIRONMENT = "environment.json"  # one entry for every start of the run, including resumed ones
+TEST_RESULTS = "test_results.json"  # written at the end of training
 LOST_LOSS = "lost_loss.json"  # the images of the batch in which a loss was not finite
-BROKEN_IMAGES = "broken_images.txt"  # a line for each that a run left out, as often as it met it
-PUSH, PUSH_LOG = ".push", "push.log"  # of a push to the Hub that is under way
+BROKEN_IMAGES = "broken_images.txt"  # one line each time a run skips a broken image
+PUSH, PUSH_LOG = ".push", "push.log"  # of a push to the Hub in progress
 TENSORBOARD = "tensorboard"
-LOCK = "run.lock"  # while a run is under way; the operating system frees it, however the run ends
-_RUN_ID = "id"  # in run.json: under which trackers know the run
+LOCK = "run.lock"  # held during a run; the operating system releases it however the run ends
+_RUN_ID = "id"  # in run.json: identifies the run for trackers
 
-# What only a run that has got somewhere leaves; a start beside it needs to be asked for.
+# Files of a run that has made progress. A new run beside them needs --overwrite_output_dir.
 _RESULTS = (METRICS, TEST_RESULTS, LOST_LOSS)
 _FILES = (RECIPE, SETTINGS, ENVIRONMENT, BROKEN_IMAGES, PUSH_LOG, *_RESULTS)
 
@@ -33,12 +33,12 @@ _FILES = (RECIPE, SETTINGS, ENVIRONMENT, BROKEN_IMAGES, PUSH_LOG, *_RESULTS)
 class RunFolder:
     """The output folder of one run, from its start to its end.
 
-    Use as a context manager: while it is entered, no other run can have the folder.
+    Use it as a context manager. Once it is open, no other run can use the folder until the context ends.
 
     Attributes:
         path: the folder.
-        run_id: under which trackers know the run, the same after a resumption.
-        checkpoint: the checkpoint from which the run goes on; None for a new run.
+        run_id: identifies the run for trackers; a resumed run keeps it.
+        checkpoint: the checkpoint to resume from; None for a new run.
     """
 
     def __init__(self, path: Path):
@@ -57,15 +57,17 @@ class RunFolder:
         overwrite: bool = False,
         allow_changes: Collection[str] = (),
     ) -> None:
-        """Prepares the folder for a new run, or finds the checkpoint from which the run that it holds goes on.
+        """Prepares the folder for a new run, or finds the checkpoint to resume from.
 
-        `settings` is what a result depends on beside the recipe: seed, data, initial weights and processes. When
-        resuming, the newest whole checkpoint is taken, and those that are passed over are named. Raises ValueError,
-        naming the differences or the remedy, where a run would be lost, or continued as another one, and if another
-        run has the folder now. Called by every process.
+        `settings` is what a result depends on, apart from the recipe: seed, data, initial weights and processes.
+        A resumed run takes the newest undamaged checkpoint and prints those that it skips. Every process must call
+        this.
+
+        Raises ValueError, which names the differences or the remedy, if a run would be lost, if it would be resumed
+        with other settings, or if another run uses the folder now.
         """
         found: list[Any] = [None]
-        if accelerator.is_main_process:  # the others learn what it has decided
+        if accelerator.is_main_process:  # broadcasts the outcome to the others
             try:
                 found = [
                     self._open(recipe, settings, describe_environment(accelerator), resume, overwrite, allow_changes)
@@ -79,7 +81,7 @@ class RunFolder:
         self.checkpoint, self.run_id = outcome
 
     def close(self) -> None:
-        """Lets other runs have the folder."""
+        """Releases the folder for other runs."""
         if self._lock.is_locked:
             (self.path / LOCK).unlink(missing_ok=True)
             self._lock.release()
@@ -98,7 +100,7 @@ class RunFolder:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise ValueError(
-                f"another run is training in {self.path}{self._holder()}. Wait for its end, or name another "
+                f"another run is training in {self.path}{self._holder()}. Wait until it ends, or name another "
                 "--output_dir"
             ) from None
         for checkpoint in (LAST, BEST):
@@ -117,7 +119,7 @@ class RunFolder:
         return checkpoint, run_id
 
     def _holder(self) -> str:
-        """Which run has the folder now, as far as it has said so."""
+        """Which run uses the folder now; empty if it has not written that yet."""
         path = self.path / ENVIRONMENT
         starts = json.loads(path.read_text()) if path.is_file() else []
         if not starts or "process" not in starts[-1]:
@@ -128,7 +130,7 @@ class RunFolder:
         checkpoint, damaged = newest_whole_checkpoint(self.path)
         if checkpoint is None and damaged:
             raise ValueError(
-                f"{self.path} holds no whole checkpoint ({'; '.join(damaged)}); start anew with --overwrite_output_dir"
+                f"{self.path} holds no whole checkpoint ({'; '.join(damaged)}); start again with --overwrite_output_dir"
             )
         if checkpoint is None:
             raise ValueError(_NOTHING_TO_RESUME.format(folder=self.path))
@@ -136,23 +138,23 @@ class RunFolder:
         if changed:
             raise ValueError(f"{self.path} holds another run; differences: {'; '.join(changed)}")
         for message in damaged:
-            print(f"passed over a damaged checkpoint: {message}")
+            print(f"skipped a damaged checkpoint: {message}")
         return checkpoint
 
     def _make_room(self, overwrite: bool) -> None:
-        """Removes what an earlier run left, if that was asked for. What no run wrote stays, or is an error."""
+        """Removes an earlier run if `overwrite`. Other files stay; ValueError if the new run would replace them."""
         foreign = [name for name in (LAST, BEST) if (self.path / name).exists() and not is_checkpoint(self.path / name)]
         if foreign:
             raise ValueError(
-                f"{self.path} has {' and '.join(foreign)}, which no run wrote and which a run would replace; move it "
-                "away, or name another --output_dir"
+                f"{self.path} has {' and '.join(foreign)}, which no run wrote and which this run would replace; "
+                "move it away, or name another --output_dir"
             )
         older = sorted(path for path in (self.path / OLDER).glob("step-*") if is_checkpoint(path))
         left = [name for name in (LAST, BEST, *_RESULTS) if (self.path / name).exists()]
         if (left or older) and not overwrite:
             raise ValueError(
-                f"{self.path} holds a run already; go on with it by --resume, delete it by --overwrite_output_dir, or "
-                f"name another --output_dir. Of that run there are: {', '.join([*left, *([OLDER] if older else [])])}"
+                f"{self.path} holds a run already; continue it with --resume, delete it with --overwrite_output_dir, "
+                f"or name another --output_dir. The folder has: {', '.join([*left, *([OLDER] if older else [])])}"
             )
         for name in (LAST, BEST):
             for path in (self.path / name, *self.path.glob(f".{name}.*")):
@@ -173,7 +175,7 @@ _NOTHING_TO_RESUME = "{folder} holds no checkpoint to resume; start without --re
 
 
 def _remove_empty(folder: Path) -> None:
-    """Removes a folder and those in it, unless they hold a file."""
+    """Removes a folder and its subfolders, unless they hold a file."""
     if folder.is_dir():
         for below in folder.iterdir():
             _remove_empty(below)
@@ -182,13 +184,13 @@ def _remove_empty(folder: Path) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What `run.json` says; empty if there is none."""
+    """Reads `run.json`; empty if there is none."""
     path = folder / SETTINGS
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _changes(folder: Path, recipe: TrainingRecipe, settings: dict[str, Any], allowed: Collection[str]) -> list[str]:
-    """What is different from the run in `folder`, "option: theirs -> ours", but for what may be."""
+    """Differences from the run in `folder`, as "option: theirs -> ours", without the `allowed` options."""
     changed = recipe.differences((folder / RECIPE).read_text())
     before = read_settings(folder)
     changed += [
@@ -200,13 +202,13 @@ def _changes(folder: Path, recipe: TrainingRecipe, settings: dict[str, Any], all
 
 
 def read_broken_images(folder: Path) -> list[str]:
-    """What is written about each image that the run has left out because it cannot be read."""
+    """Lines about the images that the run skipped because they cannot be read."""
     path = folder / BROKEN_IMAGES
     return sorted(set(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
 
 
 def log_metrics(folder: Path, step: int, metrics: dict[str, Any]) -> None:
-    """Writes the line of a step in metrics.jsonl, in place of those that an interrupted run left."""
+    """Adds the line of a step to metrics.jsonl, and removes later lines that an interrupted run left."""
     path = folder / METRICS
     lines = path.read_text().splitlines() if path.is_file() else []
     kept = [line for line in lines if json.loads(line)["step"] < step]

@@ -6,9 +6,9 @@ import evaluate
 from ride_bf.evaluation.metrics import shot_accuracy
 
 _DESCRIPTION = """
-Accuracy of a classifier trained on a long-tailed data set, over all images, as the mean over the classes, and by group
-of classes: many-shot classes have more than 100 training images, medium-shot ones 20 to 100, few-shot ones fewer than
-20. A group's accuracy is the mean over its classes.
+Accuracy of a classifier trained on a long-tailed data set: over all images, as the mean over the classes, and by group
+of classes. Many-shot classes have more than 100 training images, medium-shot classes 20 to 100, few-shot classes fewer
+than 20. The accuracy of a group is the mean over its classes.
 """
 
 _KWARGS_DESCRIPTION = """

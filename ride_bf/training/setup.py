@@ -305,8 +305,8 @@ def describe(
     """Prints the network, the data, the devices and the rule that chooses a checkpoint."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    best = "the one of the best balanced accuracy on validation"
-    rule = best if "validation" in splits else "the last, there being no validation split"
+    best = "the one with the best balanced accuracy on the validation images"
+    rule = best if "validation" in splits else "the last one, because there is no validation split"
     accelerator.print(
         f"{recipe.name}: {parameters:,} parameters; {sizes} images, {len(counts)} classes of {max(counts)} to "
         f"{min(counts)} training images; {accelerator.num_processes} process(es) on {accelerator.device.type}, "

@@ -34,11 +34,11 @@ class StartedFrom:
     def __str__(self) -> str:
         how = {
             "name": "by their names",
-            "place": "by their place, as its classes have no names",
-            "none": "as its classes have no names, and are of another number",
+            "place": "by their order, because its classes have no names",
+            "none": "because its classes have no names and their number differs",
         }
         shown = ", ".join(self.new[:_SHOWN]) + (", ..." if len(self.new) > _SHOWN else "")
-        new = f"; {len(self.new)} start anew: {shown}" if self.new else ""
+        new = f"; {len(self.new)} start with new weights: {shown}" if self.new else ""
         total = self.copied + len(self.new)
         return f"Started from {self.place}: {self.copied} of {total} classes were copied {how[self.rule]}{new}"
 

@@ -1,15 +1,15 @@
-"""Losses for long-tailed classification: every file of this folder is one, of the file's name.
+"""Losses for long-tailed classification. Every file in this folder is a loss with the name of the file.
 
-A file defines a subclass of `Criterion`, which says what options of a recipe it reads. That is all it takes: the
-recipe's option `loss`, `--help` and the errors know the name. Names are found without importing torch.
+To add a loss, add a file that defines a subclass of `Criterion` and says which options of a recipe it reads. The
+recipe's option `loss`, `--help` and the errors then know its name. Names are found without importing torch.
 
-Every loss is called as `criterion(expert_logits, labels, reweight=False)` with `expert_logits` (B, E, C), `labels` (B,)
-and `reweight` true once deferred re-weighting has begun, and returns a scalar. Under autocast they compute in float32:
-half precision ends at 65,504, and a sum over the batch of losses of logits around 30 x E gets there.
+Every loss is called as `criterion(expert_logits, labels, reweight=False)` and returns a scalar. `expert_logits` are
+(B, E, C), `labels` (B,), and `reweight` is true once deferred re-weighting has begun. Under autocast a loss still
+computes in float32: logits are around 30, and their losses summed over the experts and the batch can exceed 65,504,
+the largest number of half precision.
 
-A loss is a mean over the images of a step. In a distributed run that is those of all processes: the mean over the
-processes of a loss's gradient, which is what DistributedDataParallel takes, is what one process with all the images
-would have, re-weighted or not, if all hold equally many.
+A loss is a mean over the images of a step. DistributedDataParallel averages its gradient over the processes. With the
+same number of images in each process, the result equals that of one process with all images, re-weighted or not.
 """
 
 import importlib
@@ -46,15 +46,15 @@ def losses_that_read(option: str) -> list[str]:
 
 
 def options_read(name: str) -> set[str]:
-    """The options of a recipe that a loss reads. Raises as `loss_class`."""
+    """The options of a recipe that a loss reads. Errors are those of `loss_class`."""
     kind = loss_class(name)
     return {*kind.options, "reweight_epoch"} if kind.reweights else set(kind.options)
 
 
 def make_loss(name: str, class_counts: Sequence[int], options: Mapping[str, Any]) -> "Criterion":
-    """A loss for a training split of `class_counts` (C,), with what it reads of the `options` of a recipe.
+    """Makes a loss for the `class_counts` (C,) of a training split. It takes what it reads from a recipe's `options`.
 
-    Raises as `loss_class`, and ValueError on a class without images or for an impossible option.
+    Raises ValueError for a class without images and for an invalid option, and the errors of `loss_class`.
     """
     kind = loss_class(name)
     arguments = {argument: options[option] for option, argument in kind.options.items()}
@@ -68,7 +68,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _defined_in(module: ModuleType) -> dict[str, Any]:
-    """What a module defines itself, by name."""
+    """The names that a module defines itself, and their values."""
     own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     return {name: value for name, value in own.items() if getattr(value, "__module__", None) == module.__name__}
 
@@ -78,7 +78,7 @@ def _defined() -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
-    """The classes and functions of the files, imported when one of them is first asked for."""
+    """Imports the classes and functions of the files on first use."""
     if not name.startswith("_") and name in (defined := _defined()):
         return defined[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What the losses share: their base class, and what they make of the class counts."""
+"""Shared by the losses: their base class, and margins and weights computed from the class counts."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class Criterion(nn.Module):
-    """A loss of float32 logits. Subclasses define `compute`, which autocast does not touch.
+    """A loss on float32 logits. Subclasses define `compute`, which runs outside autocast.
 
-    A constructor that has an argument `class_counts` is given the training images of each class.
+    If the constructor has an argument `class_counts`, it gets the training images of each class.
 
     Attributes:
-        options: the options of a recipe that the loss reads, and the arguments of its constructor that they are.
-        reweights: whether deferred re-weighting (`reweight=True`) changes it.
+        options: maps each recipe option that the loss reads to an argument of its constructor.
+        reweights: whether deferred re-weighting (`reweight=True`) changes the loss.
     """
 
     options: ClassVar[Mapping[str, str]] = {}
@@ -35,10 +35,10 @@ class Criterion(nn.Module):
 
 
 def checked_counts(class_counts: Sequence[int]) -> Tensor:
-    """Class counts as float64 (C,). Raises ValueError on a class without images."""
+    """Class counts as float64 (C,). Raises ValueError for a class without images."""
     counts = torch.as_tensor(class_counts, dtype=torch.float64)
     if counts.ndim != 1 or counts.numel() == 0:
-        raise ValueError(f"class_counts must be one number a class, got {class_counts!r}")
+        raise ValueError(f"class_counts must be one number for each class, got {class_counts!r}")
     empty = torch.nonzero(counts < 1).flatten().tolist()
     if empty:
         raise ValueError(
@@ -51,7 +51,7 @@ def checked_counts(class_counts: Sequence[int]) -> Tensor:
 def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor:
     """LDAM margins (C,), in cosine units: n_c^(-1/4), scaled so that the rarest class has `max_margin`.
 
-    Raises ValueError on a class without images. Cao et al.: Learning Imbalanced Datasets with
+    Raises ValueError for a class without images. Cao et al.: Learning Imbalanced Datasets with
     Label-Distribution-Aware Margin Loss, 2019, eq. 12.
     """
     margins = checked_counts(class_counts).pow(-0.25)
@@ -59,9 +59,9 @@ def ldam_margins(class_counts: Sequence[int], max_margin: float = 0.5) -> Tensor
 
 
 def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) -> Tensor:
-    """Class weights (C,), summing to C: inverse of the effective number of samples.
+    """Class weights (C,): the inverse of the effective number of samples, scaled to sum to C.
 
-    Raises ValueError on a class without images. Cui et al.: Class-Balanced Loss Based on Effective Number of
+    Raises ValueError for a class without images. Cui et al.: Class-Balanced Loss Based on Effective Number of
     Samples, 2019.
     """
     weights = (1.0 - beta) / (1.0 - beta ** checked_counts(class_counts))
@@ -69,7 +69,7 @@ def effective_number_weights(class_counts: Sequence[int], beta: float = 0.9999) 
 
 
 def log_prior(class_counts: Sequence[int]) -> Tensor:
-    """Logarithm of each class's share of the training images (C,). Raises ValueError on a class without images."""
+    """Logarithm of each class's share of the training images (C,). Raises ValueError for a class without images."""
     counts = checked_counts(class_counts)
     return (counts / counts.sum()).log().float()
 
@@ -77,8 +77,8 @@ def log_prior(class_counts: Sequence[int]) -> Tensor:
 def diversity_temperatures(class_counts: Sequence[int], reweight_factor: float) -> Tensor:
     """RIDE's distribution-aware factors (C,) on the temperature of the diversity term, in (0, 1].
 
-    d_c = C p_c f + 1 - f, divided by its largest, with p_c the class's share of the images: the rarer a class, the
-    smaller its temperature and the more different the experts may be on it.
+    d_c = C p_c f + 1 - f, divided by the largest d_c, where p_c is the class's share of the images. The rarer a class,
+    the smaller its temperature, and the more the experts may differ on it.
     """
     counts = checked_counts(class_counts)
     factors = len(counts) * counts / counts.sum() * reweight_factor + 1.0 - reweight_factor
@@ -86,10 +86,10 @@ def diversity_temperatures(class_counts: Sequence[int], reweight_factor: float) 
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Mean of `losses` (B,) weighted with `weights` (B,), as PyTorch's weighted cross-entropy has it.
+    """Mean of `losses` (B,) weighted by `weights` (B,), as in PyTorch's weighted cross-entropy.
 
-    The weights it divides by are of the images of all processes, over the number of processes: every process must call
-    it in the same step.
+    The sum of weighted losses is divided by the mean over the processes of the sum of weights. So every process must
+    call it in the same step.
     """
     total = weights.sum()
     if dist.is_available() and dist.is_initialized():
@@ -99,7 +99,7 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
 
 
 class MarginLoss(Criterion):
-    """What LDAM and RIDE share: margins and the weights of deferred re-weighting."""
+    """Base of LDAM and RIDE: margins, and the weights of deferred re-weighting."""
 
     options: ClassVar = {"max_margin": "max_margin", "margin_scale": "scale", "label_smoothing": "label_smoothing"}
     reweights = True
@@ -111,7 +111,7 @@ class MarginLoss(Criterion):
         self.register_buffer("class_weights", effective_number_weights(class_counts), persistent=False)
 
     def margin_cross_entropy(self, expert_logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
-        """Cross-entropy with the true class's logit lowered by its margin, summed over the experts (B, E, C)."""
+        """Cross-entropy, summed over the experts (B, E, C), with the true class's logit lowered by its margin."""
         batch, experts, classes = expert_logits.shape
         lowered = expert_logits - (F.one_hot(labels, classes) * self.margins)[:, None]
         each = F.cross_entropy(  # (B * E,)

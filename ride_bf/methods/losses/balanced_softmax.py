@@ -7,7 +7,7 @@ from ride_bf.methods.losses.logit_adjusted import LogitAdjustedLoss
 
 
 class BalancedSoftmaxLoss(LogitAdjustedLoss):
-    """The logit-adjusted loss with a factor of 1. Ren et al.: Balanced Meta-Softmax, 2020."""
+    """The logit-adjusted loss with `tau` 1. Ren et al.: Balanced Meta-Softmax, 2020."""
 
     options: ClassVar = {}
 

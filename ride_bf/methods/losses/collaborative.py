@@ -1,12 +1,12 @@
-"""The experts trained as one."""
+"""The experts trained as one classifier."""
 
 from ride_bf.methods.losses.ldam import LDAMLoss
 
 
 class CollaborativeLoss(LDAMLoss):
-    """The experts trained as one: number of experts times LDAM's loss of the mean logits.
+    """Trains the experts as one classifier: number of experts times LDAM's loss of the mean logits.
 
-    What the authors' RIDE loss turns into, without saying so, where its diversity factor is 0; here it has a name.
+    In the authors' code, a diversity factor of 0 silently turns the RIDE loss into this one. Here it has its own name.
     """
 
     def compute(self, expert_logits, labels, reweight):

@@ -9,9 +9,10 @@ from ride_bf.methods.losses._shared import Criterion, weighted_mean
 
 
 class CrossEntropyLoss(Criterion):
-    """Cross-entropy of the mean logits; with `class_weights` (C,), weighted from the first epoch on.
+    """Cross-entropy of the mean logits. With `class_weights` (C,), it is weighted from the first epoch on.
 
-    `label_smoothing` spreads that share of the target over all classes; an image's weight is its class's all the same.
+    `label_smoothing` is the share of the target that is spread over all classes. The weight of an image is still that
+    of its true class.
     """
 
     options: ClassVar = {"label_smoothing": "label_smoothing"}

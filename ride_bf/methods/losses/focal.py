@@ -21,5 +21,5 @@ class FocalLoss(Criterion):
 
     def compute(self, expert_logits, labels, reweight):
         cross_entropy = F.cross_entropy(expert_logits.mean(dim=1), labels, reduction="none")  # (B,)
-        # -expm1(-x) is 1 - p without the cancellation that makes its gradient infinite at p = 1
+        # -expm1(-x) is 1 - p, without the cancellation that makes the gradient infinite at p = 1
         return ((-torch.expm1(-cross_entropy)).clamp_min(1e-12) ** self.gamma * cross_entropy).mean()

@@ -6,9 +6,9 @@ from ride_bf.methods.losses._shared import MarginLoss
 
 
 class LDAMLoss(MarginLoss):
-    """LDAM loss of the mean logits; LDAM-DRW if re-weighting begins late in the run. Cao et al., 2019.
+    """LDAM loss of the mean logits. It is LDAM-DRW if re-weighting begins late in the run. Cao et al., 2019.
 
-    `scale` is what the classifier multiplies its cosine with, and the margins with it.
+    `scale` is the factor of the cosine classifier. It also multiplies the margins.
     """
 
     def __init__(

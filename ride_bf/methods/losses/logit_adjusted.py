@@ -12,9 +12,8 @@ class LogitAdjustedLoss(Criterion):
     """Cross-entropy of the mean logits plus `tau` times the log of the class's share of the training images.
 
     Menon et al.: Long-tail Learning via Logit Adjustment, 2021, eq. 10. With `tau` 1 it is the balanced softmax of Ren
-    et al.: Balanced Meta-Softmax for Long-Tailed Visual Recognition, 2020. The network's own logits, without the
-    adjustment, are those of balanced classes: nothing is to be done in evaluation. Raises ValueError on a class
-    without images.
+    et al.: Balanced Meta-Softmax for Long-Tailed Visual Recognition, 2020. Evaluation uses the logits of the network
+    without the adjustment: they are already suited to balanced classes. Raises ValueError for a class without images.
     """
 
     options: ClassVar = {"logit_adjustment_tau": "tau"}

@@ -10,7 +10,7 @@ from ride_bf.methods.losses.cross_entropy import CrossEntropyLoss
 class ReweightedCrossEntropyLoss(CrossEntropyLoss):
     """Cross-entropy of the mean logits with `effective_number_weights`, from the first epoch on.
 
-    Raises ValueError on a class without images.
+    Raises ValueError for a class without images.
     """
 
     options: ClassVar = {**CrossEntropyLoss.options, "class_weight_beta": "beta"}

@@ -14,14 +14,14 @@ class RideLoss(MarginLoss):
 
     Args:
         class_counts (C,): training images of each class.
-        diversity_factor: weight of each expert's KL divergence from the mean; negative rewards difference.
+        diversity_factor: weight of each expert's KL divergence from the mean; a negative one rewards difference.
         diversity_temperature: temperature of that divergence.
         max_margin: margin of the rarest class, in cosine units.
-        scale: what the classifier multiplies its cosine with.
+        scale: factor of the cosine classifier; it also multiplies the margins.
         reweight_factor: f of `diversity_temperatures`, used once re-weighting has begun.
-        label_smoothing: share of each target spread over all classes.
+        label_smoothing: share of each target that is spread over all classes.
 
-    Raises ValueError on a class without images.
+    Raises ValueError for a class without images.
     """
 
     options: ClassVar = {
