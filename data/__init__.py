@@ -1,7 +1,7 @@
 """Long-tailed image data through the `datasets` library, and its augmentation.
 
 This folder is also where users put the benchmarks: `data/ImageNet_LT/`, `data/iNaturalist18/`, `data/Places_LT/`,
-`data/cifar-100-python/`. Importing it costs nothing: a module of it is imported when a name of it is first asked for.
+`data/cifar-100-python/`. The import is lazy: a module is imported when one of its names is first used.
 """
 
 import importlib
@@ -26,7 +26,7 @@ __all__ = ["DATASETS", "NUM_CLASSES", *_MODULE_OF]
 def __getattr__(name: str) -> object:
     if name == "DATASETS":
         return tuple(__getattr__("DATA_SETS"))
-    if name == "NUM_CLASSES":  # of those whose classes are known before they are read
+    if name == "NUM_CLASSES":  # only data sets whose number of classes is known in advance
         data_sets = __getattr__("DATA_SETS").items()
         return {key: data_set.num_classes for key, data_set in data_sets if data_set.num_classes is not None}
     if name not in _MODULE_OF:

@@ -1,4 +1,4 @@
-"""Annotation lists, `relative/path.jpg label` a line, beside folders of images: benchmarks, and one's own."""
+"""Annotation lists with a line `relative/path.jpg label` for each image, for the benchmarks and for your own images."""
 
 import itertools
 import json
@@ -16,21 +16,21 @@ from data.sets._benchmark import MARKER, Benchmark
 
 
 def read_annotation_list(path: Path) -> Rows:
-    """The images and labels of a list, whose paths may hold spaces. Empty lines are passed over.
+    """Reads the images and labels of a list. Paths may contain spaces, and empty lines are ignored.
 
-    Raises ValueError naming the file, line number and line for anything but `relative/path label`, for a path that
-    leaves the folder, and for one that is listed twice; OSError if it cannot be read.
+    Raises ValueError, with the file, the line number and the line, if a line is not `relative/path label`, if a path
+    leaves the folder, or if a path is listed twice. Raises OSError if the list cannot be read.
     """
-    expected = "expected lines 'relative/path.jpg label', the label a whole number from 0"
+    expected = "expected lines 'relative/path.jpg label', label a whole number from 0"
     lines = pc.ascii_trim_whitespace(pa.array(read_text(path).split("\n"), pa.string()))
     numbers = np.flatnonzero(pc.not_equal(lines, "").to_numpy(zero_copy_only=False)) + 1  # of lines in the file
     if not numbers.size:
         raise ValueError(f"{path} is empty; {expected}")
     lines = lines.take(pa.array(numbers - 1))
-    parts = pc.ascii_split_whitespace(lines, max_splits=1, reverse=True)  # [path, label], or [what is but one word]
+    parts = pc.ascii_split_whitespace(lines, max_splits=1, reverse=True)  # [path, label], or just [word]
     well_formed = pc.equal(pc.list_value_length(parts), 2).to_numpy(zero_copy_only=False).copy()
     words = pc.list_element(parts.filter(pa.array(well_formed)), 1)
-    # nine digits are more classes than there are, and fit the type
+    # at most nine digits: enough for any number of classes, and they fit the type
     well_formed[well_formed] = pc.and_(pc.ascii_is_decimal(words), pc.less(pc.utf8_length(words), 10)).to_numpy(
         zero_copy_only=False
     )
@@ -38,7 +38,7 @@ def read_annotation_list(path: Path) -> Rows:
         wrong = np.flatnonzero(~well_formed)
         raise ValueError(
             f"{path}, line {numbers[wrong[0]]}: {expected}, got {lines[wrong[0]].as_py()!r}"
-            + (f"; so are {len(wrong) - 1} more lines" if len(wrong) > 1 else "")
+            + (f"; {len(wrong) - 1} more lines are wrong too" if len(wrong) > 1 else "")
         )
     labels = pc.cast(words, pa.int64()).to_numpy()
     paths = pc.ascii_rtrim_whitespace(pc.list_element(parts, 0))
@@ -48,10 +48,10 @@ def read_annotation_list(path: Path) -> Rows:
 
 
 def class_names(rows: Rows, num_classes: int) -> list[str]:
-    """One name a class: the folder of its first image, or numbers where folders and classes differ.
+    """Names each class after the folder of its first image, or by its number if folders and classes do not match.
 
-    What all folders have in common at their start ("train/") is left out, and so is the letter under which Places
-    files its classes ("a/airfield").
+    A start that all folders share ("train/") is dropped. So is the letter that Places puts before its classes
+    ("a/airfield").
     """
     labels, first = np.unique(rows.labels, return_index=True)
     paths = rows.paths.take(pa.array(first)).to_pylist()
@@ -71,9 +71,10 @@ def class_names(rows: Rows, num_classes: int) -> list[str]:
 
 
 def imagenet_names(synsets: Sequence[str]) -> list[str]:
-    """ImageNet's names for its 1,000 synsets, which torchvision has in their order; two that share a name keep both.
+    """Returns ImageNet's names for its 1,000 synsets, from torchvision, which has them in the same order.
 
-    The synsets themselves are returned if they are not a thousand in ascending order.
+    Where two classes share a name, the synset is added to it. Returns the synsets themselves if they are not
+    ImageNet's 1,000 in ascending order.
     """
     from torchvision.models import ResNet50_Weights
 
@@ -94,8 +95,8 @@ def load_benchmark(benchmark: Benchmark, data_dir: Path) -> DatasetDict:
     missing = [str(path) for path in lists.values() if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{name} needs the lists {', '.join(missing)}, which are not there; put them and the images into "
-            f"{data_dir}, or name another folder with --data_dir. Lists and images of your own: --dataset custom"
+            f"{name} needs the lists {', '.join(missing)}, which do not exist; put them and the images into "
+            f"{data_dir}, or name another folder with --data_dir. For your own images, use --dataset custom"
         )
 
     def read() -> NamedRows:
@@ -111,7 +112,7 @@ def load_benchmark(benchmark: Benchmark, data_dir: Path) -> DatasetDict:
 
 
 def load_own_lists(data_dir: Path, lists: dict[str, Path]) -> DatasetDict:
-    """One's own lists; as many classes as the training list has."""
+    """Loads your own lists. The largest label of the training list gives the number of classes."""
 
     def read() -> NamedRows:
         rows = {split: read_annotation_list(path) for split, path in lists.items()}
@@ -123,7 +124,7 @@ def load_own_lists(data_dir: Path, lists: dict[str, Path]) -> DatasetDict:
 
 
 def find_line(lists: Sequence[Path], data_dir: Path, image: str | Path) -> str | None:
-    """Where an image stands in the lists, as "FILE, line N"; None if it does not."""
+    """Returns where an image is listed, as "FILE, line N", or None if it is not listed."""
     try:
         relative = Path(image).relative_to(data_dir.resolve()).as_posix()
     except ValueError:
@@ -137,7 +138,7 @@ def find_line(lists: Sequence[Path], data_dir: Path, image: str | Path) -> str |
 
 
 def _expected(benchmark: Benchmark, data_dir: Path) -> Benchmark:
-    """What lists in this folder must hold: what is published, or what synthetic data says of itself."""
+    """Returns the counts that the lists must have: the published ones, or those of synthetic data."""
     marker = data_dir / MARKER
     if not marker.is_file():
         return benchmark
@@ -149,7 +150,7 @@ def _expected(benchmark: Benchmark, data_dir: Path) -> Benchmark:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{marker} is damaged ({error!r}); make the data anew with python -m data.synthesize"
+            f"{marker} is damaged ({error!r}); create the data again with python -m data.synthesize"
         ) from error
 
 
@@ -168,5 +169,5 @@ def _check_counts(published: Benchmark, rows: dict[str, Rows]) -> None:
         hint = f" {published.other_lists}" if published.other_lists else ""
         raise ValueError(
             f"the lists in {rows['train'].source.parent} are not those of {published.name}: {'; '.join(wrong)}.{hint} "
-            "Are they cut off, or another data set's? To train on them as they are: --dataset custom"
+            "Are they cut off, or from another data set? To train on them as they are, use --dataset custom"
         )

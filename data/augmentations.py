@@ -1,6 +1,6 @@
-"""The augmentations by name: an entry of these tables is known to the recipes' options, `--help` and the errors.
+"""The augmentations by name. Add one to these tables, and the recipes' options, `--help` and the errors know it.
 
-torchvision is imported where an augmentation is made: the names are needed in no time.
+torchvision is imported only when an augmentation is built, so that the names are available quickly.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 class Augmentation:
     """How training images are varied.
 
-    `crop(size)` gives the steps that change an image's geometry, on uint8 tensors of any size. `flip`: half of the
-    images are mirrored. `jitter`: brightness, contrast and saturation are each multiplied with a factor of
-    1 - jitter to 1 + jitter.
+    Attributes:
+        crop: `crop(size)` returns the steps that change an image's geometry, for uint8 tensors of any size.
+        flip: mirror half of the images.
+        jitter: multiply brightness, contrast and saturation each by a random factor from 1 - jitter to 1 + jitter.
     """
 
     crop: Callable[[int], list[Callable]]
@@ -64,10 +65,10 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "imagenet": Augmentation(_random_resized_crop, jitter=0.4),
     "inaturalist": Augmentation(_random_resized_crop),
     "cifar": Augmentation(_cifar),
-    # Neither flips nor large rotations: a mirrored 2 or a 6 on its head is another sign, or none.
+    # No flips and no large rotations: a mirrored 2 is not a digit, and a 6 upside down is a 9.
     "digits": Augmentation(_digits, flip=False),
 }
-# Policies of further random operations, after the crop.
+# Policies that apply more random operations after the crop.
 AUTO_AUGMENT: dict[str, Callable[[], list[Callable]]] = {
     "none": list,
     "randaugment": _randaugment,

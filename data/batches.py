@@ -1,4 +1,4 @@
-"""What is done to a batch of images at once, on the device: flips, colours, mixing and normalisation."""
+"""Operations on a whole batch of images, on the device: flips, colour jitter, mixing and normalisation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -18,8 +18,8 @@ from data.augmentations import AUGMENTATIONS
 class EvaluationBatch(nn.Module):
     """Normalises `pixel_values` from uint8 (B, 3, H, W).
 
-    With the very arithmetic of the image processors of transformers, so that the numbers are theirs to the last bit.
-    Mean and standard deviation (3,) are of the values after these have been multiplied with `rescale_factor`.
+    The arithmetic is that of the image processors of transformers, so the results are equal to the last bit. The mean
+    and the standard deviation (3,) apply to pixel values that are already multiplied by `rescale_factor`.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], rescale_factor: float = 1 / 255):
@@ -29,7 +29,7 @@ class EvaluationBatch(nn.Module):
 
     @classmethod
     def of_processor(cls, processor: BaseImageProcessor) -> "EvaluationBatch":
-        """The arithmetic of an image processor."""
+        """Normalises as an image processor does."""
         return cls(
             processor.image_mean if processor.do_normalize else (0.0,) * 3,
             processor.image_std if processor.do_normalize else (1.0,) * 3,
@@ -40,23 +40,23 @@ class EvaluationBatch(nn.Module):
         return {**batch, "pixel_values": self.normalise(batch["pixel_values"].to(torch.float32))}
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """In place, from float (B, 3, H, W) of values 0 to 255."""
+        """Normalises float pixels (B, 3, H, W) of values 0 to 255, in place."""
         return pixels.sub_(self.mean).div_(self.std)
 
 
 class TrainBatch(EvaluationBatch):
-    """Mirrors, colours, normalises and mixes a batch, each image by its own draw.
+    """Flips, jitters, normalises and mixes a batch, with random numbers of its own for each image.
 
-    The distribution is that of torchvision's RandomHorizontalFlip, ColorJitter and Normalize on single images, but
-    that colours are not rounded to whole numbers in between. Draws come from torch's generator of the CPU, so that
-    they are the same on every device.
+    The distribution is that of torchvision's RandomHorizontalFlip, ColorJitter and Normalize on single images, except
+    that colours are not rounded in between. The random numbers come from torch's CPU generator, so they are the same
+    on every device.
 
     Args:
         augmentation: a key of `AUGMENTATIONS`.
-        mean, std: as `EvaluationBatch` has them.
-        mixup_alpha, cutmix_alpha: of mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019); 0: without it. Where
-            both are given, each batch gets one of them. A mixed batch also has `mixed_labels` (B,), the classes of the
-            images mixed in, and `label_weight`, the share that is left to `labels`.
+        mean, std: as for `EvaluationBatch`.
+        mixup_alpha, cutmix_alpha: parameters of mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019); 0 turns it
+            off. If both are on, each batch gets one of them at random. A mixed batch also has `mixed_labels` (B,),
+            the classes of the images mixed in, and `label_weight`, the weight that is left for `labels`.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class TrainBatch(EvaluationBatch):
         return self.mix(batch) if self.mixers else batch
 
     def mix(self, batch: dict) -> dict:
-        """Mixes each image with another of the batch, by torchvision's mixup or CutMix."""
+        """Mixes each image with another image of the batch, with torchvision's mixup or CutMix."""
         count = len(batch["labels"])
         mixer, alpha = self.mixers[torch.randint(len(self.mixers), ()).item()]
-        # Places in the batch instead of classes: the soft labels then tell which image was mixed with which, and our
-        # losses, whose margins need hard labels, can take each in turn.
+        # Pass positions in the batch instead of classes: the soft labels then show which images were mixed. Our losses
+        # have margins that need hard labels, so they handle the two labels one after the other.
         places = torch.arange(count, device=batch["labels"].device)
         pixels, shares = mixer(alpha=alpha, num_classes=count)(batch["pixel_values"], places)  # shares (B, B)
         own = shares.diagonal()
@@ -103,13 +103,13 @@ class TrainBatch(EvaluationBatch):
 
 
 def _flip_half(pixels: Tensor) -> Tensor:
-    """Mirrors each image (B, 3, H, W) with a probability of one half."""
+    """Mirrors each image (B, 3, H, W) with probability 0.5."""
     flipped = (torch.rand(len(pixels)) < 0.5).to(pixels.device, non_blocking=True)
     return torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
 
 
 def draw_jitter(count: int, jitter: float) -> tuple[Tensor, Tensor]:
-    """Factors (B, 3) of brightness, contrast and saturation, and for each image the order (B, 3) they come in."""
+    """Draws factors (B, 3) for brightness, contrast and saturation, and their order (B, 3) for each image."""
     factors = 1 - jitter + 2 * jitter * torch.rand(count, 3)
     return factors, torch.rand(count, 3).argsort(dim=1)
 
@@ -117,11 +117,11 @@ def draw_jitter(count: int, jitter: float) -> tuple[Tensor, Tensor]:
 def color_jitter(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """Changes brightness (0), contrast (1) and saturation (2) of images (B, 3, H, W) of values 0 to 255.
 
-    `factors` (B, 3) are in that sequence; `order` (B, 3) is the sequence in which each image is changed. Each change
-    blends the image with black, with its mean grey, or with its greys: torchvision's `adjust_brightness`,
-    `adjust_contrast` and `adjust_saturation`.
+    The columns of `factors` (B, 3) belong to these three changes. `order` (B, 3) says in which order each image is
+    changed. Each change blends the image with black, with its mean grey, or with its grey version, as torchvision's
+    `adjust_brightness`, `adjust_contrast` and `adjust_saturation` do.
     """
-    for step in order.unbind(dim=1):  # (B,): the change whose turn it is
+    for step in order.unbind(dim=1):  # (B,): the change to make now
         factor = factors.gather(1, step[:, None])[:, :, None, None].to(pixels.device, non_blocking=True)  # (B, 1, 1, 1)
         contrast, saturation = (
             (step == change)[:, None, None, None].to(pixels.device, non_blocking=True) for change in (1, 2)
@@ -134,15 +134,15 @@ def color_jitter(pixels: Tensor, factors: Tensor, order: Tensor) -> Tensor:
 
 
 class FinishedBatches:
-    """A loader whose batches are finished on their device by `finish(batch)`.
+    """A loader that applies `finish(batch)` to each batch, on the batch's device.
 
     Args:
-        loader: yields batches; its `set_epoch`, if it has one, is passed on.
+        loader: yields batches. `set_epoch` is passed on to it if it has one.
         finish: `TrainBatch` or `EvaluationBatch`.
-        num_batches: after which an epoch ends, for a loader that has no end of its own.
-        seed: numbers from which torch's generators are seeded before each batch is finished, with the epoch and the
-            batch's place in it. So what is drawn for a batch, in the step on it too, depends on nothing that went
-            before, and a run can go on in the middle of an epoch as if it had not been interrupted. None: never seeded.
+        num_batches: length of an epoch, for a loader that never ends.
+        seed: numbers that, with the epoch and the batch's index, seed torch's generators before each batch. The random
+            numbers of a batch and of its training step then do not depend on earlier batches, so a run resumed in the
+            middle of an epoch goes on as if it had not been interrupted. None: do not seed.
     """
 
     def __init__(
@@ -162,17 +162,17 @@ class FinishedBatches:
         return self.batches_from(0)
 
     def batches_from(self, start: int) -> Iterator[dict]:
-        """The epoch's batches but for the first `start`, which are not read."""
+        """Yields the epoch's batches without the first `start`, which are not read."""
         loader = skip_first_batches(self.loader, start) if start else self.loader
         stop = None if self.num_batches is None else self.num_batches - start
         for index, batch in enumerate(islice(loader, stop), start):
             if self.seed is not None:
                 torch.manual_seed(derived_seed(*self.seed, self.epoch, index))
-            if batch:  # of an epoch's last images none may be left (`leave_out_broken`)
+            if batch:  # empty if all images of a last batch are broken (`leave_out_broken`)
                 yield self.finish(batch)
 
     def describe(self, batch: Mapping[str, Tensor]) -> list[str]:
-        """Path and class of each image of a batch that this loader gave; of a stream only the class is known."""
+        """Describes each image of a batch from this loader by its path and class; for a stream, by its class only."""
         dataset, labels = self.loader.dataset, batch["labels"].tolist()
         if "index" not in batch:
             return [f"an image of class {label}" for label in labels]
@@ -186,5 +186,5 @@ class FinishedBatches:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed of 64 bits for what these numbers, from 0 up, tell apart."""
+    """Returns a 64-bit seed made from these numbers, which must be 0 or more."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

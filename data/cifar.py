@@ -1,4 +1,4 @@
-"""Long-tailed CIFAR-10 and CIFAR-100 from the files that their authors distribute."""
+"""Long-tailed CIFAR-10 and CIFAR-100, from the files that their authors distribute."""
 
 import io
 import pickle
@@ -13,7 +13,7 @@ from data.sets.cifar_lt import CifarLT
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads what a CIFAR file holds, numpy arrays among dicts and lists, and can construct nothing else."""
+    """Reads a CIFAR file: dicts and lists with numpy arrays. It refuses to construct anything else."""
 
     # numpy 1 wrote numpy.core, numpy 2 writes numpy._core
     ALLOWED = frozenset(
@@ -23,20 +23,20 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file holds")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR file contains")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def long_tailed_counts(
     num_classes: int, images_per_class: int, imbalance_factor: float, imbalance_type: str
 ) -> list[int]:
-    """Training images of each class: from `images_per_class` down to that over `imbalance_factor`.
+    """Returns the training images of each class, from `images_per_class` to `images_per_class / imbalance_factor`.
 
-    `imbalance_type` is "exp", exponential decay over the classes, or "step", the second half of the classes rare.
-    Raises ValueError for another one or a factor below 1.
+    With `imbalance_type` "exp" the counts decay exponentially over the classes. With "step" the second half of the
+    classes is rare. Raises ValueError for another type, or for a factor below 1.
     """
     if imbalance_factor < 1:
-        raise ValueError(f"imbalance_factor is largest over smallest class, 1 or more, not {imbalance_factor}")
+        raise ValueError(f"imbalance_factor is the largest class over the smallest, 1 or more, not {imbalance_factor}")
     share = 1.0 / imbalance_factor
     if imbalance_type == "exp":
         return [int(images_per_class * share ** (label / (num_classes - 1))) for label in range(num_classes)]
@@ -47,10 +47,10 @@ def long_tailed_counts(
 
 
 def long_tailed_subset(labels: np.ndarray, counts: list[int]) -> np.ndarray:
-    """Indices of the standard subset, class by class, as every CIFAR-LT paper since Cao et al., 2019, draws it.
+    """Returns the indices of the standard subset, class by class, as CIFAR-LT papers since Cao et al., 2019, draw it.
 
-    Each class's indices are shuffled by numpy's legacy generator seeded with 0, one class after the other, and the
-    first `counts[c]` kept.
+    numpy's legacy generator, seeded with 0, shuffles the indices of one class after the other. The first `counts[c]`
+    of each class are kept.
     """
     generator = np.random.RandomState(0)
     chosen = []
@@ -62,7 +62,7 @@ def long_tailed_subset(labels: np.ndarray, counts: list[int]) -> np.ndarray:
 
 
 def load_cifar_lt(files: CifarLT, data_dir: Path, imbalance_factor: float, imbalance_type: str) -> DatasetDict:
-    """`train`, the standard long-tailed subset, and `test`, all 10,000 images. See `data.load_long_tailed`."""
+    """Loads `train`, the standard long-tailed subset, and `test`, all 10,000 images. See `data.load_long_tailed`."""
     if not (data_dir / files.folder).exists() and not (data_dir / files.archive).exists():
         return _load_from_hub(files, data_dir, imbalance_factor, imbalance_type)
     names = _read(files, data_dir, files.meta)[files.names_key]
@@ -84,14 +84,14 @@ def load_cifar_lt(files: CifarLT, data_dir: Path, imbalance_factor: float, imbal
 
 
 def _load_from_hub(files: CifarLT, data_dir: Path, imbalance_factor: float, imbalance_type: str) -> DatasetDict:
-    """The Hub's copy, whose images are in the order of the files."""
+    """Loads the Hub's copy. Its images are in the same order as in the files."""
     try:
         loaded = load_dataset(files.hub_id)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"neither {data_dir / files.folder} nor {data_dir / files.archive} is there; put {files.archive} from the "
-            f"CIFAR page of the University of Toronto into that folder, or name another folder with --data_dir. The "
-            f"Hub's copy, {files.hub_id}, cannot be had either: {error}"
+            f"neither {data_dir / files.folder} nor {data_dir / files.archive} exists; put {files.archive} from the "
+            f"CIFAR page of the University of Toronto into {data_dir}, or name another folder with --data_dir. The "
+            f"Hub's copy, {files.hub_id}, cannot be loaded either: {error}"
         ) from error
     splits = {
         split: loaded[split]
@@ -110,7 +110,7 @@ def _read(files: CifarLT, data_dir: Path, member: str) -> dict:
     folder, archive = data_dir / files.folder, data_dir / files.archive
     in_folder = (folder / member).is_file()
     if not in_folder and not archive.is_file():
-        raise FileNotFoundError(f"{folder / member} is missing; unpack {files.archive} anew")
+        raise FileNotFoundError(f"{folder / member} is missing; unpack {files.archive} again")
     source = folder if in_folder else archive
     expected = (files.names_key,) if member == files.meta else ("data", files.label_key)
     try:
@@ -134,5 +134,5 @@ def _to_dataset(images: np.ndarray, labels: np.ndarray, names: list[str]) -> Dat
 
 
 def _uncompressed(pixels: np.ndarray) -> dict:
-    """A PPM file of pixels (32, 32, 3): written many times faster than the usual PNG, and read faster."""
+    """Stores pixels (32, 32, 3) as a PPM file, which is much faster to write than PNG, and faster to read."""
     return {"bytes": b"P6 32 32 255\n" + pixels.tobytes(), "path": None}

@@ -1,4 +1,4 @@
-"""Images of one's own: annotation lists, folders of images, a table, tar shards, or a data set on the Hub."""
+"""Your own images: annotation lists, folders of images, a table, or a data set on the Hub."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ SPLIT_NAMES = {
 }
 _TABLES = (".csv", ".parquet")
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-# What `datasets` raises for an id that the Hub does not give out; RuntimeError if it needs code to be read
+# What `datasets` raises if the Hub does not have an id; RuntimeError if the data set needs code of its own
 NOT_ON_THE_HUB = (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, RuntimeError)
 EXPECTED = (
     "expected one of: lists train.txt (and val.txt, test.txt) of lines 'relative/path.jpg label'; folders "
@@ -34,10 +34,10 @@ EXPECTED = (
 
 
 def load_custom(data_dir: str | Path, image_column: str | None = None, label_column: str | None = None) -> DatasetDict:
-    """Whatever is at `data_dir`, with the splits it has. See `data.load_long_tailed`.
+    """Loads the images at `data_dir`, with the splits that they have. See `data.load_long_tailed`.
 
-    The columns, "image" and "label" by default, are those of a table or of a data set on the Hub. Raises ValueError if
-    they are named and `data_dir` is neither.
+    `image_column` and `label_column`, by default "image" and "label", name columns of a table or of a data set on the
+    Hub. Raises ValueError if they are given and `data_dir` has no columns.
     """
     place = Path(data_dir)
     named = {"image_column": image_column, "label_column": label_column}
@@ -45,7 +45,7 @@ def load_custom(data_dir: str | Path, image_column: str | None = None, label_col
     image_column, label_column = image_column or "image", label_column or "label"
     if place.is_file():
         if place.suffix not in _TABLES:
-            raise ValueError(f"{place} is no table that can be read ({', '.join(_TABLES)}); {EXPECTED}")
+            raise ValueError(f"{place} is not a table of a known format ({', '.join(_TABLES)}); {EXPECTED}")
         return _load_tables(place.parent, {"train": place}, image_column, label_column)
     if not place.exists():
         if is_hub_id(data_dir):
@@ -69,7 +69,7 @@ def _refuse_columns(named: dict[str, str], source: Path) -> None:
 
 
 def split_files(folder: Path, suffix: str) -> dict[str, Path]:
-    """The file of each split: `train.txt`, or any whose name ends so ("Places_LT_train.txt")."""
+    """Finds the file of each split: `train.txt`, or a file whose name ends like that ("Places_LT_train.txt")."""
     found: dict[str, Path] = {}
     for split, names in SPLIT_NAMES.items():
         files = sorted(
@@ -85,7 +85,7 @@ def split_files(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _load_folders(place: Path) -> DatasetDict:
-    """A folder a class, below a folder a split or, where there are no splits, at the top."""
+    """Loads a folder for each class, below a folder for each split, or at the top if there are no splits."""
     with os.scandir(place) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     splits = {split: name for split, names in SPLIT_NAMES.items() for name in folders if name.lower() in names}
@@ -107,7 +107,7 @@ def _load_folders(place: Path) -> DatasetDict:
         check_labels(rows, len(names))
         return NamedRows(rows, names)
 
-    # The files are what the tables are built from; their names, in one hash, tell whether they have changed.
+    # The tables are built from the files' names. A hash of the names shows whether they have changed.
     digest = hashlib.blake2b(digest_size=16)
     for split, paths in found.items():
         digest.update("\0".join([split, *paths, ""]).encode(errors="surrogateescape"))
@@ -115,14 +115,14 @@ def _load_folders(place: Path) -> DatasetDict:
 
 
 def _scan(place: Path, top: str) -> list[str]:
-    """The images below `place/top`CLASS/, however deep, relative to `place`."""
+    """Returns the images below `place/top`CLASS/, at any depth, relative to `place`."""
     found = []
     for folder, below, files in os.walk(place / top, followlinks=True, onerror=_refuse):
         below[:] = sorted(name for name in below if not name.startswith("."))
         relative = os.path.relpath(folder, place).replace(os.sep, "/")
         depth = 0 if relative == "." else relative.count("/") + 1
         if depth <= top.count("/"):
-            continue  # files that lie beside the classes' folders have no class
+            continue  # files next to the folders of the classes have no class
         found += [
             f"{relative}/{name}"
             for name in sorted(files)
@@ -138,7 +138,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _load_tables(folder: Path, files: dict[str, Path], image_column: str, label_column: str) -> DatasetDict:
-    """Tables of paths relative to their folder, or, in Parquet, of the images themselves."""
+    """Loads tables whose paths are relative to their folder. Parquet files may also contain the images themselves."""
     if files["train"].suffix == ".parquet":
         schema = _parquet_schema(files["train"])
         kind = schema.field(image_column).type if image_column in schema.names else pa.string()
@@ -171,7 +171,7 @@ def _parquet_schema(path: Path) -> pa.Schema:
 
 
 def _read_csv(path: Path) -> pa.Table:
-    """A table whose cells are parted by what the first line has most of: commas, or semicolons or tabs."""
+    """Reads a table. Its delimiter is the most frequent of comma, semicolon and tab in the first line."""
     text = read_text(path)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     return pyarrow.csv.read_csv(
@@ -210,7 +210,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _names(labels: pa.Array, source: Path, label_column: str) -> list[str]:
-    """The classes of a training table: its strings in order, or the numbers up to its largest."""
+    """Returns the classes of a training table: its strings, sorted, or the numbers from 0 to the largest label."""
     if pa.types.is_integer(labels.type):
         return [str(label) for label in range(pc.max(labels).as_py() + 1)]
     if _is_text(labels.type):
@@ -219,16 +219,16 @@ def _names(labels: pa.Array, source: Path, label_column: str) -> list[str]:
 
 
 def _codes(labels: pa.Array, names: list[str], source: Path) -> np.ndarray:
-    """Labels (N,) as numbers. Raises ValueError for a name that no training image has."""
+    """Returns labels (N,) as numbers. Raises ValueError for a name that no training image has."""
     if pa.types.is_integer(labels.type) and names == [str(label) for label in range(len(names))]:
         return pc.cast(labels, pa.int64()).to_numpy()
-    labels = pc.cast(labels, pa.string())  # names of figures alone, in a split without the others, are read as numbers
+    labels = pc.cast(labels, pa.string())  # a split whose names are all digits was read as numbers
     codes = pc.index_in(labels, value_set=pa.array(names, pa.string()))
     if codes.null_count:
         unknown = pc.unique(labels.filter(pc.is_null(codes))).to_pylist()
         raise ValueError(
             f"{source} has {len(unknown)} class(es) without training images, {', '.join(map(repr, unknown[:5]))}; "
-            f"the training images' are {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
+            f"the training images have {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
         )
     return pc.cast(codes, pa.int64()).to_numpy()
 
@@ -238,7 +238,7 @@ def _load_from_hub(name: str, image_column: str, label_column: str) -> DatasetDi
         loaded = datasets.load_dataset(name)
     except (*NOT_ON_THE_HUB, ValueError) as error:
         raise ValueError(
-            f"{name!r} does not exist here, and the Hub gives out no data set of that id ({error}); {EXPECTED}"
+            f"{name!r} does not exist here, and the Hub has no data set of that id to load ({error}); {EXPECTED}"
         ) from error
     return standardise(loaded, name, image_column, label_column)
 
@@ -246,11 +246,11 @@ def _load_from_hub(name: str, image_column: str, label_column: str) -> DatasetDi
 def standardise(
     loaded: DatasetDict, source: str | Path, image_column: str = "image", label_column: str = "label"
 ) -> DatasetDict:
-    """Splits, columns and label names of any data set as this library has them.
+    """Gives any data set the splits, columns and label names that this library uses.
 
-    Splits are renamed to train, validation and test, others left out; so is a split without labels (-1 throughout,
-    as public test splits have it). Raises ValueError for missing columns, labels without names and classes without
-    training images.
+    Splits are renamed to train, validation and test. Other splits are dropped, and so are splits without labels: some
+    public test splits have the label -1 everywhere. Raises ValueError for missing columns, labels that are neither
+    names nor whole numbers, and classes without training images.
     """
     splits = {
         split: rows for split, names in SPLIT_NAMES.items() for name, rows in loaded.items() if name.lower() in names
@@ -282,7 +282,7 @@ def standardise(
     unlabelled = [split for split, rows in splits.items() if (rows.with_format("arrow")["label"].to_numpy() < 0).all()]
     splits = {split: rows for split, rows in splits.items() if split not in unlabelled}
     num_classes = splits["train"].features["label"].num_classes
-    nothing = pa.array([], pa.string())  # paths in two splits are a matter of lists
+    nothing = pa.array([], pa.string())  # only lists need the check for a path in two splits
     check_labels(
         {
             split: Rows(nothing, rows.with_format("arrow")["label"].to_numpy(), Path(f"{source}, split {split}"))

@@ -1,4 +1,4 @@
-"""A digest by which the images of a split are known again, wherever they lie."""
+"""A digest that identifies the images of a split, wherever they are stored."""
 
 import hashlib
 import os
@@ -13,17 +13,18 @@ from data.reading import BrokenImageError, read_image
 from data.splits import undecoded
 from data.streams import ImageStream
 
-DIGITS = 32  # of a digest; the digests of an earlier definition had 64
-_ROWS_AT_ONCE = 256  # of images that are stored in the table, for memory
+DIGITS = 32  # of a digest; an earlier version had 64
+_ROWS_AT_ONCE = 256  # of images that are stored in the table, to limit memory
 
 
 def images_digest(split: Dataset | ImageStream) -> str:
-    """A digest of a split's images and labels, in order: `DIGITS` hexadecimal digits.
+    """Returns a digest of a split's images and labels, in order, as `DIGITS` hexadecimal digits.
 
-    An image is known by its file's path, counted from the deepest folder that has all images of the split: 437,513 take
-    a third of a second. An image that is stored in the table is known by its content. That is the file's bytes if it is
-    a JPEG or WebP, whose pixels depend on the decoder, and else the pixels, since each writer of PNG has bytes of its
-    own. A stream is known by the number of its images in each class, which is all that is known before it is read.
+    An image in a file is identified by its path, relative to the deepest folder that contains all images of the split.
+    This takes a third of a second for 437,513 images. An image stored in the table is identified by its content. For
+    JPEG and WebP that is the bytes of the file, because the pixels depend on the decoder. For other formats it is the
+    pixels, because each PNG encoder writes different bytes. A stream is identified by the number of its images in each
+    class, because nothing else is known before it is read.
     """
     digest = hashlib.blake2b(digest_size=DIGITS // 2)
     for lines in _lines(split):
@@ -32,16 +33,16 @@ def images_digest(split: Dataset | ImageStream) -> str:
 
 
 def _lines(split: Dataset | ImageStream) -> Iterator[Iterable[str]]:
-    """For each image what it is known by and, after a tab, its label; in parts."""
+    """Yields, in parts, a line for each image: what identifies it, a tab, and its label."""
     if isinstance(split, ImageStream):
         yield (f"{name}\t{count}" for name, count in zip(split.names, split.counts, strict=True))
         return
     paths = pc.struct_field(_column(undecoded(split), "image"), "path")
     labels = _column(split, "label").cast(pa.string())
-    if paths.null_count or pc.count_distinct(paths).as_py() < len(paths):  # paths do not tell the images apart
+    if paths.null_count or pc.count_distinct(paths).as_py() < len(paths):  # paths do not identify the images
         yield (f"{content}\t{label}" for content, label in zip(_contents(split), labels.to_pylist(), strict=True))
         return
-    first_and_last = pc.min_max(paths).as_py().values()  # what these two have in common, all have
+    first_and_last = pc.min_max(paths).as_py().values()  # a start that these two share is shared by all
     folder = os.path.commonpath([os.path.dirname(path) for path in first_and_last])
     relative = pc.utf8_slice_codeunits(paths, len(folder.rstrip("/")) + 1 if folder else 0)
     for chunk in pc.binary_join_element_wise(relative, labels, "\t").chunks:
@@ -49,7 +50,7 @@ def _lines(split: Dataset | ImageStream) -> Iterator[Iterable[str]]:
 
 
 def _column(split: Dataset, name: str) -> pa.ChunkedArray:
-    """A column of Arrow's, in the order of the rows. By `split[name]` selected rows take seconds."""
+    """Returns an Arrow column in the order of the rows. `split[name]` takes seconds if rows were selected."""
     values = split.data.column(name)
     return values if split._indices is None else values.take(split._indices.column(0))
 

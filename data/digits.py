@@ -11,10 +11,10 @@ VALIDATION_PER_CLASS = 8
 
 
 def load_digits_lt() -> DatasetDict:
-    """The fixed splits: 337 training images, 120 to 2 a class; 8 a class for validation, 50 for the test.
+    """Loads the fixed splits: 337 training images, 120 to 2 in a class, and 8 validation and 50 test images a class.
 
-    Of each class, in the order of `numpy.random.default_rng(0).permutation`, the first 50 images are the test split,
-    the next 8 the validation split, then come the training images. Images are 8x8, grey. Source: the test set of
+    The images are ordered by `numpy.random.default_rng(0).permutation`. The first 50 of each class are the test split,
+    the next 8 are the validation split, and training images follow. They are 8x8 and grey. Source: the test set of
     Alpaydin and Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
     """
     from sklearn.datasets import load_digits

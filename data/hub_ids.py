@@ -1,4 +1,4 @@
-"""What counts as an id on the Hugging Face Hub: one rule for data sets, models and what is published."""
+"""Ids on the Hugging Face Hub: one check for data sets, models and repositories to publish to."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 
 def is_hub_id(place: str | Path) -> bool:
-    """Whether the Hub accepts `place` as an id, "user/name" or "name". The Hub is not asked if it has it."""
+    """Whether `place` is a valid id, "user/name" or "name". The check is offline: the id need not exist."""
     try:
         validate_repo_id(str(place))
     except HFValidationError:
@@ -15,13 +15,13 @@ def is_hub_id(place: str | Path) -> bool:
 
 
 def check_repo_id(repo_id: str, option: str) -> None:
-    """Raises ValueError for an id that the Hub would not give a new repository. `option` is where it was given.
+    """Raises ValueError if a new repository cannot have this id. `option` is the option that it was given with.
 
-    The Hub is not asked. A new repository needs its owner in the id, "user/name".
+    The check is offline. The id of a new repository must name its owner: "user/name".
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{option} {repo_id!r} is no USER/NAME that the Hub accepts: {error}") from error
+        raise ValueError(f"{option} {repo_id!r} is not a USER/NAME that the Hub accepts: {error}") from error
     if "/" not in repo_id:
         raise ValueError(f"{option} must be USER/NAME, not {repo_id!r}: add the user or organization that will own it")

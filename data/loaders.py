@@ -1,4 +1,4 @@
-"""Loaders of batches that are ready for the network."""
+"""Loaders whose batches are ready for the network."""
 
 import gc
 import multiprocessing
@@ -29,13 +29,13 @@ from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broke
 
 
 def settle_worker(_worker: int) -> None:
-    """For `DataLoader(worker_init_fn)`: keeps memory shared, and leaves signals that ask a run to stop to the run.
+    """Sets up a worker, for `DataLoader(worker_init_fn)`: it keeps memory shared and ignores most stop signals.
 
-    The garbage collector would touch, and so copy, every object that a forked worker shares with the main process:
-    over 100 MB. Signals that ask a run to stop often reach its workers too, but the main process needs them until it
-    has saved its checkpoint. So a worker ignores SIGINT and SIGUSR1, and obeys SIGTERM only if the main process sent
-    it: that is how multiprocessing ends the workers that are left when a program ends. Python can tell the sender on
-    Linux, where workers are forked. Elsewhere every SIGTERM ends a worker.
+    The garbage collector would touch every object that a forked worker shares with the main process, and so copy over
+    100 MB. Signals that stop a run often reach its workers too, but the main process needs its workers until it has
+    saved a checkpoint. So a worker ignores SIGINT and SIGUSR1. It obeys SIGTERM only if the main process sent it,
+    because multiprocessing ends leftover workers that way. Python can identify the sender on Linux, where workers are
+    forked. On other systems every SIGTERM ends a worker.
     """
     gc.freeze()
     for name in ("SIGINT", "SIGUSR1"):
@@ -51,12 +51,12 @@ def _end_with(main_process: int) -> None:
     """Ends this process at the first SIGTERM that comes from the process `main_process`."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main_process:
         pass
-    os._exit(0)  # not another code, which torch reports in the main process as a worker that has failed
+    os._exit(0)  # torch would report any other code as a failed worker
 
 
 def _worker_options(number: int) -> dict[str, Any]:
-    """What a `DataLoader` is told about its `number` workers."""
-    # Python 3.14 would start them anew: each would import torch again and share no memory.
+    """Returns the options of a `DataLoader` with `number` workers."""
+    # By default Python 3.14 does not fork: each worker would import torch again and share no memory.
     forks = number > 0 and sys.platform == "linux"
     return {
         "num_workers": number,
@@ -78,26 +78,26 @@ def training_batches(
     num_workers: int = 0,
     seed: int = 0,
 ) -> FinishedBatches:
-    """Batches to train on, on the accelerator's device, to each of its processes its share.
+    """Returns a loader of training batches on the accelerator's device. Each process gets its share.
 
     Args:
-        split: images to train on. Of a stream, whole shards go to each process where their number allows it; what a
-            process is given is read over and over, and an epoch is as many batches as the images make.
-        transform: `train_transform`'s, which workers apply to each image.
-        finish: what is then done to each batch on the device.
-        batch_size: of all processes together. Raises ValueError if they cannot share it out evenly. An epoch's last
-            batch may be smaller in a single process, but a last image alone joins the batch before it.
-        sampler: what draws an epoch's images; by default each comes once, in random order.
+        split: images to train on. The shards of a stream are divided among the processes if their number allows it.
+            Each process repeats its part of the stream, and the number of images determines the length of an epoch.
+        transform: from `train_transform`; the workers apply it to each image.
+        finish: is applied to each batch on the device.
+        batch_size: of all processes together. Raises ValueError if the processes cannot share it evenly. With a single
+            process the last batch of an epoch may be smaller, but a single last image joins the batch before it.
+        sampler: draws the images of an epoch. By default each image comes once, in random order.
         passes: how often an epoch goes through the images.
-        batches_per_step: whose gradients are accumulated. An epoch of a stream ends with a step; the last step of
-            any other epoch may be of fewer batches.
+        batches_per_step: number of batches whose gradients are accumulated. An epoch of a stream ends with a full
+            step. In other epochs the last step may have fewer batches.
         num_workers: processes that prepare images, for each process of the accelerator.
-        seed: of the order, of the augmentation, and of what is drawn in a training step.
+        seed: of the order, of the augmentation, and of the random numbers in a training step.
     """
     if batch_size % accelerator.num_processes:
         raise ValueError(
-            f"batch_size {batch_size} is that of all processes together and cannot be shared out among "
-            f"{accelerator.num_processes}; set --batch_size to a multiple"
+            f"batch_size {batch_size} is for all processes together, and {accelerator.num_processes} processes cannot "
+            f"share it evenly; set --batch_size to a multiple of {accelerator.num_processes}"
         )
     options = {
         "batch_size": batch_size // accelerator.num_processes,
@@ -109,11 +109,11 @@ def training_batches(
     step_seed = (seed, accelerator.process_index)
     if isinstance(split, ImageStream):
         if sampler is not None:
-            raise ValueError("a stream gives each image in its turn; with --streaming set --sampler instance")
+            raise ValueError("a sampler cannot draw from a stream; with --streaming set --sampler instance")
         rows = split.rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         rows = split_dataset_by_node(rows, accelerator.process_index, accelerator.num_processes).repeat(None)
         loader = DataLoader(rows, collate_fn=StreamCollate(transform, split.codes, leave_out=True), **options)
-        # Accelerate would have the first process read for all; this one's rows are its own share already.
+        # By default Accelerate lets the first process read for all. Here each process already has its own share.
         loader = prepare_data_loader(
             loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
         )
@@ -121,7 +121,7 @@ def training_batches(
         return FinishedBatches(loader, finish, num_batches, seed=step_seed)
     rows = TrainRows(undecoded(split), transform, seed)
     order = NumberedDraws(sampler if sampler is not None else Shuffle(len(split), passes, seed), len(split))
-    # Accelerate completes the last batches of several processes with images of the first: all of them are full.
+    # With several processes Accelerate fills the last batches with images of the first ones, so all are full.
     kind = JoiningBatchSampler if accelerator.num_processes == 1 else BatchSampler
     batches = kind(order, options.pop("batch_size"), drop_last=False)
     collate = partial(leave_out_broken, full=batches.batch_size)
@@ -130,7 +130,7 @@ def training_batches(
 
 
 class Shuffle(Sampler[int]):
-    """Each row `passes` times in an order that depends on seed and epoch alone."""
+    """Draws each row `passes` times, in a random order that depends only on the seed and the epoch."""
 
     def __init__(self, num_rows: int, passes: int, seed: int):
         self.num_rows, self.passes, self.seed = num_rows, passes, seed
@@ -148,10 +148,10 @@ class Shuffle(Sampler[int]):
 
 
 class JoiningBatchSampler(BatchSampler):
-    """Torch's batches, but a last image that would be a batch of its own joins the batch before it.
+    """Makes the same batches as torch, except that a single last image joins the batch before it.
 
-    A single image can be compared with no other: not by the BatchFormer, and not by BatchNorm, which raises an error
-    where a feature map is one pixel. Batches of one image that were asked for stay as they are.
+    The BatchFormer and BatchNorm need several images in a batch. BatchNorm even raises an error for a single image if
+    a feature map has one pixel. A batch size of 1 is kept.
     """
 
     def _sizes(self) -> list[int]:
@@ -172,9 +172,9 @@ class JoiningBatchSampler(BatchSampler):
 
 
 class NumberedDraws(Sampler[int]):
-    """What a sampler draws, each draw with a number of its own, in one: number * num_rows + row.
+    """Adds a unique number to each draw of a sampler: yields number * num_rows + row.
 
-    The number counts on over the epochs, so that a row drawn twice is augmented in two ways.
+    The number keeps counting over the epochs, so a row that is drawn twice is augmented in two ways.
     """
 
     def __init__(self, sampler: Sampler[int], num_rows: int):
@@ -183,7 +183,7 @@ class NumberedDraws(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
-        if hasattr(self.sampler, "set_epoch"):  # torch's own have none
+        if hasattr(self.sampler, "set_epoch"):  # torch's samplers have none
             self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -196,10 +196,10 @@ class NumberedDraws(Sampler[int]):
 
 @dataclass(frozen=True)
 class TrainRows(TorchDataset):
-    """Prepared images, each augmented by the number of its draw alone: whichever worker or process has it, and when.
+    """Prepared images. The augmentation depends only on the number of the draw, not on the worker or the process.
 
-    Besides what `transform` makes of a row it has its `index` in the data set. If only one image of a batch can be
-    read, the batch has a second augmentation of it too.
+    A prepared row has the columns that `transform` returns, and `index`, its row in the data set. If only one image of
+    a batch can be read, the batch also has a second augmentation of it.
     """
 
     rows: Dataset
@@ -210,7 +210,7 @@ class TrainRows(TorchDataset):
         return len(self.rows)
 
     def paths(self, indices: list[int]) -> list[str]:
-        """Where images are; of one that is stored in the data set its number."""
+        """Returns the paths of images; for an image that is stored in the data set, its number."""
         images = self.rows[indices]["image"]
         return [image["path"] or f"image {index}" for index, image in zip(indices, images, strict=True)]
 
@@ -223,7 +223,7 @@ class TrainRows(TorchDataset):
             row = self.transform({name: [values[place]] for name, values in images.items()})
             return {name: values[0] for name, values in row.items()} | {"index": indices[place]}
 
-        with torch.random.fork_rng(devices=[]):  # without workers, the generator is also that of the training step
+        with torch.random.fork_rng(devices=[]):  # without workers the training step uses the same generator
             prepared = [prepare(place) for place in range(len(draws))]
             alone = only_whole(prepared)
             return prepared if alone is None else [*prepared, prepare(alone, 1)]
@@ -240,10 +240,10 @@ def evaluation_batches(
     accelerator: Accelerator | None = None,
     on_broken: OnBrokenImage | None = None,
 ) -> FinishedBatches:
-    """Batches of `pixel_values` (B, 3, height, width), as `processor` makes them, and `labels` (B,), in order.
+    """Returns a loader of `pixel_values` (B, 3, height, width), prepared as `processor` does, and `labels` (B,).
 
-    With an accelerator they come on its device, and each of its processes gets its share. Images that `on_broken` lets
-    pass have the label `data.BROKEN`.
+    The images keep their order. With an accelerator the batches are on its device, and each process gets its share.
+    Broken images that `on_broken` skips have the label `data.BROKEN`.
     """
     transform = evaluation_transform(processor, on_broken)
     streamed = isinstance(split, ImageStream)

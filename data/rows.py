@@ -1,4 +1,4 @@
-"""Rows of image paths and labels: what every source on disk is read into, checked, and cached as Arrow tables."""
+"""Rows of image paths and labels. Every source on disk is read into rows, checked, and cached as Arrow tables."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, DatasetDict, Features, Image
 
 _IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_LOOKED_AT = 100  # images of each split whose files are looked for when the tables come from the cache
+_LOOKED_AT = 100  # files to check in each split when the tables come from the cache
 _SHOWN = 5  # examples in a message
 
 
@@ -29,11 +29,11 @@ class Rows:
     unit: str = "line"
 
     def where(self, index: int) -> str:
-        """A row's place, for messages."""
+        """Returns where a row is listed, for messages."""
         return str(self.source) if self.lines is None else f"{self.source}, {self.unit} {self.lines[index]}"
 
     def check_paths(self) -> None:
-        """Raises ValueError for a path that leaves the folder, or is listed twice."""
+        """Raises ValueError if a path leaves the folder or is listed twice."""
         outside = _first(pc.match_substring_regex(self.paths, r"^([/\\]|[A-Za-z]:)|(^|/)\.\.(/|$)"))
         if outside is not None:
             raise ValueError(
@@ -48,8 +48,8 @@ class Rows:
             first = seen[paths[index]]
             raise ValueError(
                 f"{self.where(index)}: {paths[index]!r} is listed already ({self.where(first)}, label "
-                f"{self.labels[first]}; here {self.labels[index]}); {len(paths) - different} such line(s) in all: an "
-                "image may be listed once"
+                f"{self.labels[first]}; here {self.labels[index]}); {len(paths) - different} duplicate line(s) in all; "
+                "list each image once"
             )
 
 
@@ -62,7 +62,7 @@ class NamedRows:
 
 
 def read_text(path: Path) -> str:
-    """A file in UTF-8, with or without a byte order mark. Raises ValueError for another encoding."""
+    """Reads a UTF-8 file, with or without a byte order mark. Raises ValueError for another encoding."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8-sig")
@@ -80,7 +80,7 @@ def _first(mask: pa.Array) -> int | None:
 
 
 def check_labels(splits: dict[str, Rows], num_classes: int) -> None:
-    """Raises ValueError for labels out of range, classes without training images, and images in two splits."""
+    """Raises ValueError for labels out of range, classes without training images, or images in two splits."""
     for rows in splits.values():
         wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= num_classes))
         if wrong.size:
@@ -93,11 +93,11 @@ def check_labels(splits: dict[str, Rows], num_classes: int) -> None:
     if empty.size:
         raise ValueError(
             f"{train.source} has no image of {empty.size} of {num_classes} classes, the first "
-            f"{empty[:_SHOWN].tolist()}; labels must be 0 to {num_classes - 1} with nothing missing in between: "
+            f"{empty[:_SHOWN].tolist()}; labels must be 0 to {num_classes - 1} without gaps: "
             "is the list cut off, or does it count from 1?"
         )
     if num_classes < 2:
-        raise ValueError(f"{train.source} has one class only; there is nothing to tell apart")
+        raise ValueError(f"{train.source} has one class only; a classifier needs at least two")
     names = list(splits)
     for index, one in enumerate(names):
         for other in names[index + 1 :]:
@@ -107,14 +107,14 @@ def check_labels(splits: dict[str, Rows], num_classes: int) -> None:
                 in_other = _first(pc.equal(splits[other].paths, path))
                 raise ValueError(
                     f"{path!r} is in two splits, {one} ({splits[one].where(shared)}) and {other} "
-                    f"({splits[other].where(in_other)}): results would be measured on images trained on"
+                    f"({splits[other].where(in_other)}): the model would be tested on its training images"
                 )
 
 
 def check_files(splits: dict[str, Rows], folder: Path) -> None:
-    """Raises FileNotFoundError if images are not in `folder`, saying how many, which and the likely cause.
+    """Raises FileNotFoundError if images are missing in `folder`, with their number, examples and the likely cause.
 
-    Folders are listed once each: one question to the file system a folder, not one an image.
+    Each folder is listed once, which is faster than a look-up for each image.
     """
     problems, absent, total = [], 0, 0
     for split, rows in splits.items():
@@ -153,9 +153,7 @@ def _file_names(folder: Path) -> set[str]:
     except NotADirectoryError:
         return set()
     except PermissionError as error:
-        raise PermissionError(
-            f"{folder} may not be read; give this user the right to: chmod -R u+rX {folder}"
-        ) from error
+        raise PermissionError(f"permission to read {folder} is missing; grant it: chmod -R u+rX {folder}") from error
 
 
 def _likely_cause(splits: dict[str, Rows], folder: Path, everything: bool) -> str:
@@ -163,24 +161,24 @@ def _likely_cause(splits: dict[str, Rows], folder: Path, everything: bool) -> st
     if everything and not (folder / top).exists():
         below = sorted(path.parent for path in folder.glob(f"*/{top}"))
         if below:
-            return f"The images seem to be in {below[0]}: move what is in it up, or name it with --data_dir"
-        return f"There is no {top}/ in it: have the images been unpacked, and here?"
+            return f"The images seem to be in {below[0]}: move them up, or name that folder with --data_dir"
+        return f"There is no {top}/ in it: have the images been unpacked in this folder?"
     if everything:
-        return "None is there: does the list belong to these images?"
+        return "None of the images exists: does the list belong to these images?"
     return (
-        "The rest is there: was an archive unpacked only in part, or a copy interrupted? Upper and lower case count "
+        "The other images exist: was an archive unpacked only in part, or a copy interrupted? Names are case-sensitive "
         "(.JPEG is not .jpg)"
     )
 
 
 class _RowsBuilder(datasets.ArrowBasedBuilder):
-    """Rows to cached Arrow tables that hold paths, not pixels.
+    """Builds cached Arrow tables from rows. The tables contain paths, not pixels.
 
-    `data_files` are what the rows are read from: when one of them changes, the tables are built anew. `read` is called
-    only then.
+    The rows are read from `data_files`. The tables are rebuilt when one of these files changes, and only then `read` is
+    called.
     """
 
-    VERSION = datasets.Version("2.0.1")  # of what is checked and how it is stored: raise it with either
+    VERSION = datasets.Version("2.0.1")  # raise it if the checks or the stored columns change
 
     def __init__(self, *, folder: Path, read: Callable[[], NamedRows], **kwargs):
         self.folder, self.read = folder, read
@@ -188,7 +186,7 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
         super().__init__(**kwargs)
 
     def _info(self):
-        return datasets.DatasetInfo()  # the features are known once the rows are
+        return datasets.DatasetInfo()  # the features are known after the rows are read
 
     def _split_generators(self, dl_manager):
         named = self.read()
@@ -207,10 +205,10 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
 def load_rows(
     name: str, folder: Path, files: Sequence[Path], read: Callable[[], NamedRows], key: str = ""
 ) -> DatasetDict:
-    """The splits that `read` returns, their images in `folder`; cached until one of `files`, or `key`, changes.
+    """Returns the splits that `read` returns, with images in `folder`, cached until one of `files` or `key` changes.
 
-    Raises what `read` raises, and FileNotFoundError for images that are not there: all are looked for when the tables
-    are built, a hundred of each split when they come from the cache.
+    Raises the errors of `read`, and FileNotFoundError for missing images. All images are checked when the tables are
+    built, and a hundred of each split when the tables come from the cache.
     """
     folder = folder.resolve()
     sources = {"data_files": {"files": [str(path.resolve()) for path in files]}} if files else {}
@@ -227,7 +225,7 @@ def load_rows(
             absent = [path for path in paths if not os.path.isfile(path)]
             if absent:
                 raise FileNotFoundError(
-                    f"{len(absent)} of {len(paths)} {split} images looked at are not there any more, the first "
-                    f"{absent[0]}; have they been moved? See all: python -m ride_bf.check_data --data_dir {folder}"
+                    f"{len(absent)} of {len(paths)} checked {split} images are not there any more, the first "
+                    f"{absent[0]}; have they been moved? List all: python -m ride_bf.check_data --data_dir {folder}"
                 )
     return splits

@@ -1,4 +1,4 @@
-"""Data sets that are read from front to back while they are trained on, because they do not fit the disk."""
+"""Streamed data sets: they are read from front to back during training, because they do not fit on the disk."""
 
 import hashlib
 import json
@@ -17,10 +17,10 @@ from data.custom import NOT_ON_THE_HUB, SPLIT_NAMES
 from data.hub_ids import is_hub_id
 from data.transforms import leave_out_broken, only_whole
 
-# what WebDataset archives and data sets on the Hub call the two columns
+# usual names of the two columns in WebDataset archives and on the Hub
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
 _LABEL_COLUMNS = ("label", "cls")
-SHUFFLE_BUFFER = 1000  # images, still encoded, of which the next is drawn: about 100 MB in each worker
+SHUFFLE_BUFFER = 1000  # encoded images to draw the next one from: about 100 MB in each worker
 EXPECTED = (
     "streaming reads a folder of tar archives in WebDataset's format, train-*.tar and test-*.tar (and val-*.tar), or "
     "a data set's id on the Hub"
@@ -29,17 +29,17 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class ImageStream:
-    """A split that comes image by image: `rows` with the columns `image`, not decoded, and `label`, as it is stored."""
+    """A split that is read image by image. `rows` has the columns `image`, undecoded, and `label`, as it is stored."""
 
     rows: IterableDataset
     names: list[str]
     counts: list[int]
     codes: dict[str | int, int]
-    """What is stored as a label -> class."""
+    """Stored label -> class."""
 
     @property
     def features(self) -> Features:
-        """As those of the splits that are on disk."""
+        """The features that a split on disk would have."""
         return Features({"image": Image(), "label": ClassLabel(names=self.names)})
 
     def __len__(self) -> int:
@@ -48,14 +48,14 @@ class ImageStream:
 
 @dataclass(frozen=True)
 class StreamCollate:
-    """Prepares a list of a stream's rows with `transform` and makes a batch of them; for `DataLoader(collate_fn)`."""
+    """Makes a batch of a stream's rows, prepared with `transform`, for `DataLoader(collate_fn)`."""
 
     transform: Callable[[dict], dict]
     codes: dict[str | int, int]
     leave_out: bool
-    """Whether images that cannot be read are left out, or stay with the label `data.BROKEN`.
+    """Whether broken images are left out. Otherwise they stay, with the label `data.BROKEN`.
 
-    If only one image of a batch can be read, the batch has a second augmentation of it too.
+    If they are left out and only one image of a batch can be read, the batch also has a second augmentation of it.
     """
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
@@ -75,11 +75,11 @@ class StreamCollate:
 def load_streams(
     place: str | Path, image_column: str | None = None, label_column: str | None = None
 ) -> dict[str, ImageStream]:
-    """The splits of tar archives or of a data set on the Hub. See `data.load_long_tailed`.
+    """Loads the splits of tar archives or of a data set on the Hub. See `data.load_long_tailed`.
 
-    Losses need to know how many images each class has: the first time, every split is read once to count them, and the
-    counts are kept in the cache of the `datasets` library. Raises ValueError for a place or columns that are wrong, and
-    for a class without training images.
+    The losses need the number of images of each class. So the first time, every split is read once to count them, and
+    the counts are kept in the cache of the `datasets` library. Raises ValueError if `place` or a column is wrong, or if
+    a class has no training images.
     """
     builder = _builder(place)
     splits = {}
@@ -116,7 +116,7 @@ def _builder(place: str | Path) -> datasets.DatasetBuilder:
     try:
         return load_dataset_builder(str(place))
     except NOT_ON_THE_HUB as error:
-        raise ValueError(f"the Hub does not give {str(place)!r} out ({error}); {EXPECTED}") from error
+        raise ValueError(f"{str(place)!r} cannot be loaded from the Hub ({error}); {EXPECTED}") from error
 
 
 def _column(given: str | None, usual: Sequence[str], features: Features, place: str | Path, option: str) -> str:
@@ -130,7 +130,7 @@ def _column(given: str | None, usual: Sequence[str], features: Features, place: 
 def _count(
     builder: datasets.DatasetBuilder, splits: dict[str, IterableDataset], label_column: str
 ) -> dict[str, Counter]:
-    """How often each label is stored in each split, from the cache if the same data were counted before."""
+    """Counts the labels of each split, or reads the counts from the cache if the same data were counted before."""
     key = hashlib.blake2b(f"{builder.cache_dir}\0{label_column}".encode(), digest_size=16).hexdigest()
     path = Path(datasets.config.HF_DATASETS_CACHE) / "label_counts" / f"{key}.json"
     if not path.is_file():
@@ -162,7 +162,7 @@ def _with_classes(
     if empty or unknown:
         raise ValueError(
             f"{place}: classes without training images: {(empty + unknown)[:5]}; labels are names, or numbers from 0 "
-            "with nothing missing in between"
+            "without gaps"
         )
     return {
         split: ImageStream(rows, names, [counted[split][stored] for stored in codes], codes)

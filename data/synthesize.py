@@ -1,8 +1,8 @@
-"""Stand-ins for the benchmarks on disk: `python -m data.synthesize --like imagenet_lt --scale 0.01 --output_dir DIR`.
+"""Create synthetic benchmarks: `python -m data.synthesize --like imagenet_lt --scale 0.01 --output_dir DIR`.
 
-Real JPEGs in the folders and lists of the real thing, with its sizes and the shape of its tail, for tests,
-demonstrations and timings where the benchmark is not at hand. The pictures are drawn: an accuracy on them says that a
-network learns, and no more.
+For tests, demonstrations and timings without the real benchmark. The images are real JPEG files, in the same folders
+and lists, with the same sizes and the same long tail. Their pictures are drawn, so an accuracy on them shows only that
+a network learns.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data.sets import get_data_set
 from data.sets._benchmark import MARKER
 
-_CHUNK = 32  # images a worker draws between two reports
+_CHUNK = 32  # images that a worker draws between two progress reports
 _SUPERCATEGORIES = (
     *("Actinopterygii", "Amphibia", "Animalia", "Arachnida", "Aves", "Bacteria", "Chromista"),
     *("Fungi", "Insecta", "Mammalia", "Mollusca", "Plantae", "Protozoa", "Reptilia"),
@@ -31,10 +31,10 @@ _SUPERCATEGORIES = (
 
 
 def _imagenet_path(split: str, label: int, index: int, _: int) -> str:
-    synset = f"n{1_440_764 + 9_973 * label:08d}"  # ascending with the label, as the real ones
+    synset = f"n{1_440_764 + 9_973 * label:08d}"  # ascending with the label, as in ImageNet
     if split == "test":
         return f"val/{synset}/ILSVRC2012_val_{50 * label + index + 1:08d}.JPEG"
-    # the validation images are others of the same folder
+    # the validation images are in the same folder as the training images
     return f"train/{synset}/{synset}_{2 * index + (split == 'validation')}.JPEG"
 
 
@@ -52,13 +52,13 @@ def _places_path(split: str, label: int, index: int, _: int) -> str:
 
 @dataclass(frozen=True)
 class Style:
-    """What the images of a benchmark are like.
+    """Properties of the images of a benchmark.
 
     Attributes:
-        held_out_per_class: split -> images of each class, for the splits other than train.
-        sizes: ((width, height), share of the images) for the commonest sizes.
-        quality: the JPEG quality's lower and upper bound.
-        grey_share: share of the images without colour channels.
+        held_out_per_class: split -> number of images in each class, for all splits but train.
+        sizes: ((width, height), share of the images) for the most frequent sizes.
+        quality: lower and upper bound of the JPEG quality.
+        grey_share: share of grey images.
         path: (split, label, number of the image in its class and split, number of classes) -> path in the list.
     """
 
@@ -87,7 +87,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class _Picture:
-    """An image to draw: where, of what, and the seed that is its own, whichever process draws it."""
+    """An image to draw: its path, its class, and its own seed, so that any process draws the same image."""
 
     path: str  # relative to the output folder
     class_seed: int
@@ -95,14 +95,14 @@ class _Picture:
 
 
 def scaled_class_counts(like: str, scale: float) -> list[int]:
-    """Training images of each class (C,) of a stand-in for the benchmark `like`.
+    """Returns the training images of each class (C,) of a synthetic version of the benchmark `like`.
 
-    Of the real classes, sorted by their number of images, those at round(scale * C) evenly spaced ranks, at least two:
-    the commonest and the rarest are always among them, so the imbalance factor stays the real one. They keep the order
-    of their real labels. Raises ValueError for an unknown benchmark or a scale that is not in (0, 1].
+    The real classes are sorted by their number of images, and those at round(scale * C) evenly spaced ranks are kept,
+    at least two. The largest and the smallest class are always kept, so the imbalance factor does not change. The
+    classes keep the order of their labels. Raises ValueError for an unknown benchmark or a scale outside (0, 1].
     """
     if like not in STYLES:
-        raise ValueError(f"there is no stand-in for {like!r}; there are {', '.join(STYLES)}")
+        raise ValueError(f"there is no synthetic {like!r}; choose from {', '.join(STYLES)}")
     if not 0 < scale <= 1:
         raise ValueError(f"scale is the share of the classes to keep, above 0 and up to 1, not {scale}")
     counts = np.asarray(_real_class_counts()[like])
@@ -121,20 +121,20 @@ def synthesize(
     *,
     image_scale: float = 1.0,
 ) -> dict:
-    """Writes a stand-in for a benchmark, which `load_long_tailed(like, output_dir)` then reads.
+    """Writes a synthetic benchmark. `load_long_tailed(like, output_dir)` then loads it.
 
     Args:
         like: a name in `STYLES`.
         scale: share of the classes to keep, each with its real number of training images; see `scaled_class_counts`.
-        output_dir: the folder for the lists and the images. One that holds the same data is left as it is, and one in
-            which this was interrupted is completed.
-        seed: of the pictures. Equal seeds give equal files, whatever the number of workers.
-        num_workers: processes that draw; by default as many as there are cores.
-        image_scale: factor on the images' width and height; small ones are drawn sooner.
+        output_dir: the folder for the lists and the images. If it contains the same data already, nothing is done. If
+            an earlier call was interrupted, the missing images are added.
+        seed: of the pictures. Equal seeds give equal files, for any number of workers.
+        num_workers: processes that draw; by default one for each core.
+        image_scale: factor on the width and height of the images. Small images are faster to draw.
 
-    Returns what it also writes as `synthetic.json`, last of all: the arguments that matter (`like`, `scale`, `seed`,
-    `image_scale`), `num_classes`, `class_counts` of the training split (C,) and `images`, the number in each split.
-    Raises ValueError for impossible arguments, and FileExistsError if `output_dir` holds anything else.
+    Returns the contents of `synthetic.json`, which is written last: the arguments `like`, `scale`, `seed` and
+    `image_scale`, `num_classes`, `class_counts` of the training split (C,) and `images`, the number in each split.
+    Raises ValueError for impossible arguments, and FileExistsError if `output_dir` contains anything else.
     """
     counts = scaled_class_counts(like, scale)
     if not image_scale > 0:
@@ -187,11 +187,11 @@ def synthesize(
 
 
 def make_image(rng: np.random.Generator, class_seed: int, size: tuple[int, int]) -> Image.Image:
-    """An RGB image, `size` (width, height), of one to three objects of a class on a background of no class.
+    """Draws an RGB image of `size` (width, height) with one to three objects of a class on a random background.
 
-    `class_seed` fixes what the class's objects have in common: outline, two colours, and a texture with its frequency
-    and direction. `rng` draws the rest: their number, place, size, angle, brightness and shading, and the background,
-    whose energy is the same in every octave, as in photographs (Field, 1987).
+    `class_seed` determines what all objects of the class share: the outline, two colours, and a texture with its
+    frequency and direction. `rng` draws the rest: number, position, size, angle, brightness and shading of the objects,
+    and the background. The background has the same energy in every octave, as photographs do (Field, 1987).
     """
     width, height = size
     luminance = _octave_noise(rng, width, height)  # (H, W), standard deviation about 1
@@ -261,7 +261,7 @@ def _paint_object(rng: np.random.Generator, look: _Appearance, canvas: np.ndarra
 
 
 def _octave_noise(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Noise (height, width) with equal variance in each octave of frequency, in all about 1."""
+    """Returns noise (height, width) with equal variance in each octave of frequency, and about 1 in total."""
     levels = max(1, int(np.log2(max(1, min(width, height) / 3))))
     field = rng.standard_normal((3, 4), dtype=np.float32)
     for level in range(levels - 1, -1, -1):
@@ -272,7 +272,7 @@ def _octave_noise(rng: np.random.Generator, width: int, height: int) -> np.ndarr
 
 
 def _colour_noise(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """A colour that varies over the image (3, height, width), without the fine detail that JPEG drops from colour."""
+    """Returns colours (3, height, width) that vary slowly over the image: JPEG drops fine detail of colour."""
     planes = []
     for _ in range(3):
         coarse = _uniform(rng, 60, 190) + _uniform(rng, 0, 40) * _octave_noise(rng, -(-width // 8), -(-height // 8))
@@ -281,7 +281,7 @@ def _colour_noise(rng: np.random.Generator, width: int, height: int) -> np.ndarr
 
 
 def _draw_to_files(output_dir: Path, style: Style, image_scale: float, pictures: list[_Picture]) -> int:
-    """Draws what is not there yet; returns len(pictures)."""
+    """Draws the pictures whose files do not exist yet. Returns len(pictures)."""
     sizes, shares = zip(*style.sizes, strict=True)
     for picture in pictures:
         path = output_dir / picture.path
@@ -300,7 +300,7 @@ def _draw_to_files(output_dir: Path, style: Style, image_scale: float, pictures:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Under another name first, so that a file that is there is whole, whatever happens."""
+    """Writes under another name and renames the file, so that a file that exists is always complete."""
     being_written = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         being_written.write_bytes(content)
@@ -325,7 +325,7 @@ def _real_class_counts() -> dict[str, list[int]]:
 
 
 def _read_json(path: Path) -> object:
-    """What the file holds, or None if it is not there or no JSON."""
+    """Returns the contents of a JSON file, or None if it does not exist or is not JSON."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -336,11 +336,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--like", required=True, choices=STYLES, help="the benchmark to imitate")
-    parser.add_argument("--scale", type=float, default=0.01, help="share of its classes to keep (0.01)")
-    parser.add_argument("--output_dir", type=Path, required=True, help="the folder for lists and images")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures (0)")
-    parser.add_argument("--num_workers", type=int, help="processes that draw; by default as many as there are cores")
+    parser.add_argument("--like", required=True, choices=STYLES, help="benchmark to imitate")
+    parser.add_argument("--scale", type=float, default=0.01, help="share of its classes to keep (default 0.01)")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the lists and images")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the pictures (default 0)")
+    parser.add_argument("--num_workers", type=int, help="processes that draw; by default one for each core")
     options = parser.parse_args(arguments)
     try:
         written = synthesize(options.like, options.scale, options.output_dir, options.seed, options.num_workers)

@@ -1,6 +1,6 @@
-"""What is done to each image by itself, where it is read: decoding, cropping and resizing, on uint8 tensors.
+"""Transforms of single images, in the process that reads them: decoding, cropping and resizing, on uint8 tensors.
 
-The rest, which is arithmetic on whole batches, is in `data.batches`.
+Operations on whole batches are in `data.batches`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ from transformers.image_utils import PILImageResampling
 from data.augmentations import AUGMENTATIONS, AUTO_AUGMENT
 from data.reading import BrokenImageError, read_image
 
-BROKEN = -100  # label of an image that could not be read; the losses of torch ignore it
+BROKEN = -100  # label of an image that cannot be read; torch's losses ignore it
 
 
 @dataclass(frozen=True)
 class OnBrokenImage:
-    """What happens to an image that cannot be read.
+    """What to do with an image that cannot be read.
 
-    "stop": BrokenImageError, whose message has the place that `find_entry(path)` gives. "skip": the row is passed on
-    with the label `BROKEN` and black pixels, for the loader or the evaluation to leave out, and a line about it is
-    added to the file `log`.
+    "stop" raises BrokenImageError, with the place in the list that `find_entry(path)` returns. "skip" passes the row on
+    with the label `BROKEN` and black pixels, so that the loader or the evaluation leaves it out, and adds a line about
+    it to the file `log`.
     """
 
     action: Literal["stop", "skip"] = "stop"
@@ -38,17 +38,17 @@ class OnBrokenImage:
         message = f"{error} ({place})" if place else str(error)
         if self.action == "stop":
             raise BrokenImageError(
-                f"{message}. Mend or remove it, find all of them by python -m ride_bf.check_data, or go on without "
-                "such images: --on_broken_image skip"
+                f"{message}. Repair or remove it (python -m ride_bf.check_data lists all broken images), or train "
+                "without broken images: --on_broken_image skip"
             ) from error
         if self.log is not None:
-            with self.log.open("a", encoding="utf-8") as file:  # one write of one line: processes do not mix theirs
+            with self.log.open("a", encoding="utf-8") as file:  # one write a line: processes do not mix lines
                 file.write(message.replace("\n", " ") + "\n")
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """A function for `Dataset.with_transform`; a class, so that workers of a spawned DataLoader can be sent it."""
+    """A function for `Dataset.with_transform`. It is a class, so that it can be pickled for spawned workers."""
 
     prepare: Callable[[torch.Tensor], torch.Tensor]
     size: tuple[int, int]
@@ -70,15 +70,16 @@ class _Rows:
 def train_transform(
     augmentation: str, image_size: int, auto_augment: str = "none", on_broken: OnBrokenImage | None = None
 ) -> Callable[[dict], dict]:
-    """A function for `Dataset.with_transform`, on a column `image` that is not decoded (see `undecoded`).
+    """Returns a function for `Dataset.with_transform`. The column `image` must be undecoded (see `undecoded`).
 
-    Rows of `image` and `label` become uint8 `pixel_values` (3, image_size, image_size), cropped and varied in geometry
-    by `augmentation`, a key of `AUGMENTATIONS`, and then by `auto_augment`, one of `AUTO_AUGMENT`; and `labels`.
-    Flip, colours and normalisation are `data.batches.TrainBatch`'s. Raises ValueError for an unknown name.
+    It turns rows of `image` and `label` into `labels` and uint8 `pixel_values` (3, image_size, image_size). The images
+    are cropped and varied in geometry by `augmentation`, a key of `AUGMENTATIONS`, and then by `auto_augment`, a key of
+    `AUTO_AUGMENT`. `data.batches.TrainBatch` does the flips, the colours and the normalisation. Raises ValueError for
+    an unknown name.
     """
     for value, known, kind in ((augmentation, AUGMENTATIONS, "augmentation"), (auto_augment, AUTO_AUGMENT, "policy")):
         if value not in known:
-            raise ValueError(f"no {kind} is called {value!r}; there are {', '.join(known)}")
+            raise ValueError(f"no {kind} is called {value!r}; choose from {', '.join(known)}")
     steps = [*AUGMENTATIONS[augmentation].crop(image_size), *AUTO_AUGMENT[auto_augment]()]
     return _Rows(v2.Compose(steps), (image_size, image_size), on_broken or OnBrokenImage())
 
@@ -86,9 +87,9 @@ def train_transform(
 def evaluation_processor(
     resize_size: int, image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> BitImageProcessor:
-    """The stock image processor that is saved beside the model: shorter side to `resize_size`, then a centre crop.
+    """Returns the image processor that is saved with the model: resize the shorter side, then crop the centre.
 
-    Evaluation goes through it too, so that a published number and a `pipeline` call see the same pixels.
+    Evaluation uses it too, so a published accuracy and a `pipeline` call see the same pixels.
     """
     return BitImageProcessor(
         size={"shortest_edge": resize_size},
@@ -101,7 +102,7 @@ def evaluation_processor(
 
 @dataclass(frozen=True)
 class _ProcessorSteps:
-    """A processor's resizing and crop, without the checks and grouping that cost as much again for each call."""
+    """A processor's resize and crop, without its checks and grouping, which would double the time of each call."""
 
     processor: BitImageProcessor
 
@@ -115,36 +116,37 @@ class _ProcessorSteps:
 def evaluation_transform(
     processor: BitImageProcessor, on_broken: OnBrokenImage | None = None
 ) -> Callable[[dict], dict]:
-    """A function for `Dataset.with_transform` that resizes and crops images as `processor` does, without chance.
+    """Returns a function for `Dataset.with_transform` that resizes and crops images as `processor` does.
 
-    As `train_transform`; normalisation is `data.batches.EvaluationBatch`'s.
+    Its rows are those of `train_transform`. `data.batches.EvaluationBatch` does the normalisation.
     """
     size = (processor.crop_size["height"], processor.crop_size["width"])
     return _Rows(_ProcessorSteps(processor), size, on_broken or OnBrokenImage())
 
 
 def only_whole(rows: list[dict]) -> int | None:
-    """The place of the only row of several that could be read; None if there are more, or none, or one row in all.
+    """Returns the index of the only readable row if all other rows of a batch are broken, else None.
 
-    BatchNorm cannot normalise a single image where a feature map is one pixel: whoever makes the batch adds another
-    augmentation of that image. Images of other batches cannot take the place of those that are left out, because each
-    process must take the same number of steps.
+    BatchNorm cannot normalise a single image if a feature map has one pixel, so the caller adds another augmentation of
+    that image. Images of other batches cannot replace the broken ones, because each process must take the same number
+    of steps.
     """
     whole = [place for place, row in enumerate(rows) if row["labels"] != BROKEN]
     return whole[0] if len(whole) == 1 < len(rows) else None
 
 
 def leave_out_broken(rows: list[dict], full: int = 1) -> dict[str, torch.Tensor]:
-    """A batch of the rows that could be read, for `DataLoader(collate_fn)`.
+    """Makes a batch of the rows that are not broken, for `DataLoader(collate_fn)`.
 
-    Raises BrokenImageError if none could of `full` rows or more; fewer, as the last of an epoch may be, give {}.
+    If all rows are broken, raises BrokenImageError for `full` rows or more. For fewer rows, which the last batch of an
+    epoch may have, returns {}.
     """
     whole = [row for row in rows if row["labels"] != BROKEN]
     if not whole and len(rows) < full:
         return {}
     if not whole:
         raise BrokenImageError(
-            f"none of a batch's {len(rows)} images can be read; is the folder still there? If it is, mend or remove "
-            "them (python -m ride_bf.check_data lists them), or set a larger --batch_size"
+            f"none of a batch's {len(rows)} images can be read; does the folder still exist? If it does, repair or "
+            "remove them (python -m ride_bf.check_data lists them), or set a larger --batch_size"
         )
     return default_collate(whole)

@@ -106,7 +106,7 @@ WRONG = {
     ),
     "a class without images": (
         rewrite("Places_LT_train.txt", LISTED.replace(" 1\n", " 2\n")),
-        ["no image of 1 of 3 classes, the first [1]", "nothing missing in between", "cut off"],
+        ["no image of 1 of 3 classes, the first [1]", "without gaps", "cut off"],
     ),
     "counting from 1": (
         rewrite("Places_LT_train.txt", LISTED.replace(" 2\n", " 3\n").replace(" 1\n", " 2\n").replace(" 0\n", " 1\n")),
@@ -126,7 +126,7 @@ WRONG = {
     "a path of Windows": (append("Places_LT_train.txt", "C:\\x.jpg 1\n"), ["line 5", "leads out of"]),
     "the other training list": (
         rewrite("Places_LT_train.txt", LISTED.replace(f"{TRAIN[1]} 0\n", "")),
-        ["train images 4 expected, 3 found", "commonest class 2 expected, 1 found", "Two training lists", "custom"],
+        ["train images 4 expected, 3 found", "commonest class 2 expected, 1 found", "two training lists", "custom"],
     ),
     "a shorter test list": (
         rewrite("Places_LT_val.txt", "train/b/bar/9.jpg 1\nval/8.jpg 1\n"),
@@ -152,7 +152,7 @@ def test_a_wrong_list_is_explained(places, case):
 MISSING = {
     "one": (
         lambda folder: (folder / TRAIN[2]).unlink(),
-        ["1 of 4 train images, the first: train/b/bar/1.jpg (", "train.txt, line 3)", "only in part", "case count"],
+        ["1 of 4 train images, the first: train/b/bar/1.jpg (", "train.txt, line 3)", "only in part", "case-sensitive"],
     ),
     "of two splits": (
         lambda folder: [(folder / path).unlink() for path in (TRAIN[0], "val/9.jpg")],
@@ -172,7 +172,7 @@ MISSING = {
     ),
     "all, another data set's": (
         lambda folder: [path.rename(path.with_suffix(".png")) for path in [*folder.rglob("*.jpg")]],
-        ["None is there: does the list belong to these images?"],
+        ["None of the images exists: does the list belong to these images?"],
     ),
     "a file where a folder should be": (
         lambda folder: [(folder / "val/9.jpg").unlink(), (folder / "val").rmdir(), (folder / "val").write_text("")],

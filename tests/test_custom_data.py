@@ -220,7 +220,7 @@ def test_the_hub_is_asked_for_no_other_place(place, monkeypatch):
 
 
 def test_a_data_set_that_needs_code_is_explained():
-    with pytest.raises(ValueError, match=r"gives out no data set of that id \(Dataset scripts are no longer supported"):
+    with pytest.raises(ValueError, match=r"no data set of that id to load \(Dataset scripts are no longer supported"):
         custom("user/name.py")
 
 
@@ -236,7 +236,7 @@ def table_with(tmp_path, text, name="train.csv", encoding="utf-8"):
 
 
 WRONG = {
-    "no place": (lambda tmp: None, ["--data_dir FOLDER, TABLE or ID"]),
+    "no place": (lambda tmp: None, ["--data_dir: a folder, a table or the id"]),
     "a folder that is not there": (lambda tmp: tmp / "nothing", ["nothing does not exist", "train/CLASS/*.jpg"]),
     "an id that the Hub does not give out": (
         lambda tmp: "user/name",
@@ -279,7 +279,7 @@ WRONG = {
     ),
     "a number left out": (
         lambda tmp: table_with(tmp, "image,label\n1.jpg,0\n2.jpg,2\n"),
-        ["no image of 1 of 3 classes, the first [1]", "nothing missing in between"],
+        ["no image of 1 of 3 classes, the first [1]", "without gaps"],
     ),
     "an image twice in a table": (
         lambda tmp: table_with(tmp, "image,label\n1.jpg,0\n1.jpg,1\n"),

@@ -18,7 +18,7 @@ def test_ids(place):
 @pytest.mark.parametrize("place", NO_IDS)
 def test_no_ids(place):
     assert not is_hub_id(place)
-    with pytest.raises(ValueError, match=r"--repo_id .* is no USER/NAME that the Hub accepts"):
+    with pytest.raises(ValueError, match=r"--repo_id .* is not a USER/NAME that the Hub accepts"):
         check_repo_id(place, "--repo_id")
 
 

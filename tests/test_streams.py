@@ -163,7 +163,7 @@ def test_a_run(tmp_path, monkeypatch):
         (lambda folder: (folder / "x.txt").write_text(""), {}, r"empty has no tar archives; .*train-\*.tar"),
         (lambda folder: write_shards(folder, {"train": [2, 1]}), {}, r"no split for test, only train"),
         (lambda folder: write_shards(folder), {"label_column": "json"}, r"no column json, .*'cls'.*--label_column"),
-        (lambda folder: write_shards(folder), {"validation_fraction": 0.1}, "nothing can be held out of a stream"),
+        (lambda folder: write_shards(folder), {"validation_fraction": 0.1}, "a stream cannot be split"),
         (
             lambda folder: write_shards(folder, {"train": [2, 0, 1], "test": [1, 1, 1]}),
             {},

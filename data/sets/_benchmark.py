@@ -1,4 +1,4 @@
-"""`Benchmark`: a public data set of annotation lists."""
+"""`Benchmark`: a public data set with annotation lists."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 
-MARKER = "synthetic.json"  # data.synthesize leaves it in a folder whose counts are not the published ones
+MARKER = "synthetic.json"  # data.synthesize writes it, because the counts of its data are not the published ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(DataSet):
-    """A benchmark whose lists, `relative/path.jpg label` a line, lie beside the folders of its images.
+    """A benchmark whose lists are next to the folders of its images. A list has lines `relative/path.jpg label`.
 
     Attributes:
         lists: split -> name of its list. The splits are train, test and, if there is one, validation.
-        images: split -> how many images are published of it.
-        most, least: training images of the commonest class and of the rarest one, as published.
-        other_lists: what to say if the lists are not the published ones.
-        class_names: the names that people know, from the names of the folders; None: the folders' names.
+        images: split -> published number of images.
+        most, least: published number of training images of the largest and of the smallest class.
+        other_lists: a hint for the error message if the lists are not the published ones.
+        class_names: turns the names of the folders into readable class names; None: use the names of the folders.
     """
 
     num_classes: int
@@ -40,7 +40,7 @@ class Benchmark(DataSet):
         return load_benchmark(self, Path(place))
 
     def is_in(self, folder: Path) -> bool:
-        return (folder / self.lists["train"]).is_file()  # another list that is missing is then asked for
+        return (folder / self.lists["train"]).is_file()  # `load` reports the other lists if they are missing
 
     def find_entry(self, place: str | Path, image: str) -> str | None:
         from data.annotation_lists import find_line

@@ -1,4 +1,4 @@
-"""`DataSet`: what is known of a data set before any of it is read."""
+"""`DataSet`: the facts about a data set that are known before it is read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOption:
-    """A keyword of a data set's `load`, which is also an option of the commands.
+    """A keyword argument of a data set's `load` that is also an option of the commands.
 
     Attributes:
-        name: of the keyword, and with two dashes before it, of the option.
+        name: of the argument and, after two dashes, of the option.
         kind: bool, int, float or str.
-        help: what `--help` says.
-        choices: the values that there are, if they are few.
+        help: its text in `--help`.
+        choices: the allowed values, if they are limited.
     """
 
     name: str
@@ -29,16 +29,15 @@ class DataOption:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """A data set by name. Subclasses define `load`.
+    """A named data set. Subclasses define `load`.
 
     Attributes:
-        name: as recipes and commands have it.
-        title: as people write it.
-        num_classes: None if that is only known once the data are read.
-        options: what `load` takes beside the place.
-        usual_place: where it is, relative to the working directory, if no other place is named; None if there is no
-            such place.
-        reads_files: whether it is at a place at all. If so and there is no usual one, a place must be named.
+        name: its name in recipes and commands.
+        title: its name for people.
+        num_classes: None if the number is not known before the data are read.
+        options: arguments of `load` besides the place.
+        usual_place: its default folder, relative to the working directory; None if it has no default.
+        reads_files: whether it reads files. If it does and has no default folder, `--data_dir` is required.
     """
 
     name: str
@@ -53,7 +52,7 @@ class DataSet:
         return [option.name for option in self.options]
 
     def place(self, data_dir: str | Path | None) -> str | Path | None:
-        """Where it is: `data_dir`, or its usual place. Raises ValueError if that cannot be, or is not known."""
+        """Returns `data_dir` or the usual place. Raises ValueError if `data_dir` is missing or would do nothing."""
         if data_dir is not None and not self.reads_files:
             raise ValueError(f"{self.name} reads no files: data_dir {str(data_dir)!r} would do nothing; leave it out")
         if data_dir is None and self.usual_place is None and self.reads_files:
@@ -61,13 +60,13 @@ class DataSet:
         return self.usual_place if data_dir is None else data_dir
 
     def load(self, place: str | Path | None, **options: Any) -> "DatasetDict | dict[str, ImageStream]":
-        """The splits, with the columns `image` and `label`; `train` is always among them."""
+        """Loads the splits, with the columns `image` and `label`. There is always a `train` split."""
         raise NotImplementedError
 
     def is_in(self, folder: Path) -> bool:
-        """Whether a folder holds its files; that is how `data.recognise` finds it."""
+        """Whether a folder contains its files. `data.recognise` asks each data set."""
         return False
 
     def find_entry(self, place: str | Path, image: str) -> str | None:
-        """Where the path of an image is listed, as "FILE, line N"; None if it is not, or there are no lists."""
+        """Returns where an image is listed, as "FILE, line N", or None if it is not listed."""
         return None

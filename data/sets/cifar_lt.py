@@ -1,4 +1,4 @@
-"""CIFAR-10-LT and CIFAR-100-LT. Cao et al., 2019, from Krizhevsky's CIFAR."""
+"""CIFAR-10-LT and CIFAR-100-LT: long-tailed subsets of Krizhevsky's CIFAR, after Cao et al., 2019."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CifarLT(DataSet):
-    """The files that CIFAR's authors distribute, of which a long tail is kept.
+    """A long-tailed subset of CIFAR, from the files that CIFAR's authors distribute.
 
     Attributes:
-        hub_id, hub_label: of the Hub's copy, and its column of labels.
-        folder, archive: where the files are, below the place, unpacked and packed.
+        hub_id, hub_label: id of the Hub's copy, and its column of labels.
+        folder, archive: names of the unpacked folder and of the archive, inside `data_dir`.
         train, test, meta: names of the files.
-        label_key, names_key: what the files call the labels and the names of the classes.
-        images_per_class: in the whole training set.
+        label_key, names_key: keys of the labels and of the class names in the files.
+        images_per_class: in the complete training set.
     """
 
     num_classes: int
@@ -38,13 +38,13 @@ class CifarLT(DataSet):
         DataOption(
             name="imbalance_factor",
             kind=float,
-            help="images of the largest class over those of the smallest; 100 if it is not given",
+            help="images of the largest class divided by those of the smallest; 100 by default",
         ),
         DataOption(
             name="imbalance_type",
             kind=str,
             choices=("exp", "step"),
-            help="exp (if it is not given): the classes decay exponentially; step: the second half of them is rare",
+            help="exp (default): class sizes decay exponentially; step: the second half of the classes is rare",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""One's own images: lists, folders, a table, tar archives, or a data set on the Hub."""
+"""Your own images: lists, folders, a table, tar archives, or a data set on the Hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnImages(DataSet):
-    """What `data.custom.EXPECTED` and, with `streaming`, `data.streams.EXPECTED` say."""
+    """Images in a format that `data.custom.EXPECTED` lists or, with `streaming`, `data.streams.EXPECTED`."""
 
     def place(self, data_dir: str | Path | None) -> str | Path:
         if data_dir is None:
-            raise ValueError("a data set of your own needs its place: --data_dir FOLDER, TABLE or ID on the Hub")
+            raise ValueError("your own images need --data_dir: a folder, a table or the id of a data set on the Hub")
         return data_dir
 
     def load(
@@ -53,12 +53,12 @@ DATA_SETS = (
             DataOption(
                 name="image_column",
                 kind=str,
-                help="column of the images in a table or a data set on the Hub; image if it is not given",
+                help="column of the images in a table or a data set on the Hub; image by default",
             ),
             DataOption(
                 name="label_column",
                 kind=str,
-                help="column of the labels in a table or a data set on the Hub; label if it is not given",
+                help="column of the labels in a table or a data set on the Hub; label by default",
             ),
             DataOption(
                 name="streaming",
