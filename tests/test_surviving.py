@@ -87,6 +87,7 @@ def test_other_ways_of_asking(tmp_path, monkeypatch, capsys, number):
 
 
 def test_ctrl_c_twice_does_not_wait():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.received == signal.SIGINT
