@@ -138,7 +138,7 @@ def test_data_may_be_moved_but_not_changed(own, tmp_path):
     with pytest.raises(SystemExit, match="test had 12 images in training and has 13 here"):
         evaluate.main(["--model", str(own), "--data_dir", str(tmp_path / "moved")])
     (tmp_path / "moved/test/sky/0.png").unlink()
-    with pytest.raises(SystemExit, match=r"test has 12 images as in training, but others.*\(digest"):
+    with pytest.raises(SystemExit, match=r"test has 12 images as in training, but other ones.*\(digest"):
         evaluate.main(["--model", str(own), "--data_dir", str(tmp_path / "moved")])
 
 
@@ -252,7 +252,7 @@ def test_a_model_from_the_hub_knows_its_data_too(own, tmp_path):
         assert published.returncode == 0, published.stderr
         options = ("--model", "user/name", "--output_dir", tmp_path / "out")
         missing = call("evaluate", *options)
-        assert missing.stderr.startswith("error: a data set of your own needs its place: --data_dir")
+        assert missing.stderr.startswith("error: your own images need --data_dir")
         done = call("evaluate", *options, "--data_dir", tmp_path / "coast")
         assert done.returncode == 0, done.stderr
         assert read_results(tmp_path / "out")["train_class_counts"] == LEFT
