@@ -114,7 +114,7 @@ WRONG = {
     ),
     "an image twice": (
         append("Places_LT_train.txt", f"{TRAIN[0]} 1\n"),
-        ["line 5", "is listed already", "train.txt, line 1, label 0; here 1", "1 such line(s)"],
+        ["line 5", "is listed already", "train.txt, line 1, label 0; here 1", "1 duplicate line(s)"],
     ),
     "a test image trained on": (
         rewrite("Places_LT_test.txt", f"{TRAIN[2]} 1\n"),
