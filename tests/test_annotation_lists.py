@@ -92,7 +92,7 @@ WRONG = {
     "a negative label": (append("Places_LT_train.txt", "train/x.jpg -1\n"), ["line 5", "whole number from 0"]),
     "a fraction": (append("Places_LT_train.txt", "train/x.jpg 1.5\n"), ["line 5", "1.5"]),
     "only a label": (append("Places_LT_train.txt", "3\n"), ["line 5", "relative/path.jpg label"]),
-    "many such lines": (append("Places_LT_train.txt", "a\nb\nc\n"), ["line 5", "so are 2 more lines"]),
+    "many such lines": (append("Places_LT_train.txt", "a\nb\nc\n"), ["line 5", "2 more lines are wrong too"]),
     "columns in another order": (rewrite("Places_LT_train.txt", "0 train/b/bar/1.jpg\n"), ["line 1", "expected lines"]),
     "nothing": (rewrite("Places_LT_train.txt", ""), ["Places_LT_train.txt is empty"]),
     "nothing but empty lines": (rewrite("Places_LT_train.txt", "\n \n"), ["Places_LT_train.txt is empty"]),

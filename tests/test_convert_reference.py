@@ -486,7 +486,7 @@ def test_command(tmp_path, capsys):
     assert "nowhere.pth does not exist" in capsys.readouterr().err
     for path, extra, message in (
         (folder, [], "is a folder; name the .pth file in it"),
-        (folder / "model_best.pth", ["--to_reference"], "takes the folder of a model of ours"),
+        (folder / "model_best.pth", ["--to_reference"], "--to_reference takes the folder of a model"),
     ):
         with pytest.raises(SystemExit):
             main([str(path), *extra, "--output_dir", str(tmp_path / "other")])
