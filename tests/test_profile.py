@@ -63,7 +63,7 @@ def test_command(capsys):
     output = capsys.readouterr().out
     assert "100 classes, 32 x 32 pixels" in output
     assert "expert 6" in output
-    assert "The BatchFormer takes part in training only." in output
+    assert "The BatchFormer is used in training only." in output
 
 
 def test_results_of_a_router(tmp_path, capsys):
