@@ -164,7 +164,7 @@ MISSING = {
             (folder / "train").rename(folder / "images/train"),
             (folder / "val").rename(folder / "images/val"),
         ],
-        ["4 of 4 train images", "seem to be in", "images: move what is in it up", "--data_dir"],
+        ["4 of 4 train images", "seem to be in", "images: move them up", "--data_dir"],
     ),
     "all, not unpacked": (
         lambda folder: [(folder / "train").rename(folder.parent / "t"), (folder / "val").rename(folder.parent / "v")],
@@ -203,7 +203,7 @@ def test_at_most_five_missing_images_are_shown(tmp_path):
 def test_images_that_go_missing_once_cached_are_noticed(places):
     load_long_tailed("places_lt", places)
     (places / TRAIN[2]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 train images looked at .* any more, the first .*bar/1.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 checked train images .* any more, the first .*bar/1.jpg"):
         load_long_tailed("places_lt", places)
 
 
@@ -212,7 +212,7 @@ def test_an_unreadable_folder_is_named(places, monkeypatch):
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr("data.rows.os.scandir", refuse)
-    with pytest.raises(PermissionError, match=r"train/a/air field may not be read; .*chmod"):
+    with pytest.raises(PermissionError, match=r"permission to read .*train/a/air field is missing; .*chmod"):
         load_long_tailed("places_lt", places)
 
 
