@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # sbatch configs/slurm.sh --recipe imagenet_lt_resnet50 [--OPTION VALUE ...]
 #
-# Two machines of four GPUs; change the lines below to yours. Two minutes before its time is up, or when it is
-# pre-empted, the job saves a checkpoint and puts itself into the queue again, and then goes on from there.
+# Two machines with four GPUs each; change the lines below to match yours. Two minutes before its time limit, or when
+# it is preempted, the job saves a checkpoint and requeues itself. It then resumes from that checkpoint.
 #SBATCH --job-name=ride_bf
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -15,14 +15,14 @@
 #SBATCH --output=slurm-%j.out
 set -u
 
-recipe_output="outputs/${SLURM_JOB_NAME}-${SLURM_JOB_ID}"  # a job that is queued again keeps its number
+recipe_output="outputs/${SLURM_JOB_NAME}-${SLURM_JOB_ID}"  # a requeued job keeps its id
 resume=()
 [ -d "$recipe_output/last" ] && resume=(--resume)
 options=(--output_dir "$recipe_output" --num_workers 8 ${resume[@]+"${resume[@]}"} "$@")
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# The training processes are signalled, not Accelerate's launcher, which would end them before they have saved.
-# Only a task knows its machine's number, hence the shell; what follows "launch" are its arguments.
+# Signals go to the training processes and not to Accelerate's launcher, which would end them before they have saved.
+# SLURM_NODEID is known only inside a task, so a shell reads it there. The words after "launch" are its arguments.
 srun --kill-on-bad-exit=1 bash -c 'exec .venv/bin/accelerate launch --machine_rank "$SLURM_NODEID" "$@"' launch \
     --config_file configs/several_machines.yaml \
     --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * 4)) \
@@ -33,7 +33,7 @@ step=$!
 again=false
 requeue() {
     again=true
-    # By the job's number in their environment: the machine may train for other jobs, and 123 is also a part of 1234.
+    # Select processes by the job id in their environment: other jobs may train here, and 123 also matches 1234.
     srun --overlap --ntasks-per-node=1 bash -c '
         for process in $(pgrep -f "[-]u train_accelerate.py"); do
             if tr "\0" "\n" < "/proc/$process/environ" | grep -qx "SLURM_JOB_ID=$SLURM_JOB_ID"; then
@@ -45,7 +45,7 @@ trap requeue USR1 TERM
 wait "$step"
 code=$?
 if [ "$again" = true ]; then
-    wait "$step"  # the trap ended the first wait; now the checkpoint is written
+    wait "$step"  # the trap ended the first wait; wait until the checkpoint is written
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi

@@ -89,7 +89,7 @@ def imagenet_names(synsets: Sequence[str]) -> list[str]:
 
 
 def load_benchmark(benchmark: Benchmark, data_dir: Path) -> DatasetDict:
-    """The splits of a benchmark whose lists and images are in `data_dir`. See `data.load_long_tailed`."""
+    """Loads the splits of a benchmark whose lists and images are in `data_dir`. See `data.load_long_tailed`."""
     name = benchmark.name
     lists = {split: data_dir / file for split, file in benchmark.lists.items()}
     missing = [str(path) for path in lists.values() if not path.is_file()]

@@ -6,7 +6,7 @@ from PIL import Image as PilImage
 
 TRAIN_COUNTS = tuple(round(120 * 0.02 ** (label / 9)) for label in range(10))  # 120 78 50 33 21 14 9 6 4 2
 TEST_PER_CLASS = 50
-# The commonest class has 178 images: 120 to train on and 50 to test leave 8.
+# The largest class has 178 images: 120 for training and 50 for the test leave 8.
 VALIDATION_PER_CLASS = 8
 
 

@@ -79,7 +79,7 @@ def train_transform(
     """
     for value, known, kind in ((augmentation, AUGMENTATIONS, "augmentation"), (auto_augment, AUTO_AUGMENT, "policy")):
         if value not in known:
-            raise ValueError(f"no {kind} is called {value!r}; choose from {', '.join(known)}")
+            raise ValueError(f"no {kind} is called {value!r}; there are {', '.join(known)}")
     steps = [*AUGMENTATIONS[augmentation].crop(image_size), *AUTO_AUGMENT[auto_augment]()]
     return _Rows(v2.Compose(steps), (image_size, image_size), on_broken or OnBrokenImage())
 

@@ -1,4 +1,4 @@
-"""What training and evaluation need beyond the network: recipes, losses, metrics, checkpoints and commands."""
+"""Everything but the network and the training loop: recipes, losses, metrics, checkpoints and commands."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ from types import ModuleType
 
 
 class _Alias(ModuleType):
-    """A second name for a module. The module is imported on first use, so `import ride_bf` stays fast."""
+    """A second name for a module. The module is imported on first use, so `import ride_bf` is fast."""
 
     def __init__(self, name: str, target: str):
         super().__init__(f"{__name__}.{name}", f"The contents of {__name__}.{target}.")
@@ -14,7 +14,7 @@ class _Alias(ModuleType):
         sys.modules[self.__name__] = self
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # tools that inspect every module must not trigger the import
+        if name.startswith("__"):  # tools that inspect every module must not import this one
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(self._target), name)
 

@@ -1,8 +1,7 @@
-"""May training start? `python -m ride_bf.check_data --data_dir DIR [--dataset NAME] [--output_dir OUT]`.
+"""Check a data set before training: `python -m ride_bf.check_data --data_dir DIR [--dataset NAME] [--output_dir OUT]`.
 
-Reads every image of every split as training would, and writes nothing but its report: a summary on the terminal,
-`check_data.json` with all of it, and `long_tail.png`. The exit code is 0 if training may start, and 1 if lists are
-wrong or images cannot be read.
+Reads every image of every split as training does. Prints a summary and writes the full report, `check_data.json`, and a
+plot, `long_tail.png`. The exit code is 0 if training can start, and 1 if lists are wrong or images are broken.
 """
 
 import argparse
@@ -16,12 +15,17 @@ from ride_bf.command_line.parser import command_parser
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("check_data", __doc__)
-    parser.add_argument("--data_dir", help="folder of the lists and images, or what else training takes there")
+    parser.add_argument("--data_dir", help="folder of the lists and images, or any other place that training accepts")
     parser.add_argument("--dataset", help="name of the data set; by default the one whose files are in --data_dir")
-    parser.add_argument("--image_column", help="of one's own table; image by default")
-    parser.add_argument("--label_column", help="of one's own table; label by default")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_data"), help="where the report goes")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes that read; one a core")
+    parser.add_argument("--image_column", help="column of the images in your own table; image by default")
+    parser.add_argument("--label_column", help="column of the labels in your own table; label by default")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_data"), help="folder for the report")
+    parser.add_argument(
+        "--num_workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes that read; by default one a core",
+    )
     options = parser.parse_args(arguments)
     if options.data_dir is None and options.dataset is None:
         parser.error("name the data: --data_dir, --dataset or both")
@@ -46,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         draw(report["classes"], name, picture)
     print(f"{name}{f' in {options.data_dir}' if options.data_dir else ''}\n\n{summary(report)}\n")
-    print(f"all of it: {file}\nthe long tail: {picture}")
+    print(f"full report: {file}\nlong tail: {picture}")
     if not data.may_start:
         raise SystemExit(f"error: {refusal(report)}")
     print("Training may start.")

@@ -1,7 +1,7 @@
 """Classify image files with a saved model: `python -m ride_bf.classify MODEL IMAGE [IMAGE ...]`.
 
-Files are read as in training and evaluation. A file that cannot be read is named; the others are classified all the
-same, and the exit code is 1.
+Files are read as in training and evaluation. If a file cannot be read, the command reports it, classifies the other
+files, and exits with code 1.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from ride_bf.command_line.parser import command_parser
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("classify", __doc__)
     parser.add_argument(
-        "model", help="a run's output folder, a checkpoint's, or a model's id on the Hub; its code is run"
+        "model",
+        help="output folder of a run, folder of a checkpoint or id on the Hub; its own code is run",
     )
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--top_k", type=int, default=3, help="classes to print for each image")

@@ -1,9 +1,9 @@
-"""Models side by side, on the same test images: `python -m ride_bf.compare A B [C ...]`.
+"""Compare models on the same test images: `python -m ride_bf.compare A B [C ...]`.
 
-A, B, C are output folders of runs whose models `python -m ride_bf.evaluate` has evaluated, folders that it wrote, or
-their `results.json`. Each model is compared with the first one: the difference of every accuracy and its confidence
-interval, by a bootstrap that draws the same images for both. It tells how far other test images would move a
-difference; what another seed of the training would do, only more runs tell.
+First evaluate each model with `python -m ride_bf.evaluate`. A, B, C are output folders of runs, folders that
+`ride_bf.evaluate` wrote, or `results.json` files. Each model is compared with the first one. The table shows the
+difference of every accuracy with a confidence interval, from a bootstrap that draws the same images for both models.
+The interval covers the choice of test images. To see the effect of the training seed, compare several runs.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("compare", __doc__)
     parser.add_argument("first", type=Path, metavar="A")
     parser.add_argument("others", type=Path, nargs="+", metavar="B")
-    parser.add_argument("--output", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--output", type=Path, help="JSON file to write the numbers to")
     return parser.parse_args(arguments)
 
 
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(compared))
     print(
         f"\nDifferences in points with their {100 * compared['level']:.0f} % interval over test images, bold where it "
-        "excludes 0.\nThe same recipe with another seed may differ by more: compare several runs of each."
+        "excludes 0.\nAnother training seed may change them by more: compare several runs of each model."
     )
 
 

@@ -1,10 +1,10 @@
-"""Convert checkpoints of the authors' code, RIDE's and BatchFormer's, to ours and back.
+"""Convert checkpoints of the authors' code (RIDE and BatchFormer) to this library's format and back.
 
     python -m ride_bf.convert_reference PATH/model_best.pth --output_dir OUT [--config PATH/config.json]
     python -m ride_bf.convert_reference OUT --to_reference --output_dir BACK
 
-The authors' file is read as data. Objects that are pickled in it become inert stand-ins, nothing of it is executed,
-and a file that asks for anything their code does not put there is refused.
+The authors' file is read without executing anything in it. Pickled objects become inert placeholders. A file with
+objects that the authors' code does not save is refused.
 """
 
 import argparse
@@ -16,19 +16,23 @@ from ride_bf.command_line.parser import command_parser
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("convert_reference", __doc__)
-    parser.add_argument("path", type=Path, help="the authors' .pth file; with --to_reference, a folder of ours")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--config", type=Path, help="their config.json, if it is not beside the file")
-    parser.add_argument("--batchformer", choices=["insert", "shared_classifier"], help="where no config.json tells")
-    parser.add_argument("--to_reference", action="store_true", help="the other way round")
+    parser.add_argument("path", type=Path, help="the authors' .pth file; with --to_reference, a model's folder")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder for the converted model")
+    parser.add_argument("--config", type=Path, help="the authors' config.json, if it is not next to the .pth file")
+    parser.add_argument(
+        "--batchformer",
+        choices=["insert", "shared_classifier"],
+        help="how it was used, if no config.json says so",
+    )
+    parser.add_argument("--to_reference", action="store_true", help="convert to the authors' format instead")
     options = parser.parse_args(arguments)
     if not options.path.exists():
         parser.error(f"{options.path} does not exist")
     if options.path.is_dir() != options.to_reference:
         parser.error(
-            f"{options.path} is a file; --to_reference takes the folder of a model of ours"
+            f"{options.path} is a file; --to_reference takes the folder of a model"
             if options.to_reference
-            else f"{options.path} is a folder; name the .pth file in it, or pass --to_reference for the other way"
+            else f"{options.path} is a folder; name the .pth file in it, or pass --to_reference to convert it"
         )
     return options
 

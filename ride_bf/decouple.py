@@ -1,12 +1,12 @@
-"""Correct a trained classifier for its long tail, without training: tau-normalisation and post-hoc logit adjustment.
+"""Correct a trained classifier for the long tail without training: tau-normalisation and post-hoc logit adjustment.
 
     python -m ride_bf.decouple tau_normalisation MODEL --output_dir OUT [--strength T]
     python -m ride_bf.decouple logit_adjustment  MODEL --output_dir OUT [--strength T]
 
-MODEL is a run's output folder, a checkpoint's folder or a Hub id. The strength is chosen on the validation images,
-never on the test, unless it is given. Several processes share the images: `accelerate launch -m ride_bf.decouple ...`.
-(Training the classifiers alone is training: `train_accelerate.py --train_only classifiers` is cRT, `--train_only
-class_scales` learnable weight scaling.)
+MODEL is a run's output folder, a checkpoint's folder or a Hub id. By default the strength is chosen on the validation
+images, never on the test images. To use several processes: `accelerate launch -m ride_bf.decouple ...`. To train the
+classifiers alone, use `train_accelerate.py --train_only classifiers` (cRT) or `--train_only class_scales` (learnable
+weight scaling).
 """
 
 import json
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("method", choices=("tau_normalisation", "logit_adjustment"))
     parser.add_argument("model", help="a trained model with linear classifiers")
     parser.add_argument(
-        "--output_dir", type=Path, required=True, help="where the corrected model goes: a folder that is new or empty"
+        "--output_dir", type=Path, required=True, help="folder for the corrected model; it must be new or empty"
     )
     parser.add_argument("--strength", type=float, help="tau; by default chosen on the validation images")
     parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of one process")
@@ -49,10 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         check_linear(model, options.method)
-        with accelerator.main_process_first():  # the others find the cache of the first
+        with accelerator.main_process_first():  # the other processes use the cache of the first
             splits, data = load_splits_of(place, **given_data_options(options))
         if options.strength is None and "validation" not in splits:
-            raise ValueError(f"{place} was trained without validation images, on which to choose: pass --strength")
+            raise ValueError(f"{place} has no validation images to choose the strength on: pass --strength")
         check_classes(model, data.class_names, f"the model {place}")
     method, strength, counts = options.method, options.strength, data.train_class_counts
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     with errors_as_messages(BrokenImageError, FloatingPointError):
         if strength is None:
             curve = choose_strength(prepared, method, loader("validation"), accelerator, counts)
-            strength = max(curve, key=lambda tau: (curve[tau], -tau))  # of equals the least correction
+            strength = max(curve, key=lambda tau: (curve[tau], -tau))  # of equal strengths, the smallest correction
             accelerator.print(
                 f"{method}: {strength} is best of {len(curve)} strengths on {len(splits['validation'])} images"
             )

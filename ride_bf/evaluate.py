@@ -1,12 +1,12 @@
-"""What a model is worth on rare classes: `python -m ride_bf.evaluate --model RUN_OR_CHECKPOINT_OR_HUB_ID`.
+"""Evaluate a model on frequent and rare classes: `python -m ride_bf.evaluate --model RUN_OR_CHECKPOINT_OR_HUB_ID`.
 
-Writes `results.json`, whose keys `ride_bf.evaluation.results` describes; `report.html`, the same for people, in one
-file that needs no other; and `predictions.npz`, with which `python -m ride_bf.compare` compares models image by image.
-Several processes share the images: `accelerate launch -m ride_bf.evaluate ...`. The BatchFormer takes no part in
-predictions.
+Writes three files: `results.json`, with the keys that `ride_bf.evaluation.results` describes; `report.html`, a report
+in a single file; and `predictions.npz`, which `python -m ride_bf.compare` uses to compare models image by image. To use
+several processes: `accelerate launch -m ride_bf.evaluate ...`. The BatchFormer is not used for predictions.
 
-The images are those of the data set that the model was trained on. `--other_images` evaluates it on another data set
-of the same classes. Many-, medium- and few-shot classes are always those of the images that the model was trained on.
+By default the images come from the data set that the model was trained on. `--other_images` evaluates it on another
+data set with the same classes. The training images of the model always determine which classes are many-, medium- and
+few-shot.
 """
 
 import argparse
@@ -20,9 +20,13 @@ from ride_bf.command_line.parser import command_parser
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("evaluate", __doc__)
     parser.add_argument(
-        "--model", required=True, help="a run's output folder, a checkpoint's folder or a Hub id; its code is not run"
+        "--model",
+        required=True,
+        help="output folder of a run, folder of a checkpoint or id on the Hub; its own code is not run",
     )
-    parser.add_argument("--split", default="test", help="test, or validation to leave the test images unseen")
+    parser.add_argument(
+        "--split", default="test", help="split to evaluate: test, or validation while you are still tuning"
+    )
     parser.add_argument(
         "--output_dir", type=Path, help="by default the checkpoint's folder, or outputs/NAME for a model from the Hub"
     )
@@ -32,8 +36,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--other_images",
         action="store_true",
-        help="the data options name another data set, with the classes that the model was trained on; results.json "
-        "says so",
+        help="evaluate on the data set that the data options name; it must have the same classes, and results.json "
+        "records it",
     )
     options = parser.parse_args(arguments)
     if options.batch_size < 1 or options.num_workers < 0:
@@ -63,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         check_precision(accelerator)
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
-        with accelerator.main_process_first():  # the others find the cache of the first
+        with accelerator.main_process_first():  # the other processes use the cache of the first
             data = load_data_to_evaluate(place, options.split, options.other_images, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
     output_dir = options.output_dir or results_folder(place)
@@ -83,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{place}: {len(data.split):,} images of {results['dataset']}'s {options.split} split\n")
         print(accuracy_table(results["metrics"], data.train_class_counts, data.class_names))
         speed = results["speed"]["images_per_second"]
-        print(f"\n{speed:,.0f} images/s. All the numbers: {output_dir / REPORT}")
+        print(f"\n{speed:,.0f} images/s. Full report: {output_dir / REPORT}")
     accelerator.end_training()
 
 

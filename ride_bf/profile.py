@@ -1,6 +1,7 @@
-"""What a network costs: `python -m ride_bf.profile --recipe NAME [--num_labels C] [--OPTION VALUE ...]`.
+"""Count parameters and multiply-adds: `python -m ride_bf.profile --recipe NAME [--num_labels C] [--OPTION VALUE]`.
 
-Parameters and multiply-adds for each part, counted by torch on tensors without memory: it needs no data and no weights.
+Prints the parameters and multiply-adds of each part. The command needs no data and no weights: torch counts on meta
+tensors.
 """
 
 import json
@@ -13,9 +14,9 @@ from ride_bf.training.arguments import parse_arguments
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_parser("profile", __doc__)
-    parser.add_argument("--num_labels", type=int, help="classes; by default those of the recipe's data set")
+    parser.add_argument("--num_labels", type=int, help="number of classes; by default that of the recipe's data set")
     parser.add_argument(
-        "--results", type=Path, help="test_results.json of a run with a router: weighs the experts' use"
+        "--results", type=Path, help="test_results.json of a run with a router: its use of the experts is counted"
     )
     options, rest = parser.parse_known_args(arguments)
     _, recipe = parse_arguments(rest)
@@ -24,16 +25,16 @@ def main(arguments: list[str] | None = None) -> None:
 
     num_labels = options.num_labels or NUM_CLASSES.get(recipe.dataset)
     if num_labels is None:
-        parser.error(f"how many classes {recipe.dataset} has is not known before it is read; pass --num_labels")
+        parser.error(f"the number of classes of {recipe.dataset} is not known before it is read; pass --num_labels")
     parts = profile(recipe.config(num_labels=num_labels), recipe.image_size, recipe.window_size)
     shares = None
     if options.results is not None:
         with errors_as_messages():
             shares = json.loads(options.results.read_text()).get("test", {}).get("experts_used")
         if shares is None:
-            parser.error(f"{options.results} is not of a network with a router")
+            parser.error(f"{options.results} does not come from a network with a router")
         if "router" not in parts:
-            parser.error(f"{recipe.name} has no router, and {options.results} is of a network with one")
+            parser.error(f"{recipe.name} has no router, but {options.results} comes from a network with one")
     print(f"{recipe.name}: {num_labels} classes, {recipe.image_size} x {recipe.image_size} pixels\n")
     print(table(parts, shares))
 

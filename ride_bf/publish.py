@@ -1,9 +1,10 @@
 """Publish a trained model on the Hugging Face Hub: `python -m ride_bf.publish DIR --repo_id user/name`.
 
-DIR is a run's output folder or a checkpoint's. What is uploaded, in one commit or not at all: weights, code, image
-processor, a card made from the run's files, results, plots, the training images of each class, and the handler for
-Inference Endpoints. `--dry_run --output_dir OUT` writes it to a folder instead. Log in first, by `hf auth login` or
-with HF_TOKEN in the environment. What is there already is not uploaded again: a command that failed can be repeated.
+DIR is the output folder of a run or the folder of a checkpoint. One commit uploads the weights, the code, the image
+processor, a model card made from the run's files, the results, the plots, the number of training images of each class,
+and the handler for Inference Endpoints. `--dry_run --output_dir OUT` writes these files to a folder instead. First log
+in with `hf auth login` or set HF_TOKEN. If the command fails, run it again: files that are on the Hub already are not
+uploaded again.
 """
 
 import argparse
@@ -16,17 +17,21 @@ from ride_bf.command_line.parser import command_parser
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("publish", __doc__)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a run's output folder, or a checkpoint's")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="output folder of a run, or folder of a checkpoint")
     parser.add_argument("--repo_id", required=True, help="USER/NAME of the repository on the Hub")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch to publish to; it is made if there is none")
-    parser.add_argument("--license", default="mit", help="of the weights, by the Hub's identifier")
-    parser.add_argument("--examples", type=Path, nargs="+", help="image files to show on the page; you publish them")
-    parser.add_argument("--keep_batchformer", action="store_true", help="for those who want to train on")
+    parser.add_argument("--revision", help="branch to publish to; it is created if it does not exist")
+    parser.add_argument("--license", default="mit", help="license of the weights, as an identifier of the Hub")
+    parser.add_argument(
+        "--examples", type=Path, nargs="+", help="image files to show on the page; they are published too"
+    )
+    parser.add_argument(
+        "--keep_batchformer", action="store_true", help="keep the BatchFormer's weights, for further training"
+    )
     parser.add_argument("--onnx", action="store_true", help="add model.onnx; needs requirements-extras.txt")
-    parser.add_argument("--space", help="USER/NAME of a Space to publish too: a page to try the model on")
-    parser.add_argument("--dry_run", action="store_true", help="upload nothing; list what would be")
-    parser.add_argument("--output_dir", type=Path, help="keep the files here; a folder that is new or empty")
+    parser.add_argument("--space", help="USER/NAME of a Space to publish too, a page for trying the model")
+    parser.add_argument("--dry_run", action="store_true", help="upload nothing; list the files")
+    parser.add_argument("--output_dir", type=Path, help="keep the files in this folder; it must be new or empty")
     return parser.parse_args(arguments)
 
 
@@ -63,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
         if options.dry_run:
-            print(f"Nothing was uploaded; this is what {options.repo_id} would have.")
+            print(f"Nothing was uploaded. {options.repo_id} would contain these files.")
             return
         address = upload(folder, options.repo_id, private=options.private, revision=options.revision)
         if options.space is not None:

@@ -1,9 +1,9 @@
-"""What a router saves and what it costs: `python -m ride_bf.route RUN_OR_CHECKPOINT_OR_HUB_ID [--output_dir OUT]`.
+"""Measure a router's accuracy and cost: `python -m ride_bf.route RUN_OR_CHECKPOINT_OR_HUB_ID [--output_dir OUT]`.
 
-For thresholds from "every expert for every image" to "one expert for all", on the validation images: accuracy, experts
-used, multiply-adds, and images a second, which are measured on a sample of the images. Written as `routing.json` and
-drawn as `routing.png`. The model's own threshold is `router_threshold` in its config.json; `--set_threshold T` writes
-another one there. Several processes share the images: `accelerate launch -m ride_bf.route ...`.
+The thresholds go from "every expert for every image" to "one expert for all". For each threshold the command reports
+accuracy, experts used and multiply-adds on the validation images, and the speed on a sample of them. It writes
+`routing.json` and plots `routing.png`. The model's own threshold is `router_threshold` in its config.json;
+`--set_threshold T` changes it. To use several processes: `accelerate launch -m ride_bf.route ...`.
 """
 
 import json
@@ -16,11 +16,13 @@ from ride_bf.command_line.parser import command_parser
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_parser("route", __doc__)
-    parser.add_argument("model", help="a run's output folder, a checkpoint's folder or a Hub id, with a trained router")
+    parser.add_argument(
+        "model", help="output folder of a run, folder of a checkpoint or id on the Hub; needs a trained router"
+    )
     parser.add_argument(
         "--output_dir", type=Path, help="by default the checkpoint's folder, or outputs/NAME for a model from the Hub"
     )
-    parser.add_argument("--split", default="validation", help="on which images the curve is measured")
+    parser.add_argument("--split", default="validation", help="split to measure the curve on")
     parser.add_argument("--batch_size", type=int, default=128, help="images in a batch of one process")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
     parser.add_argument("--set_threshold", type=float, help="write this threshold into the model's config.json")
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         model, processor = load_model(place), load_processor(place)
         if model.router is None:
             raise ValueError(f"{place} has no router; train one with a recipe whose name ends in _router")
-        with accelerator.main_process_first():  # the others find the cache of the first
+        with accelerator.main_process_first():  # the other processes use the cache of the first
             data = load_data_to_evaluate(place, options.split, **given_data_options(options))
         if options.set_threshold is not None and accelerator.is_main_process:
             set_threshold(model.config, options.set_threshold, place)

@@ -92,7 +92,7 @@ WRONG = {
     "a negative label": (append("Places_LT_train.txt", "train/x.jpg -1\n"), ["line 5", "whole number from 0"]),
     "a fraction": (append("Places_LT_train.txt", "train/x.jpg 1.5\n"), ["line 5", "1.5"]),
     "only a label": (append("Places_LT_train.txt", "3\n"), ["line 5", "relative/path.jpg label"]),
-    "many such lines": (append("Places_LT_train.txt", "a\nb\nc\n"), ["line 5", "so are 2 more lines"]),
+    "many such lines": (append("Places_LT_train.txt", "a\nb\nc\n"), ["line 5", "2 more lines are wrong too"]),
     "columns in another order": (rewrite("Places_LT_train.txt", "0 train/b/bar/1.jpg\n"), ["line 1", "expected lines"]),
     "nothing": (rewrite("Places_LT_train.txt", ""), ["Places_LT_train.txt is empty"]),
     "nothing but empty lines": (rewrite("Places_LT_train.txt", "\n \n"), ["Places_LT_train.txt is empty"]),
@@ -114,7 +114,7 @@ WRONG = {
     ),
     "an image twice": (
         append("Places_LT_train.txt", f"{TRAIN[0]} 1\n"),
-        ["line 5", "is listed already", "train.txt, line 1, label 0; here 1", "1 such line(s)"],
+        ["line 5", "is listed already", "train.txt, line 1, label 0; here 1", "1 duplicate line(s)"],
     ),
     "a test image trained on": (
         rewrite("Places_LT_test.txt", f"{TRAIN[2]} 1\n"),
@@ -164,7 +164,7 @@ MISSING = {
             (folder / "train").rename(folder / "images/train"),
             (folder / "val").rename(folder / "images/val"),
         ],
-        ["4 of 4 train images", "seem to be in", "images: move what is in it up", "--data_dir"],
+        ["4 of 4 train images", "seem to be in", "images: move them up", "--data_dir"],
     ),
     "all, not unpacked": (
         lambda folder: [(folder / "train").rename(folder.parent / "t"), (folder / "val").rename(folder.parent / "v")],
@@ -203,7 +203,7 @@ def test_at_most_five_missing_images_are_shown(tmp_path):
 def test_images_that_go_missing_once_cached_are_noticed(places):
     load_long_tailed("places_lt", places)
     (places / TRAIN[2]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 train images looked at .* any more, the first .*bar/1.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 checked train images .* any more, the first .*bar/1.jpg"):
         load_long_tailed("places_lt", places)
 
 
@@ -212,7 +212,7 @@ def test_an_unreadable_folder_is_named(places, monkeypatch):
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr("data.rows.os.scandir", refuse)
-    with pytest.raises(PermissionError, match=r"train/a/air field may not be read; .*chmod"):
+    with pytest.raises(PermissionError, match=r"permission to read .*train/a/air field is missing; .*chmod"):
         load_long_tailed("places_lt", places)
 
 

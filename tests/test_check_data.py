@@ -178,7 +178,7 @@ class TestBrokenImages:
         report, _, error = run_refused(places, capsys)
         (lost,) = report["classes_without_readable_training_images"]
         assert lost.endswith("scene_000")
-        assert f"but then classes without a training image: 1 ({lost})" in error
+        assert f"but then 1 class(es) have no training image ({lost})" in error
 
     def test_many_are_counted_and_some_shown(self, places, capsys):
         for path, _ in listed(places, "train", 3)[:8]:
@@ -278,7 +278,7 @@ class TestOtherFindings:
         (image,) = self.only(report, "very_small")["images"]
         assert (image["path"], image["detail"]) == (str(path), "40 x 3 pixels")
         assert report["splits"]["train"]["shorter_side"] == {"smallest": 3, "median": 32, "largest": 32}
-        assert "images that are very small beside the others: 1" in capsys.readouterr().out
+        assert "images that are very small compared to the others: 1" in capsys.readouterr().out
 
     def test_the_same_in_two_splits(self, places, capsys):
         trained_on, _ = listed(places, "train", 1)[7]

@@ -84,8 +84,8 @@ def test_three_side_by_side(tmp_path, capsys):
 def test_what_cannot_be_compared_is_refused(tmp_path):
     first = write(tmp_path / "first", outcome([0.5] * 6, 0))
     for name, options, message in (
-        ("images", {"digest": "1" * 64}, "are of different test images: 360 of digits_lt's test split"),
-        ("counts", {"counts": [500, 300, 50, 30, 25, 3]}, "count other training images, 888 and 908"),
+        ("images", {"digest": "1" * 64}, "have different test images: 360 of digits_lt's test split"),
+        ("counts", {"counts": [500, 300, 50, 30, 25, 3]}, "have different training images, 888 and 908"),
     ):
         other = write(tmp_path / name, outcome([0.5] * 6, 0), **options)
         with pytest.raises(SystemExit, match=message):
@@ -93,10 +93,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     shorter = write(tmp_path / "shorter", outcome([0.5] * 6, 0))
     columns = np.load(shorter / "predictions.npz")
     Predictions(**{name: column[:-1] for name, column in columns.items()}).save(shorter / "predictions.npz")
-    with pytest.raises(SystemExit, match=r"of 359 images, results\.json of 360"):
+    with pytest.raises(SystemExit, match=r"has 359 images, but results\.json has 360"):
         compare.main([str(first), str(shorter)])
     (shorter / "predictions.npz").write_bytes(b"no archive")
-    with pytest.raises(SystemExit, match=r"not what ride_bf\.evaluate writes"):
+    with pytest.raises(SystemExit, match=r"was not written by ride_bf\.evaluate"):
         compare.main([str(first), str(shorter)])
     with pytest.raises(SystemExit, match="nothing"):
         compare.main([str(first), str(tmp_path / "nothing")])

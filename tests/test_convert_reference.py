@@ -370,7 +370,7 @@ class TestWrongFiles:
         state = authors_state(model)
         state["backbone.some." + key] = state.pop("backbone." + key)
         write_checkpoint(path.parent, model, "ResNet32Model", {}, state=state, config=False)
-        assert f"1 names are not of the authors' networks: some.{key}" in self.refused(path, tmp_path)
+        assert f"the authors' networks do not have these 1 names: some.{key}" in self.refused(path, tmp_path)
 
     def test_missing_parameters_are_listed(self, theirs, tmp_path):
         model, path = theirs
@@ -419,7 +419,7 @@ class TestWrongFiles:
         _, path = theirs
         content = path.read_bytes()
         path.write_bytes(content[: int(length * len(content)) if length < 1 else length])
-        assert "is damaged, cut off or no torch checkpoint" in self.refused(path, tmp_path)
+        assert "is damaged, cut off or not a torch checkpoint" in self.refused(path, tmp_path)
 
     def test_a_flipped_byte(self, theirs, tmp_path):
         """torch reads on over a wrong checksum."""
@@ -432,7 +432,7 @@ class TestWrongFiles:
     def test_a_configuration_of_ours(self, theirs, tmp_path):
         model, path = theirs
         model.config.save_pretrained(tmp_path / "config")
-        assert "of a model of ours" in self.refused(path, tmp_path, config_path=tmp_path / "config" / "config.json")
+        assert "it is of this library" in self.refused(path, tmp_path, config_path=tmp_path / "config" / "config.json")
 
     def test_not_a_checkpoint(self, theirs, tmp_path):
         _, path = theirs
@@ -450,7 +450,7 @@ class TestWrongFiles:
         content = {"state_dict": authors_state(model), "config": Hostile()}
         torch.save(content, path, _use_new_zipfile_serialization=zipped)
         message = self.refused(path, tmp_path)
-        assert re.search(r"asks for (_io|io|builtins)\.open, which no checkpoint of the authors' holds", message)
+        assert re.search(r"asks for (_io|io|builtins)\.open, which no checkpoint of the authors contains", message)
         assert not (tmp_path / "written").exists()
 
     def test_a_plain_pickle_is_refused(self, theirs, tmp_path):
@@ -486,7 +486,7 @@ def test_command(tmp_path, capsys):
     assert "nowhere.pth does not exist" in capsys.readouterr().err
     for path, extra, message in (
         (folder, [], "is a folder; name the .pth file in it"),
-        (folder / "model_best.pth", ["--to_reference"], "takes the folder of a model of ours"),
+        (folder / "model_best.pth", ["--to_reference"], "--to_reference takes the folder of a model"),
     ):
         with pytest.raises(SystemExit):
             main([str(path), *extra, "--output_dir", str(tmp_path / "other")])

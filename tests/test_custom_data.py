@@ -240,7 +240,7 @@ WRONG = {
     "a folder that is not there": (lambda tmp: tmp / "nothing", ["nothing does not exist", "train/CLASS/*.jpg"]),
     "an id that the Hub does not give out": (
         lambda tmp: "user/name",
-        ["'user/name' does not exist here, and the Hub gives out no data set of that id"],
+        ["'user/name' does not exist here, and the Hub has no data set of that id"],
     ),
     "a table that is not there": (lambda tmp: "images.csv", ["'images.csv' does not exist here", "the path of one"]),
     "an empty folder": (lambda tmp: tmp, ["has no folders of images", "expected one of: lists"]),
@@ -251,7 +251,7 @@ WRONG = {
         lambda tmp: folder_with(tmp, "train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"),
         ["1 class(es) without training images, 'c'", "'a', 'b'"],
     ),
-    "another kind of file": (lambda tmp: table_with(tmp, "", "x.json") / "x.json", ["x.json is no table", ".csv"]),
+    "another kind of file": (lambda tmp: table_with(tmp, "", "x.json") / "x.json", ["x.json is not a table", ".csv"]),
     "other columns": (
         lambda tmp: table_with(tmp, "file,label\n1.jpg,a\n"),
         ["train.csv has no column 'image', only ['file', 'label']; name it with --image_column"],

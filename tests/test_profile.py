@@ -63,14 +63,14 @@ def test_command(capsys):
     output = capsys.readouterr().out
     assert "100 classes, 32 x 32 pixels" in output
     assert "expert 6" in output
-    assert "The BatchFormer takes part in training only." in output
+    assert "The BatchFormer is used in training only." in output
 
 
 def test_results_of_a_router(tmp_path, capsys):
     path = tmp_path / "test_results.json"
     path.write_text('{"test": {"experts_used": [0.5, 0.25, 0.25]}}')
     main(["--recipe", "imagenet_lt_resnet50_router", "--results", str(path)])
-    assert "with 50.0 %, 25.0 %, 25.0 % of the images at 1, 2, ... experts: " in capsys.readouterr().out
+    assert "if 50.0 %, 25.0 %, 25.0 % of the images use 1, 2, ... experts: " in capsys.readouterr().out
     for arguments, message in (
         (["--recipe", "imagenet_lt_resnet50", "--results", str(path)], "imagenet_lt_resnet50 has no router"),
         (["--results", str(tmp_path / "nowhere.json")], "nowhere.json"),

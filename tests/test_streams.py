@@ -188,7 +188,7 @@ def test_what_cannot_be_streamed(tmp_path):
     with pytest.raises(ValueError, match=r"x.csv cannot be streamed"):
         stream(tmp_path / "x.csv")
     for place in ("user/name", "user/name.v2", "user/name.py"):
-        with pytest.raises(ValueError, match=rf"the Hub does not give '{place}' out"):
+        with pytest.raises(ValueError, match=rf"'{place}' cannot be loaded from the Hub"):
             stream(place)
     for place in ("./name", "user/a--b", "user/name.git"):
         with pytest.raises(ValueError, match=f"{place} cannot be streamed"):

@@ -241,7 +241,7 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"like": "imagenet"}, "no stand-in for 'imagenet'; there are imagenet_lt, inaturalist18, places_lt"),
+            ({"like": "imagenet"}, "no synthetic 'imagenet'; choose from imagenet_lt, inaturalist18, places_lt"),
             ({"scale": 0}, "above 0 and up to 1, not 0"),
             ({"scale": 1.5}, "above 0 and up to 1, not 1.5"),
             ({"image_scale": 0}, "image_scale .* above 0, not 0"),

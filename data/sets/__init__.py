@@ -33,7 +33,7 @@ DATA_SETS: dict[str, DataSet] = read_data_sets()
 def get_data_set(name: str) -> DataSet:
     """Returns the data set with this name. Raises ValueError, with the known names, for any other."""
     if name not in DATA_SETS:
-        raise ValueError(f"no data set is called {name!r}; choose from {', '.join(DATA_SETS)}")
+        raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATA_SETS)}")
     return DATA_SETS[name]
 
 

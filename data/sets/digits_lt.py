@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsLT(DataSet):
-    """The images come with scikit-learn, so there is no folder to name."""
+    """The images come with scikit-learn, so the data set has no folder."""
 
     def load(self, place: None = None) -> "DatasetDict":
         from data.digits import load_digits_lt

@@ -1,4 +1,4 @@
-"""Measurements that the README shows: `python -m ride_bf.benchmark NAME`."""
+"""Run the benchmarks that the README reports: `python -m ride_bf.benchmark NAME`."""
 
 import argparse
 import importlib

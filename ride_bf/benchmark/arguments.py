@@ -1,4 +1,4 @@
-"""What each measurement can be told; by itself, so that `--help` does not wait for torch."""
+"""The options of each benchmark, in a file of their own, so that `--help` does not wait for torch."""
 
 import argparse
 import os
@@ -12,16 +12,16 @@ DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
 def _digits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, which share the cores")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="finished runs are reused")
     _add_results(parser, "digits_lt.json")
-    parser.add_argument("--plot_only", action="store_true", help="draw what --results holds already")
+    parser.add_argument("--plot_only", action="store_true", help="only plot the numbers in --results")
     parser.add_argument("--picture", type=Path, default=DOCS / "digits_lt.png")
 
 
 def _input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data_dir", type=Path, help="lists and images of ImageNet-LT, in place of drawn ones")
-    parser.add_argument("--images", type=int, default=512, help="how many are read in a round")
+    parser.add_argument("--data_dir", type=Path, help="folder of ImageNet-LT, to read instead of synthetic images")
+    parser.add_argument("--images", type=int, default=512, help="number of images to read in a round")
     parser.add_argument("--rounds", type=int, default=5)
     _add_results(parser, "benchmark_input.json")
 
@@ -35,7 +35,7 @@ def _lists(parser: argparse.ArgumentParser) -> None:
         help="lengths of the lists; by default those of the training lists of ImageNet-LT and iNaturalist 2018",
     )
     _add_results(parser, "benchmark_lists.json")
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the process that is measured: its folder
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # folder for the process that is measured
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +43,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=trained, metavar="NAME")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
-    _add_precision(parser, "of all but the reference mode; by default fp16 on a GPU, else no")
-    parser.add_argument("--compile", action="store_true", help="measure our network under torch.compile too")
+    _add_precision(parser, "precision of all modes but the reference mode; by default fp16 on a GPU, else no")
+    parser.add_argument("--compile", action="store_true", help="also measure our network with torch.compile")
     _add_results(parser, "train_step.json")
 
 
@@ -55,7 +55,7 @@ def _scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--experts", type=int, nargs="+", default=(1, 2, 3, 4, 6))
     parser.add_argument("--classes", type=int, nargs="+", default=(100, 1000, 8142, 100_000))
-    parser.add_argument("--windows", type=int, nargs="+", default=(8, 32, 128, 512), help="the batch is of the largest")
+    parser.add_argument("--windows", type=int, nargs="+", default=(8, 32, 128, 512), help="the batch has the largest")
     _add_precision(parser, "by default fp16 on a GPU, else no")
     _add_results(parser, "scale.json")
 
@@ -68,11 +68,11 @@ def _add_results(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--results", type=Path, default=DOCS / name, help="JSON file for the measurements")
 
 
-# name of the module, whose run(options) measures -> what adds its arguments, what it measures
+# name of a module with a function run(options) -> function that adds its options, summary for --help
 BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
-    "digits": (_digits, "The methods on the default images, several seeds each, as a table and a picture."),
-    "input": (_input, "The input pipeline of one process against the classic one, on the same files in one run."),
-    "lists": (_lists, "Reading and caching annotation lists as long as those of ImageNet-LT and iNaturalist 2018."),
-    "train": (_train, "A training step against the authors' way of taking it, and against torchvision's resnet50."),
-    "scale": (_scale, "What experts, classes and the BatchFormer's window cost in a training step: time and memory."),
+    "digits": (_digits, "Compare the methods on the default images, with several seeds each, as a table and a plot."),
+    "input": (_input, "Compare the input pipeline with the classic one, in one process on the same files."),
+    "lists": (_lists, "Measure reading and caching of lists as long as those of ImageNet-LT and iNaturalist 2018."),
+    "train": (_train, "Compare a training step with the authors' implementation and with torchvision's resnet50."),
+    "scale": (_scale, "Measure time and memory of a training step for numbers of experts, classes and window sizes."),
 }

@@ -1,6 +1,6 @@
-"""The methods on the default images, several seeds each, as a table and a picture.
+"""Compare the methods on the default images, with several seeds each, as a table and a plot.
 
-Each run is the training command as a user would give it, so nothing is measured that cannot be had.
+Each run is a normal training command, so users can reproduce every number.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from ride_bf.training.arguments import parse_arguments
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 ONE_EXPERT = "--num_experts 1 --hidden_sizes 16 32 64 --batchformer none"
-# Method -> what it changes in the default recipe. Images, augmentation, steps and schedule are the same for all.
+# Method -> its changes to the default recipe. Images, augmentation, steps and schedule are the same for all.
 METHODS = {
     "cross-entropy": f"{ONE_EXPERT} --loss cross_entropy --classifier linear",
     "LDAM-DRW": f"{ONE_EXPERT} --loss ldam",
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure_digits(seeds: list[int], jobs: int, output_dir: Path) -> dict:
-    """Test metrics of each method and seed, by runs of the training command."""
+    """Runs the training command for each method and seed. Returns the test metrics."""
     runs = [(method, seed) for seed in seeds for method in METHODS]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     done = 0
@@ -81,12 +81,12 @@ def measure_digits(seeds: list[int], jobs: int, output_dir: Path) -> dict:
 
 
 def train_once(overrides: list[str], seed: int, folder: Path, threads: int) -> dict:
-    """Test metrics of one run of the training command; one that is finished already is not repeated."""
+    """Runs the training command once, unless the run is already finished. Returns its test metrics."""
     arguments = [*overrides, "--seed", str(seed), "--output_dir", str(folder)]
     _, recipe = parse_arguments(arguments)
     finished, written = folder / "test_results.json", folder / "recipe.json"
     if not finished.is_file() or recipe.differences(written.read_text()):
-        launch = (  # every option that a user's own accelerate configuration could change
+        launch = (  # all options that a user's accelerate configuration could change
             "-m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no "
             f"--num_cpu_threads_per_process {threads}"
         )
@@ -101,7 +101,7 @@ def train_once(overrides: list[str], seed: int, folder: Path, threads: int) -> d
 
 
 def nearest_neighbour(splits) -> dict:
-    """Test metrics of the nearest training image by Euclidean distance of the pixels."""
+    """Returns the test metrics of a nearest-neighbour classifier on the pixels, with Euclidean distance."""
     from sklearn.neighbors import KNeighborsClassifier
 
     def pixels(split):
@@ -113,7 +113,7 @@ def nearest_neighbour(splits) -> dict:
 
 
 def digits_table(results: dict) -> str:
-    """Mean and standard deviation over the seeds, in percent, as Markdown; and what the BatchFormer adds to RIDE."""
+    """Returns a Markdown table of mean and standard deviation over the seeds, and the gain from the BatchFormer."""
     lines = [f"| | {' | '.join(COLUMNS.values())} | runs |", f"| --- |{' --- |' * (len(COLUMNS) + 1)}"]
     for method, measured in results["methods"].items():
         cells = [_mean_and_deviation([run[column] for run in measured["runs"]]) for column in COLUMNS]
@@ -129,7 +129,7 @@ def digits_table(results: dict) -> str:
             gain = statistics.mean(values["RIDE + BatchFormer"]) - statistics.mean(values["RIDE"])
             gains[name] = f"{name} {gain:+.1f} ± {error:.1f}"
     if gains:
-        lines += ["", f"What the BatchFormer adds to RIDE, ± standard error: {', '.join(gains.values())}."]
+        lines += ["", f"Gain from adding the BatchFormer to RIDE, ± standard error: {', '.join(gains.values())}."]
     return "\n".join(lines)
 
 
@@ -139,7 +139,7 @@ def _mean_and_deviation(fractions: list[float]) -> str:
 
 
 def draw_digits(results: dict, picture: Path) -> None:
-    """The long tail, and each class's accuracy by method with its standard deviation over the seeds."""
+    """Plots the long tail, and the accuracy of each class by method with its standard deviation over the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")

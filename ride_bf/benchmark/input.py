@@ -1,8 +1,8 @@
-"""The input pipeline of one process against the classic one, on the same files in one run.
+"""Compare the input pipeline with the classic one, in one process on the same files.
 
-Classic is PIL with torchvision's first transforms, as in the reference: decoding, augmentation, ToTensor and Normalize
-image by image. Ours is what a loader's worker does; what is left to the device is timed by itself. Both go through a
-DataLoader without workers, in turn, and the best of the rounds counts. The images are drawn by data.synthesize.
+The classic pipeline is PIL with torchvision's v1 transforms, as in the authors' code: decoding, augmentation, ToTensor
+and Normalize, image by image. Ours is the work of a loader's worker; the work on the device is timed separately. Both
+use a DataLoader without workers and take turns, and the best round counts. data.synthesize draws the images.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BATCH = 64
 
 
 def run(options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)  # of one process; a loader's worker has one as well
+    torch.set_num_threads(1)  # like a loader's worker
     with tempfile.TemporaryDirectory() as folder:
         if options.data_dir is None:
             synthesize("imagenet_lt", 0.01, Path(folder))
@@ -60,7 +60,7 @@ class _Classic(Dataset):
 
 
 def measure(rows, rounds: int) -> dict[str, float]:
-    """Images a second of each way through `rows`."""
+    """Measures the images per second of each pipeline on `rows`."""
     recipe = RECIPES["imagenet_lt_resnet50"]
     last = [classic.ToTensor(), classic.Normalize(recipe.image_mean, recipe.image_std)]
     first = [classic.RandomResizedCrop(224), classic.RandomHorizontalFlip(), classic.ColorJitter(0.4, 0.4, 0.4, 0)]
@@ -102,7 +102,7 @@ def measure(rows, rounds: int) -> dict[str, float]:
 
 
 def table(results: dict) -> str:
-    """The measurements as Markdown, with the ratios that count."""
+    """Returns the measurements as Markdown, with the ratios that matter."""
     speed = results["images_per_second"]
     lines = [
         "| images/s | classic | ours | ours / classic | of decoding alone | left to the device |",

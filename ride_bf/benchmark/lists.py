@@ -1,7 +1,7 @@
-"""Reading and caching annotation lists as long as those of ImageNet-LT and iNaturalist 2018.
+"""Measure reading and caching of annotation lists as long as those of ImageNet-LT and iNaturalist 2018.
 
-Each list names empty files that are made for it, so that every check is made that real lists get. Seconds, memory and
-the reload from the cache are of a process of its own; the memory of a loader's worker is what it does not share.
+Each list names empty files that exist, so it passes the same checks as real lists. Time, memory and the reload from the
+cache are measured in a separate process. The memory of a loader's worker is the part that it does not share.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def make_list(folder: Path, lines: int) -> None:
-    """`train.txt` of `lines` lines in random order and the (empty) files that they name, a thousand classes."""
+    """Writes lists with `lines` lines in random order and 1,000 classes, and the empty files that they name."""
     entries = []
     for label in range(1000):
         (folder / f"train/n{label:08d}").mkdir(parents=True)
@@ -55,7 +55,7 @@ def _in_a_process(folder: Path) -> dict:
 
 
 def measure(folder: Path) -> dict:
-    """Seconds and MiB of reading the lists in `folder`, with an empty cache and again."""
+    """Measures seconds and MiB of reading the lists in `folder`, first with an empty cache, then with a full one."""
     import datasets
     from torch.utils.data import DataLoader
 
@@ -93,20 +93,20 @@ def measure(folder: Path) -> dict:
 
 
 class _WorkerMemory:
-    """In place of a transform: MiB that the worker shares neither with its parent nor with the disk's cache."""
+    """Replaces a transform: returns the MiB that the worker shares neither with its parent nor with the disk cache."""
 
     def __call__(self, rows: dict) -> dict:
         return {"mib": [_memory("Private_Dirty", "smaps_rollup")] * len(rows["label"])}
 
 
 def _memory(kind: str, source: str = "status") -> float:
-    """MiB of this process, as Linux counts it in /proc/self."""
+    """Returns the MiB of this process from Linux's /proc/self."""
     lines = Path("/proc/self", source).read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
 
 
 def table(rows: list[dict]) -> str:
-    """The measurements as Markdown."""
+    """Returns the measurements as Markdown."""
     lines = ["| lines | build, cache and check | memory for it | reload | worker's own memory, first and last batch |"]
     lines.append("| --- | --- | --- | --- | --- |")
     lines += [

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: time in turns, peak memory, and the machine they ran on."""
+"""Tools of the benchmarks: timing in turns, peak memory, and a description of the machine."""
 
 import argparse
 import ctypes
@@ -17,12 +17,12 @@ from ride_bf.runs.environment import code_version
 
 
 def default_precision() -> str:
-    """That of a measurement for which none is named: fp16 on a GPU."""
+    """Returns the default precision: fp16 on a GPU, else no mixed precision."""
     return "fp16" if torch.cuda.is_available() else "no"
 
 
 def command(options: argparse.Namespace) -> str:
-    """What would make the measurement again."""
+    """Returns the command that repeats the measurement."""
     words = ["python -m ride_bf.benchmark", options.name]
     for option, value in vars(options).items():
         if option not in ("name", "results") and value not in (None, False):
@@ -32,7 +32,7 @@ def command(options: argparse.Namespace) -> str:
 
 
 def machine(device: torch.device | None = None) -> str:
-    """What a measurement was made on."""
+    """Describes the machine of a measurement."""
     gpu = f"{torch.cuda.get_device_name(device)}, " if device is not None and device.type == "cuda" else ""
     return f"{gpu}{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
 
@@ -40,11 +40,11 @@ def machine(device: torch.device | None = None) -> str:
 def seconds_in_turns(
     calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, least_seconds: float = 0.5
 ) -> dict[str, list[float]]:
-    """Seconds that each call takes, by round.
+    """Measures the seconds that each call takes, for each round.
 
-    The calls take turns, so that whatever else the machine does falls on all alike and a quotient of two of them means
-    something, round by round. Two rounds before warm up and find how often a short call is repeated, at least
-    `least_seconds` a turn.
+    The calls take turns, so that other load on the machine affects all of them alike, and ratios within a round are
+    meaningful. Two extra rounds come first. They warm up and find how often to repeat a short call, so that a turn
+    takes at least `least_seconds`.
     """
 
     def turn(call: Callable[[], object], repeats: int) -> float:
@@ -65,16 +65,16 @@ def seconds_in_turns(
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Most memory that `call` holds at a time beyond what is held before it.
+    """Measures the peak memory of `call`, on top of the memory that is in use before it.
 
-    On a GPU as PyTorch's allocator counts it; on a CPU, under Linux with glibc, what the process has resident;
-    elsewhere None.
+    On a GPU, PyTorch's allocator counts the bytes. On a CPU, with Linux and glibc, it is the resident memory of the
+    process. On other systems the result is None.
     """
     gc.collect()
     if device.type == "cuda":
@@ -84,21 +84,21 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     if platform.libc_ver()[0] != "glibc" or not Path("/proc/self/clear_refs").exists():
         return None
-    ctypes.CDLL(None).malloc_trim(0)  # what is free but still resident would be used again without being seen
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: man 5 proc
+    ctypes.CDLL(None).malloc_trim(0)  # else freed memory that is still resident would be reused unseen
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, see man 5 proc
     before = _resident_bytes("VmRSS")
     call()
     return _resident_bytes("VmHWM") - before
 
 
 def _resident_bytes(field: str) -> int:
-    """A field of the process's status, which is in kB."""
+    """Reads a field of the process's status, which is in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Writes measurements as JSON, with the commit of the code that made them."""
+    """Writes measurements as JSON, with the commit of the code."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**results, **code_version()}, indent=1) + "\n")
     print(path)

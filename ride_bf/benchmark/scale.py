@@ -1,8 +1,8 @@
-"""What experts, classes and the BatchFormer's window cost in a training step: time and memory.
+"""Measure time and memory of a training step for numbers of experts, classes and window sizes.
 
-One number is changed at a time. Each network is made anew in every round, takes its turn and goes, so that networks
-that would not fit beside each other can be compared. The window is measured on the BatchFormer alone, forward and
-backward on the features of a large batch.
+Only one number changes at a time. Each network is created again in every round and freed after its turn, because all
+networks together might not fit into memory. The window is measured on the BatchFormer alone: forward and backward on
+the features of a large batch.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
 def measure_steps(
     recipe: TrainingRecipe, accelerator: Accelerator, rounds: int, experts: tuple[int, ...], classes: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Seconds by round, memory and size of a step for each number of experts and of classes."""
+    """Measures seconds by round, memory and size of a step for each number of experts and of classes."""
     own = (recipe.network["num_experts"], NUM_CLASSES[recipe.dataset])
     networks = dict.fromkeys([own, *((count, own[1]) for count in experts), *((own[0], count) for count in classes)])
     rows = [{"experts": count, "classes": labels, "seconds_by_round": []} for count, labels in networks]
@@ -55,14 +55,14 @@ def measure_steps(
             row["parameters"] = contender.network.num_parameters()
             row["multiply_adds_per_image"] = network_multiply_adds(changed, config)
             del contender
-            accelerator.free_memory()  # else it keeps what it has prepared
+            accelerator.free_memory()  # else it keeps the prepared objects
     return rows
 
 
 def measure_windows(
     recipe: TrainingRecipe, accelerator: Accelerator, rounds: int, windows: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Seconds by round and memory of the BatchFormer on as many images as the largest window holds."""
+    """Measures seconds by round and memory of the BatchFormer, on as many images as the largest window has."""
     config, device = recipe.config(num_labels=2), accelerator.device
     batch = random_batch(1, 32, [1, 1], device)
     model = this_repository(recipe, config, [1, 1], batch, accelerator).network
@@ -94,7 +94,7 @@ def measure_windows(
 
 
 def scale_report(results: dict[str, Any]) -> str:
-    """The measurements as Markdown tables."""
+    """Returns the measurements as Markdown tables."""
     images = results["batch_size"]
     lines = [
         f"{results['recipe']}: {images} images of {results['image_size']} x {results['image_size']} pixels a step; "

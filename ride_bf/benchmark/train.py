@@ -1,15 +1,16 @@
-"""A training step against the authors' way of taking it, and against torchvision's resnet50.
+"""Compare a training step with the authors' implementation and with torchvision's resnet50.
 
-In one process, in turns, on images that lie on the device already: reading and augmenting them is not in it.
+All of them run in one process, in turns, on images that are on the device already. Reading and augmentation are not
+included.
 
-- Reference mode: as the authors' code trains. float32, channels first, eager, the loss and the BatchFormer expert by
-  expert, SGD tensor by tensor, and the loss read in every step.
-- This repository: the very network, objective, layout and optimizer of `train_accelerate.py`.
-- resnet50: torchvision's, in the same layout and precision, with the same optimizer and a plain cross-entropy.
+- Reference mode: trains like the authors' code. float32, channels first, eager, loss and BatchFormer expert by expert,
+  SGD tensor by tensor, and the loss is read in every step.
+- This repository: the network, objective, layout and optimizer of `train_accelerate.py`.
+- resnet50: torchvision's network, with the same layout, precision and optimizer, and a plain cross-entropy.
 
-Before that both modes take a step on the same images without dropout. In float64 their losses and gradients must agree
-to the last digits of float32, in which the losses compute. In float32 both are as far from that as rounding takes them:
-a gradient jumps where the input of a ReLU is rounded across 0, which in a deep network happens in every step.
+First, both modes take a step on the same images without dropout. In float64 their losses and gradients must agree to
+the last digits of float32, because the losses compute in float32. In float32 both deviate by rounding: a gradient jumps
+when rounding moves the input of a ReLU across 0, and in a deep network this happens in every step.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from ride_bf.training.optimizer import make_optimizer
 
 REFERENCE, OURS, COMPILED, RESNET50 = "reference mode", "this repository", "the same, compiled", "torchvision resnet50"
 PRODUCT = "matrix product"
-PASSES = 3  # forward, and backward for the features and for the weights: of as many multiply-adds each
+PASSES = 3  # forward, and backward for features and for weights, each with the same multiply-adds
 COMPARED_IMAGES = 4  # float64 is slow
 
 
@@ -60,9 +61,9 @@ class Contender:
     """A network in training.
 
     Attributes:
-        step: takes one training step and leaves no gradients.
-        network, optimizer: what it holds between steps.
-        multiply_adds: of one image's way forward.
+        step: takes one training step and clears the gradients.
+        network, optimizer: they keep memory between steps.
+        multiply_adds: of a forward pass for one image.
     """
 
     step: Callable[[], object]
@@ -71,7 +72,7 @@ class Contender:
     multiply_adds: int
 
     def peak_bytes(self, device: torch.device) -> int | None:
-        """What is held between steps, and the most that a step adds to it; None where that is not known."""
+        """Returns the memory kept between steps plus the peak that a step adds, or None if it is unknown."""
         momenta = [value for state in self.optimizer.state.values() for value in state.values()]
         held = [*self.network.parameters(), *self.network.buffers(), *filter(torch.is_tensor, momenta)]
         added = peak_bytes(self.step, device)
@@ -79,7 +80,7 @@ class Contender:
 
 
 def measure_train(recipe: TrainingRecipe, accelerator: Accelerator, rounds: int, compiled: bool) -> dict[str, Any]:
-    """Seconds a step by round, memory and cost of each contender, and how their numbers compare."""
+    """Measures seconds per step by round, memory and cost of each contender, and compares their numbers."""
     device = accelerator.device
     config = recipe.config(num_labels=NUM_CLASSES[recipe.dataset])
     counts = long_tail(config.num_labels)
@@ -111,13 +112,13 @@ def measure_train(recipe: TrainingRecipe, accelerator: Accelerator, rounds: int,
 
 
 def long_tail(num_classes: int, most: int = 1280, fewest: int = 5) -> list[int]:
-    """Class counts that fall exponentially from ImageNet-LT's largest to its smallest."""
+    """Returns class counts that decay exponentially, by default from ImageNet-LT's largest to its smallest."""
     last = max(1, num_classes - 1)
     return [max(1, round(most * (fewest / most) ** (label / last))) for label in range(num_classes)]
 
 
 def random_batch(images: int, image_size: int, counts: list[int], device: torch.device) -> dict[str, Tensor]:
-    """Noise for pixels, and labels as often as their classes have images; the same every time."""
+    """Returns pixels of noise, and labels drawn in proportion to `counts`, the same every time."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.multinomial(torch.tensor(counts, dtype=torch.float), images, replacement=True, generator=generator)
     pixels = torch.randn(images, 3, image_size, image_size, generator=generator)
@@ -149,7 +150,7 @@ def reference_mode(
 
 
 def reference_network(recipe: TrainingRecipe, config: RideBfConfig) -> RideBfForImageClassification:
-    """The network with a BatchFormer that encodes expert by expert, and window by window."""
+    """Returns the network with a BatchFormer that encodes expert by expert and window by window."""
     model = _new_network(config)
     if model.batchformer is not None:
 
@@ -162,7 +163,7 @@ def reference_network(recipe: TrainingRecipe, config: RideBfConfig) -> RideBfFor
 
 
 class ReferenceLoss(nn.Module):
-    """RIDE's re-weighted loss, of both streams where there are two, expert by expert as the released code has it."""
+    """RIDE's re-weighted loss for one or two streams, expert by expert as in the released code."""
 
     def __init__(self, recipe: TrainingRecipe, counts: list[int]):
         super().__init__()
@@ -199,7 +200,7 @@ def this_repository(
     accelerator: Accelerator,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
 ) -> Contender:
-    """As `train_accelerate.py` trains; `wrap` is applied to the network before it is prepared."""
+    """Trains like `train_accelerate.py`. `wrap` is applied to the network before it is prepared."""
     model = to_fast_layout(_new_network(config))
     set_window(model, recipe.batchformer_window)
     objective = make_objective(recipe, counts).to(accelerator.device)
@@ -237,13 +238,13 @@ def _new_network(config: RideBfConfig) -> RideBfForImageClassification:
 
 
 def network_multiply_adds(recipe: TrainingRecipe, config: RideBfConfig) -> int:
-    """Of one image's way forward in training, the BatchFormer included."""
+    """Returns the multiply-adds of a forward pass in training for one image, including the BatchFormer."""
     parts = profile(config, recipe.image_size, min(recipe.window_size, recipe.batch_size))
     return sum(part["multiply_adds"] for part in parts.values())
 
 
 def matrix_product(accelerator: Accelerator) -> tuple[Callable[[], Tensor], int]:
-    """A product of two square matrices large enough to reach the device's ceiling, and its multiply-adds."""
+    """Returns a product of square matrices, large enough to reach the device's peak, and its multiply-adds."""
     size = 8192 if accelerator.device.type == "cuda" else 2048
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
     left, right = torch.randn(2, size, size, device=accelerator.device).to(dtype)
@@ -253,10 +254,10 @@ def matrix_product(accelerator: Accelerator) -> tuple[Callable[[], Tensor], int]
 def compare_numbers(
     recipe: TrainingRecipe, config: RideBfConfig, counts: list[int], batch: dict[str, Tensor]
 ) -> dict[str, dict[str, float]]:
-    """Loss and gradient of a step without dropout, relative to reference mode's in float64.
+    """Compares loss and gradient of a step without dropout with those of reference mode in float64.
 
-    Mode and precision -> `loss`, `loss_difference` and `gradient_difference`, the latter by the norm of all
-    parameters' gradients together.
+    Returns `loss`, `loss_difference` and `gradient_difference` for each mode and precision. The differences are
+    relative, and the gradient's is the norm over all parameters together.
     """
     config = RideBfConfig(**{**config.to_diff_dict(), "batchformer_dropout": 0.0})
     device = batch["labels"].device
@@ -295,7 +296,7 @@ def compare_numbers(
 
 
 def train_report(results: dict[str, Any]) -> str:
-    """The measurements as a Markdown table, and what they say."""
+    """Returns the measurements as a Markdown table, followed by the ratios."""
     seconds, cost = results["seconds_by_round"], results["multiply_adds"]
     contenders = [name for name in seconds if name != PRODUCT]
     rates = {name: [2 * cost[name] / value for value in values] for name, values in seconds.items()}  # FLOP/s
@@ -329,6 +330,6 @@ def train_report(results: dict[str, Any]) -> str:
 
 
 def _quotient(left: list[float], right: list[float]) -> tuple[float, float, float]:
-    """Median, least and most of the quotients, round by round."""
+    """Returns the median, the smallest and the largest of the ratios within a round."""
     quotients = [one / other for one, other in zip(left, right, strict=True)]
     return statistics.median(quotients), min(quotients), max(quotients)

@@ -1,1 +1,1 @@
-"""What a model is worth: predictions, metrics, results, tables, plots, reports."""
+"""Evaluation of models: predictions, metrics, results, tables, plots, reports."""

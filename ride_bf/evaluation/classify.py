@@ -1,4 +1,4 @@
-"""What a saved model says about image files, which are read as in training and evaluation."""
+"""Classification of image files with a saved model. Files are read as in training and evaluation."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from ride_bf.runs.models import to_fast_layout
 
 
 class ImageClassifier:
-    """A saved model of any code, with its image processor.
+    """A saved model with its image processor. The model may come with its own code.
 
     Args:
-        place: folder of a checkpoint, or a model's id on the Hub. The code that comes with the model is run.
+        place: folder of a checkpoint, or a model's id on the Hub. The model's own code is run.
     """
 
     def __init__(self, place: str | Path):
@@ -26,9 +26,9 @@ class ImageClassifier:
         self.normalise = EvaluationBatch.of_processor(self.processor)
 
     def pixel_values(self, image: str | Path | bytes) -> Tensor:
-        """The pixels (1, 3, height, width) of an image file, or of its content, as evaluation has them.
+        """Returns the pixels (1, 3, height, width) of an image file or of its bytes, prepared as in evaluation.
 
-        Raises BrokenImageError, naming the file, for one that cannot be read.
+        Raises BrokenImageError, with the file's name, if the image cannot be read.
         """
         content = image if isinstance(image, bytes) else None
         stored = {"bytes": content, "path": None if content is not None else str(image)}
@@ -37,9 +37,9 @@ class ImageClassifier:
 
     @torch.inference_mode()
     def __call__(self, image: str | Path | bytes, top_k: int) -> list[dict[str, Any]]:
-        """The likeliest classes, best first: `label`, its name, and `score`, its probability.
+        """Returns the `top_k` most probable classes, best first. `label` is the name and `score` the probability.
 
-        Raises BrokenImageError, naming the file, for one that cannot be read.
+        Raises BrokenImageError, with the file's name, if the image cannot be read.
         """
         probabilities = self.model(self.pixel_values(image).to(self.model.dtype)).logits[0].float().softmax(dim=0)
         scores, labels = probabilities.topk(min(top_k, len(probabilities)))

@@ -1,4 +1,4 @@
-"""Evaluations side by side, on the same test images: differences and their intervals, by a paired bootstrap."""
+"""Comparison of evaluations on the same test images: differences with intervals from a paired bootstrap."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +20,10 @@ from ride_bf.runs.models import find_model
 
 
 def read_evaluation(path: Path) -> tuple[dict[str, Any], Predictions]:
-    """The results and the predictions of an evaluation, by its folder, its `results.json` or a run's output folder.
+    """Reads the results and the predictions of an evaluation.
 
-    Raises FileNotFoundError if they are not there, ValueError if they are not of one evaluation.
+    `path` is the evaluation's folder, its `results.json`, or a run's output folder. Raises FileNotFoundError if the
+    files do not exist, and ValueError if they do not belong together.
     """
     if path.is_dir() and not (path / RESULTS).is_file():
         path = Path(find_model(path))
@@ -31,31 +32,31 @@ def read_evaluation(path: Path) -> tuple[dict[str, Any], Predictions]:
     predictions = Predictions.load(beside)
     if len(predictions.labels) != results["num_images"]:
         raise ValueError(
-            f"{beside} is of {len(predictions.labels)} images, results.json of {results['num_images']}: "
-            "evaluate the model anew"
+            f"{beside} has {len(predictions.labels)} images, but results.json has {results['num_images']}: "
+            "evaluate the model again"
         )
     return results, predictions
 
 
 def check_comparable(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -> None:
-    """Raises ValueError unless all are of the same test images, and the classes' training counts are the same."""
+    """Raises ValueError unless all evaluations have the same test images and the same training counts."""
     first = results[0]
     for path, other in zip(paths[1:], results[1:], strict=True):
         if len(other["images_digest"]) != len(first["images_digest"]):
             older = path if len(other["images_digest"]) != DIGITS else paths[0]
             raise ValueError(
-                f"{older} was evaluated by an earlier version, which told the images apart in another way; evaluate "
-                "the model anew"
+                f"{older} was evaluated by an earlier version, which identified images in another way; evaluate the "
+                "model again"
             )
         if other["images_digest"] != first["images_digest"]:
             raise ValueError(
-                f"{paths[0]} and {path} are of different test images: {first['num_images']:,} of {first['dataset']}'s "
+                f"{paths[0]} and {path} have different test images: {first['num_images']:,} of {first['dataset']}'s "
                 f"{first['split']} split and {other['num_images']:,} of {other['dataset']}'s {other['split']} split"
             )
         if other["train_class_counts"] != first["train_class_counts"]:
             raise ValueError(
-                f"{paths[0]} and {path} count other training images, {sum(first['train_class_counts']):,} and "
-                f"{sum(other['train_class_counts']):,}, so that their shot groups differ: the models were trained on "
+                f"{paths[0]} and {path} have different training images, {sum(first['train_class_counts']):,} and "
+                f"{sum(other['train_class_counts']):,}, so their shot groups differ: the models were trained on "
                 "different images, or one was evaluated with other options"
             )
 
@@ -63,7 +64,7 @@ def check_comparable(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -
 def differences(
     first: Predictions, other: Predictions, class_counts: Sequence[int]
 ) -> dict[str, dict[str, float | list[float]]]:
-    """For each accuracy that `evaluation.metrics` names, `other`'s less `first`'s: `difference` and its `interval`."""
+    """Returns the `difference` of each accuracy, `other` minus `first`, and its confidence `interval`."""
     labels = first.labels
     gains = (other.predictions == labels).astype(int) - (first.predictions == labels)  # (N,), -1, 0 or 1
     per_class, images = class_means(gains, labels, len(class_counts))
@@ -76,16 +77,16 @@ def differences(
 
 
 def compare(paths: Sequence[Path]) -> dict[str, Any]:
-    """All evaluations with the first one. Raises as `read_evaluation` and `check_comparable`.
+    """Compares each evaluation with the first one. Raises the errors of `read_evaluation` and `check_comparable`.
 
-    Returns `models`, `dataset`, `split`, `num_images`; `metrics`, for each model the accuracies by name; `differences`,
-    for each model but the first what `differences` gives; `level` of the intervals.
+    Returns `models`, `dataset`, `split` and `num_images`; `metrics`, the accuracies of each model by name;
+    `differences`, the result of `differences` for each model but the first; and `level`, that of the intervals.
     """
     results, predictions = zip(*(read_evaluation(path) for path in paths), strict=True)
     check_comparable(paths, results)
     counts = results[0]["train_class_counts"]
     if any(not np.array_equal(own.labels, predictions[0].labels) for own in predictions):
-        raise ValueError("the predictions are of different test images, though the results are not: evaluate anew")
+        raise ValueError("the predictions have different test images, although the results agree: evaluate again")
     gains = [differences(predictions[0], own, counts) for own in predictions[1:]]
     return {
         **{name: results[0][name] for name in ("dataset", "split", "num_images")},
@@ -97,7 +98,7 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def table(compared: dict[str, Any]) -> str:
-    """Markdown: a row for each accuracy in percent; differences in points, in bold where the interval excludes 0."""
+    """Returns a Markdown table with accuracies in percent. A difference is bold if its interval excludes 0."""
     others = range(1, len(compared["models"]))
     headings = ["", "A", *(heading for index in others for heading in (letter(index), f"{letter(index)} − A"))]
     lines = [f"{letter(index)}: {model}" for index, model in enumerate(compared["models"])]

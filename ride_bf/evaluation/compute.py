@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds for each part, counted on tensors without memory."""
+"""Cost of a network: parameters and multiply-adds of each part, counted on meta tensors."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,16 @@ from modeling_ride_bf import RideBfForImageClassification
 
 
 def multiply_adds(call: Callable[[], object]) -> int:
-    """Multiply-adds of matrix products and convolutions while `call` runs."""
+    """Counts the multiply-adds of matrix products and convolutions while `call` runs."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         call()
     return counter.get_total_flops() // 2
 
 
 def profile(config: RideBfConfig, image_size: int, window: int) -> dict[str, dict[str, int]]:
-    """Part -> `parameters` and `multiply_adds` for one image.
+    """Returns `parameters` and `multiply_adds` for one image, for each part of the network.
 
-    `window` images attend to each other in the BatchFormer, which costs while training only; it is counted for all
+    In the BatchFormer, `window` images attend to each other. It costs compute only in training, and is counted for all
     experts together.
     """
     with torch.device("meta"):
@@ -57,9 +57,10 @@ def _parameters(module: nn.Module) -> int:
 
 
 def inference_cost(parts: dict[str, dict[str, int]], shares: list[float] | None = None) -> float:
-    """Multiply-adds of a prediction; `shares` of images that used 1, 2, ... experts weigh what a router spares.
+    """Returns the multiply-adds of a prediction.
 
-    Raises ValueError for shares that are not one for each expert, or do not sum to 1.
+    With a router, `shares` are the shares of the images that used 1, 2, ... experts. Raises ValueError if there is not
+    one share for each expert, or if they do not sum to 1.
     """
     experts = [name for name in parts if name.startswith("expert ")]
     if shares is None:
@@ -69,7 +70,7 @@ def inference_cost(parts: dict[str, dict[str, int]], shares: list[float] | None 
     cost = float(parts["trunk"]["multiply_adds"])
     router = parts.get("router", {"multiply_adds": 0})["multiply_adds"] / max(1, len(experts) - 1)
     for number in range(1, len(experts) + 1):
-        used = sum(shares[number - 1 :])  # share of images that get as far as this expert
+        used = sum(shares[number - 1 :])  # share of images that reach this expert
         decides = router if number < len(experts) else 0
         own = parts[f"expert {number}"]["multiply_adds"] + parts[f"classifier {number}"]["multiply_adds"]
         cost += used * (own + decides)
@@ -83,7 +84,7 @@ def table(parts: dict[str, dict[str, int]], shares: list[float] | None = None) -
     lines += ["", f"{'a prediction':<16} {total:>14,} {round(inference_cost(parts)):>22,}"]
     if shares is not None:
         shown = ", ".join(f"{100 * share:.1f} %" for share in shares)
-        lines.append(f"with {shown} of the images at 1, 2, ... experts: {round(inference_cost(parts, shares)):,}")
+        lines.append(f"if {shown} of the images use 1, 2, ... experts: {round(inference_cost(parts, shares)):,}")
     if "BatchFormer" in parts:
-        lines.append("The BatchFormer takes part in training only.")
+        lines.append("The BatchFormer is used in training only.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What reading every image of a data set shows: class counts, broken images, duplicates."""
+"""A report on a data set, from reading every image: class counts, broken images, duplicates."""
 
 import io
 import warnings
@@ -25,30 +25,30 @@ from data import (
 from data.reading import DECODER_ERRORS
 from ride_bf.evaluation.metrics import shot_groups
 
-IMAGE_FINDINGS = {  # about single images -> what they are
+IMAGE_FINDINGS = {  # finding about single images -> its description
     "broken": "images that cannot be read",
-    "other_format": "images of another format than their names say (they are read as what they are)",
-    "turned": "images stored lying or mirrored, with an EXIF note how to turn them (they are turned when read)",
-    "very_small": "images that are very small beside the others",
+    "other_format": "images whose format is not that of their file name (they are read correctly)",
+    "turned": "images that are stored rotated or mirrored, with an EXIF orientation (they are turned when read)",
+    "very_small": "images that are very small compared to the others",
 }
-GROUP_FINDINGS = {  # about images that are equal, byte for byte
-    "in_two_splits": "groups of equal images in several splits (results are measured on what was trained or chosen on)",
-    "two_labels": "groups of equal images under several labels of the training split",
+GROUP_FINDINGS = {  # findings about duplicates: images that are equal byte for byte
+    "in_two_splits": "groups of duplicates in several splits (a model is tested on images it was trained or chosen on)",
+    "two_labels": "groups of duplicates with several labels in the training split",
 }
-_CHUNK = 64  # images a process reads between two reports
+_CHUNK = 64  # images that a process reads between two progress reports
 _SHOWN = 5  # images or groups of a finding that are printed
-_LISTED, _LISTED_MEMBERS = 1_000, 20  # images or groups of a finding, and images of a group, that are written
+_LISTED, _LISTED_MEMBERS = 1_000, 20  # images or groups of a finding, and images of a group, in the report
 _VERY_SMALL = 1 / 8  # of the median shorter side
-_ORIENTATION = 0x0112  # an EXIF tag; 1 is upright, 2 to 8 are turned or mirrored, others are damaged
+_ORIENTATION = 0x0112  # an EXIF tag; 1 is upright, 2 to 8 are rotated or mirrored, other values are damaged
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What reading images showed.
+    """The facts found by reading images.
 
     Attributes:
-        digests (N,): uint64, of their contents; 0 where they cannot be read.
-        sizes (N, 2): width and height, upright; 0, 0 where they cannot be read.
+        digests (N,): uint64 digests of the contents; 0 for a broken image.
+        sizes (N, 2): width and height, upright; 0, 0 for a broken image.
         findings: (one of `IMAGE_FINDINGS`, index of the image, detail).
     """
 
@@ -58,7 +58,7 @@ class ImageFacts:
 
 
 def inspect_images(images: Sequence[dict], start: int = 0) -> ImageFacts:
-    """Reads images as a column of `datasets.Image(decode=False)` holds them; findings count from `start`."""
+    """Reads images, values of a `datasets.Image(decode=False)` column. Findings count from `start`."""
     digests = np.zeros(len(images), dtype=np.uint64)
     sizes = np.zeros((len(images), 2), dtype=np.int32)
     findings = []
@@ -71,7 +71,7 @@ def inspect_images(images: Sequence[dict], start: int = 0) -> ImageFacts:
             findings.append(("broken", start + index, str(error).rpartition(" cannot be read: ")[2]))
             continue
         digests[index] = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
-        sizes[index] = pixels.shape[:0:-1]  # of (3, height, width)
+        sizes[index] = pixels.shape[:0:-1]  # from (3, height, width)
         stored, orientation = _format_and_orientation(content)
         if orientation in range(2, 9):
             findings.append(("turned", start + index, f"EXIF orientation {orientation}"))
@@ -82,18 +82,18 @@ def inspect_images(images: Sequence[dict], start: int = 0) -> ImageFacts:
 
 
 def _format_and_orientation(content: bytes) -> tuple[str, Any]:
-    """PIL's name of the format, and what EXIF says of the orientation, of an image that can be read."""
+    """Returns PIL's name of the format and the EXIF orientation of a readable image."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as opened:
-            stored = "JPEG" if opened.format == "MPO" else opened.format  # a JPEG with further pictures behind it
+            stored = "JPEG" if opened.format == "MPO" else opened.format  # a JPEG file that contains more images
             return stored, opened.getexif().get(_ORIENTATION)
     except DECODER_ERRORS:
-        # Such as PIL refuses and training does not: a very large JPEG, or one with damaged EXIF.
+        # PIL refuses a very large JPEG or one with damaged EXIF data, but training reads it.
         return "JPEG", None
 
 
 def read_all(images: Dataset, num_workers: int) -> ImageFacts:
-    """The facts of all `images`, read by `num_workers` processes, with a progress bar."""
+    """Reads all `images` with `num_workers` processes and a progress bar."""
     starts = range(0, len(images), _CHUNK)
     parts = []
     with (
@@ -110,7 +110,7 @@ def read_all(images: Dataset, num_workers: int) -> ImageFacts:
     )
 
 
-# What a process reads from, set once in each: a task is then one number, and no rows are sent.
+# Each worker process sets this once, so that a task is only one number and no rows are sent.
 _images: Dataset | None = None
 
 
@@ -125,7 +125,7 @@ def _inspect_chunk(start: int) -> ImageFacts:
 
 
 def duplicates(digests: np.ndarray) -> Iterator[np.ndarray]:
-    """The indices (M,), M > 1, of each group of equal `digests` (N,). A digest of 0 equals none."""
+    """Yields the indices (M,), M > 1, of each group of equal `digests` (N,). Digests of 0 are ignored."""
     order = np.argsort(digests, kind="stable")
     order = order[digests[order] != 0]
     bounds = np.flatnonzero(np.diff(digests[order], prepend=0, append=0) != 0)
@@ -134,12 +134,12 @@ def duplicates(digests: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class DataReport:
-    """All that is known of a data set once its images have been read; `to_dict` is what `check_data.json` holds.
+    """Reads the images of a data set and reports on them. `to_dict` returns the contents of `check_data.json`.
 
     Args:
-        splits: as `load_long_tailed` gives them.
-        num_workers: processes that read.
-        find: gives the place at which the image of a path is listed, or None. It is asked for what is printed.
+        splits: from `load_long_tailed`.
+        num_workers: processes that read images.
+        find: returns where an image is listed, or None. It is called only for images that are printed.
     """
 
     def __init__(self, splits: DatasetDict, num_workers: int, find: Callable[[str], str | None]):
@@ -173,7 +173,7 @@ class DataReport:
         }
 
     def classes(self) -> list[dict[str, Any]]:
-        """Of each class, in the order of the labels: `name`, shot `group`, and the number of images in each split."""
+        """Returns `name`, shot `group` and the images in each split for each class, in the order of the labels."""
         groups = shot_groups(self.train_counts)
         counts = {split: class_counts(rows) for split, rows in self.splits.items()}
         return [
@@ -202,7 +202,7 @@ class DataReport:
         return self.facts.sizes.min(axis=1)
 
     def _lost_classes(self) -> list[str]:
-        """Classes of which no training image is left without those that cannot be read."""
+        """Returns the classes whose training images are all broken."""
         broken = self.broken[self.split_of[self.broken] == self.names.index("train")]
         left = np.asarray(self.train_counts) - np.bincount(self.labels[broken], minlength=len(self.class_names))
         return [self.class_names[label] for label in np.flatnonzero(left == 0)]
@@ -238,7 +238,7 @@ class DataReport:
                 if len(np.unique(kinds)) > 1:
                     listed["count"] += 1
                     if listed["count"] <= _LISTED:
-                        # one of each split or label first: what the finding is about
+                        # first one image of each split or label, because the finding is about them
                         first = np.unique(kinds, return_index=True)[1]
                         ordered = members[np.concatenate([first, np.setdiff1d(np.arange(len(members)), first)])]
                         images = [
@@ -250,7 +250,7 @@ class DataReport:
 
     def _image(self, index: int, printed: bool) -> dict[str, Any]:
         image = self.images[index]["image"]
-        path = image["path"] if image["bytes"] is None else None  # of an image in a table it is a name, not a place
+        path = image["path"] if image["bytes"] is None else None  # for an image in a table it is a name, not a file
         number = int(self.split_of[index])
         place = self.find(path) if printed and path else None
         return {
@@ -263,7 +263,7 @@ class DataReport:
 
 
 def summary(report: dict[str, Any]) -> str:
-    """What `DataReport.to_dict` gives, for people."""
+    """Formats the result of `DataReport.to_dict` for people."""
     lines = [f"{'split':<12} {'images':>9} {'classes':>8} {'unreadable':>11}   shorter side in pixels"]
     for split, facts in report["splits"].items():
         sides = facts["shorter_side"]
@@ -297,15 +297,15 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def refusal(report: dict[str, Any]) -> str:
-    """Why training may not start, and what to do, for a report whose images cannot all be read."""
+    """Returns why training may not start and what to do, for a report with broken images."""
     broken = sum(facts["broken"] for facts in report["splits"].values())
     message = (
-        f"images that cannot be read: {broken:,}. Replace them, or take them off the lists, or train "
+        f"images that cannot be read: {broken:,}. Replace them, remove them from the lists, or train "
         "with --on_broken_image skip, which leaves them out and says so in the results"
     )
     if lost := report["classes_without_readable_training_images"]:
         shown = ", ".join(lost[:_SHOWN]) + (" ..." if len(lost) > _SHOWN else "")
-        message += f"; but then classes without a training image: {len(lost)} ({shown})"
+        message += f"; but then {len(lost)} class(es) have no training image ({shown})"
     return message
 
 
@@ -323,7 +323,7 @@ def _and_more(count: int, indent: str) -> list[str]:
 
 
 def draw(classes: list[dict[str, Any]], title: str, picture: Path) -> None:
-    """The long tail: training images of each class, from the commonest to the rarest, on a logarithmic scale."""
+    """Plots the long tail: training images of each class, in descending order, on a logarithmic scale."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -340,7 +340,7 @@ def draw(classes: list[dict[str, Any]], title: str, picture: Path) -> None:
             axes.stairs(counts[members], edges, baseline=0.5, fill=True, color=colour, label=label)
     axes.set_yscale("log")
     axes.set(
-        xlabel="classes, the commonest first",
+        xlabel="classes, most frequent first",
         ylabel="training images",
         title=title,
         xlim=(0.5, len(counts) + 0.5),

@@ -1,4 +1,4 @@
-"""Corrections of a trained linear classifier for its long tail: tau-normalisation and post-hoc logit adjustment."""
+"""Corrections of trained linear classifiers for the long tail: tau-normalisation and post-hoc logit adjustment."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from ride_bf.evaluation.results import main_metrics
 from ride_bf.methods.losses import log_prior
 
 STRENGTHS = tuple(np.linspace(0, 1, 21).round(2).tolist())  # 0 leaves the classifier as it is
-_AFTER = "after_"  # before the names of columns that are of the corrected model
+_AFTER = "after_"  # prefix of the columns of the corrected model
 
 _WHY_LINEAR = {
     "tau_normalisation": "a cosine classifier normalises each class's weights already. Train with --classifier linear",
@@ -27,7 +27,7 @@ _WHY_LINEAR = {
 
 
 def check_linear(model: RideBfForImageClassification, method: str) -> None:
-    """Raises ValueError, with the reason, for a cosine classifier, and for a network with a router."""
+    """Raises ValueError, with the reason, for a cosine classifier or a network with a router."""
     if model.config.classifier != "linear":
         raise ValueError(f"{method} needs a linear classifier: {_WHY_LINEAR[method]}")
     if model.router is not None:
@@ -38,12 +38,12 @@ def check_linear(model: RideBfForImageClassification, method: str) -> None:
 
 
 def tau_normalised(weight: Tensor, bias: Tensor, tau: float, class_counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """W_c / ||W_c||^tau and no bias. Kang et al.: Decoupling Representation and Classifier, 2020, section 4.2."""
+    """Returns W_c / ||W_c||^tau and a zero bias. Kang et al.: Decoupling Representation and Classifier, 2020, 4.2."""
     return weight / weight.norm(dim=1, keepdim=True) ** tau, torch.zeros_like(bias)
 
 
 def logit_adjusted(weight: Tensor, bias: Tensor, tau: float, class_counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The bias less tau times the log of the class's share. Menon et al.: Logit Adjustment, 2021, section 4.1."""
+    """Subtracts tau * log(class share) from the bias. Menon et al.: Logit Adjustment, 2021, section 4.1."""
     return weight, bias - tau * log_prior(class_counts).to(bias)
 
 
@@ -52,7 +52,7 @@ METHODS: dict[str, Callable] = {"tau_normalisation": tau_normalised, "logit_adju
 
 @torch.no_grad()
 def correct(model: RideBfForImageClassification, method: str, strength: float, class_counts: Sequence[int]) -> None:
-    """Corrects every expert's classifier in place. Raises ValueError unless they are linear."""
+    """Corrects the classifiers of all experts in place. Raises ValueError unless they are linear."""
     check_linear(model, method)
     for classifier in model.classifiers:
         assert isinstance(classifier, nn.Linear)
@@ -68,9 +68,9 @@ def choose_strength(
     accelerator: Accelerator,
     class_counts: Sequence[int],
 ) -> dict[float, float]:
-    """Balanced accuracy on the loader's images at each of `STRENGTHS`; the network runs once.
+    """Returns the balanced accuracy on the loader's images for each of `STRENGTHS`. The network runs only once.
 
-    Model and loader come from `accelerator.prepare`; of an image its predictions alone are kept.
+    Model and loader come from `accelerator.prepare`. Only the predictions of each image are kept.
     """
     classifiers = accelerator.unwrap_model(model).classifiers
 
@@ -97,7 +97,7 @@ def evaluate_both(
     accelerator: Accelerator,
     class_counts: Sequence[int],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `evaluate` gives for the model as it is, and for it with corrected classifiers; the network runs once."""
+    """Evaluates the model without and with corrected classifiers, as `evaluate` does. The network runs only once."""
     classifiers = accelerator.unwrap_model(model).classifiers
 
     def facts(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ def evaluate_both(
 def corrected_logits(
     expert_features: Tensor, classifiers: nn.ModuleList, method: str, strength: float, class_counts: Sequence[int]
 ) -> Tensor:
-    """Every expert's logits (B, E, C) with a corrected classifier, from its features (B, E, D)."""
+    """Returns the logits (B, E, C) of the corrected classifiers, from the experts' features (B, E, D)."""
     logits = [
         F.linear(features, *METHODS[method](classifier.weight, classifier.bias, strength, class_counts))
         for classifier, features in zip(classifiers, expert_features.unbind(dim=1), strict=True)

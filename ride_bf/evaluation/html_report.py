@@ -1,4 +1,4 @@
-"""`report.html`: what a `results.json` says, as one page that needs nothing but itself."""
+"""`report.html`: the contents of a `results.json` as a self-contained page."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from ride_bf.evaluation.metrics import shot_groups
 from ride_bf.evaluation.plots import COLOURS, FIGURES, save
 
 REPORT = "report.html"
-_DARK = {  # for each of COLOURS, what takes its place on a dark page
+_DARK = {  # replacements of COLOURS on a dark page
     "ink": "#e6eaf0",
     "muted": "#98a3b3",
     "line": "#333d4b",
@@ -27,7 +27,7 @@ _MISSING = "–"
 
 
 def write_report(results: dict[str, Any], folder: Path) -> Path:
-    """Writes `report.html` into `folder` from the contents of a `results.json`, and returns its path."""
+    """Writes `report.html` into `folder` from the contents of a `results.json`. Returns its path."""
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -61,17 +61,17 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_svg(name: str, figure: Any) -> str | None:
-    """A figure as an SVG element whose colours are the page's variables."""
+    """Returns a figure as an SVG element that uses the page's variables for its colours."""
     if figure is None:
         return None
     buffer = io.StringIO()
     save(figure, buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]  # without the XML declaration and the reference to its document type
+    svg = svg[svg.index("<svg") :]  # without the XML declaration and the doctype
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for colour, value in COLOURS.items():
         svg = svg.replace(value, f"var(--{colour})")
-    # Several figures share the page, so that the names in one must not be those of another.
+    # Ids must be unique: several figures share the page.
     svg = re.sub(r'((?:id="|href="#|url\(#))', rf"\1{name}-", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
 
@@ -143,7 +143,7 @@ def _class_headings(results: dict[str, Any]) -> list[str]:
 
 
 def _class_rows(results: dict[str, Any]) -> list[dict[str, str]]:
-    """From the commonest class to the rarest."""
+    """Returns a row for each class, from the most to the least frequent."""
     metrics, counts = results["metrics"], results["train_class_counts"]
     group_of = {label: group for group, members in shot_groups(counts).items() for label in np.flatnonzero(members)}
     top_5 = metrics.get("per_class_top_5_accuracy", [None] * len(counts))
@@ -178,7 +178,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("Images' digest", results["images_digest"][:16]),
         (
             "Speed",
-            f"{speed['images_per_second']:,.0f} images/s, reading them included; {processes}, batches of "
+            f"{speed['images_per_second']:,.0f} images/s including reading; {processes}, batches of "
             f"{speed['batch_size']}, mixed precision {speed['mixed_precision']}",
         ),
         ("Machine", f"{machine['device']}, {machine['processor']}, {machine['cpu_count']} cores"),

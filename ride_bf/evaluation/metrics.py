@@ -1,6 +1,6 @@
-"""Measures of a long-tailed classifier, from arrays: accuracy by group of classes, calibration, confusion, agreement.
+"""Metrics of a long-tailed classifier, from arrays: accuracy by group of classes, calibration, confusion, agreement.
 
-Where a mean is over classes, those without test images do not count.
+A mean over classes ignores classes without test images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ CALIBRATION_BINS = 15
 
 
 def shot_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
-    """Boolean masks (C,) of the `many`, `medium` and `few` shot classes.
+    """Returns boolean masks (C,) of the `many`, `medium` and `few` shot classes.
 
-    By training images: many more than 100, medium 20 to 100, few less than 20. Liu et al.: Large-Scale Long-Tailed
-    Recognition in an Open World, 2019.
+    Many-shot classes have more than 100 training images, medium-shot 20 to 100, few-shot less than 20. Liu et al.:
+    Large-Scale Long-Tailed Recognition in an Open World, 2019.
     """
     counts = np.asarray(class_counts)
     many, few = counts > MANY_SHOT_ABOVE, counts < FEW_SHOT_BELOW
@@ -25,7 +25,7 @@ def shot_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
 
 
 def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_counts: Sequence[int]) -> dict:
-    """Accuracies as fractions.
+    """Computes accuracies, as fractions.
 
     Args:
         predictions (N,): predicted classes.
@@ -33,8 +33,8 @@ def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_count
         class_counts (C,): training images of each class.
 
     Returns `accuracy` over the images; `balanced_accuracy`, the mean over the classes; `many_shot_accuracy`,
-    `medium_shot_accuracy` and `few_shot_accuracy`, each the mean over its classes, left out if it has none; and
-    `per_class_accuracy` (C,), None for a class without images among `labels`. Such classes count in no mean.
+    `medium_shot_accuracy` and `few_shot_accuracy`, the means over the classes of a group, left out for a group without
+    classes; and `per_class_accuracy` (C,), None for a class without images in `labels`. The means ignore such classes.
     Raises ValueError for empty input, different lengths, or a class outside 0 to C - 1.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
@@ -47,7 +47,7 @@ def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_count
         if values.min() < 0 or values.max() >= num_classes:
             raise ValueError(
                 f"{name} range from {values.min()} to {values.max()}, "
-                f"but class_counts names classes 0 to {num_classes - 1}"
+                f"but class_counts has classes 0 to {num_classes - 1}"
             )
     accuracy, images = class_means(predictions == labels, labels, num_classes)
     result: dict[str, Any] = {
@@ -58,26 +58,26 @@ def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_count
 
 
 def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of `values` (N,) over the images of each class (C,), NaN for one without, and how many these are (C,)."""
+    """Returns the mean of `values` (N,) over each class (C,), NaN for a class without images, and the images (C,)."""
     images = np.bincount(labels, minlength=num_classes)
     sums = np.bincount(labels, weights=values, minlength=num_classes)
     return np.divide(sums, images, out=np.full(num_classes, np.nan), where=images > 0), images
 
 
 def weighted_mean(per_class: np.ndarray, weights: np.ndarray) -> float:
-    """Mean of `per_class` (C,), in which NaN is allowed where the weight is 0."""
+    """Returns the weighted mean of `per_class` (C,). NaN is allowed where the weight is 0."""
     return float(np.average(np.where(weights > 0, per_class, 0.0), weights=weights))
 
 
 def none_for_nan(values: np.ndarray) -> list:
-    """An array as lists, for JSON, which has no NaN."""
+    """Converts an array to lists with None for NaN, because JSON has no NaN."""
     return np.where(np.isnan(values), None, values).tolist()
 
 
 def accuracy_weights(class_counts: Sequence[int], images: np.ndarray) -> dict[str, np.ndarray]:
-    """The weights (C,) with which each accuracy that `shot_accuracy` names is a mean of the per-class accuracies.
+    """Returns weights (C,) by name: each accuracy of `shot_accuracy` is a weighted mean of the per-class accuracies.
 
-    `images` (C,) are the test images of each class. A group of which no class has any is left out.
+    `images` (C,) are the test images of each class. A group without test images is left out.
     """
     present = images > 0
     weights = {"accuracy": images, "balanced_accuracy": present}
@@ -88,17 +88,17 @@ def accuracy_weights(class_counts: Sequence[int], images: np.ndarray) -> dict[st
 
 
 def distribution_weights(class_counts: Sequence[int], images: np.ndarray) -> dict[str, np.ndarray]:
-    """Class proportions (C,) of test sets with a tail of their own, by the name of the accuracy on them.
+    """Returns the class proportions (C,) of long-tailed test sets, by the name of the accuracy on them.
 
-    With K classes that have test images, the one of rank r = 0, 1, ... by training images, ties by label, has a share
-    proportional to f^(-r / (K - 1)): `forward_50_accuracy` for f = 50, `backward_50_accuracy` with the ranks reversed,
-    `uniform_accuracy` with equal shares. As means of per-class accuracies these are what subsampling the test images
-    would give on average, without its chance. Zhang et al.: Self-Supervised Aggregation of Diverse Experts for
-    Test-Agnostic Long-Tailed Recognition, 2022, section 5.1.
+    The K classes with test images are ranked r = 0, 1, ... by their training images, and equal counts by label. The
+    share of a class is proportional to f^(-r / (K - 1)). `forward_50_accuracy` has f = 50, `backward_50_accuracy` has
+    the ranks reversed, and `uniform_accuracy` has equal shares. These weighted means equal the expected accuracy on a
+    random subsample of the test images. Zhang et al.: Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
+    Long-Tailed Recognition, 2022, section 5.1.
     """
     order = np.argsort(-np.asarray(class_counts), kind="stable")
     order = order[images[order] > 0]
-    place = np.arange(len(order)) / max(len(order) - 1, 1)  # 0 for the commonest class, 1 for the rarest
+    place = np.arange(len(order)) / max(len(order) - 1, 1)  # 0 for the most frequent class, 1 for the rarest
     shares = {f"forward_{factor}": factor**-place for factor in TEST_IMBALANCES}
     shares["uniform"] = np.ones(len(order))
     shares |= {f"backward_{factor}": factor ** (place - 1) for factor in reversed(TEST_IMBALANCES)}
@@ -116,18 +116,18 @@ def bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Resampled values (resamples,) of each weighted mean over classes, of the class means of `values`.
+    """Resamples weighted means of the class means of `values`. Returns `resamples` values for each name in `weights`.
 
     Args:
-        values (N,): of each image, few different ones: 1 where a prediction is right and 0 where it is wrong, or the
-            difference of two models' outcomes, for a paired bootstrap.
+        values (N,): a value for each image, with few distinct values: 1 for a right prediction and 0 for a wrong one,
+            or, for a paired bootstrap, the difference between two models.
         labels (N,): true classes.
-        weights: name -> (C,).
+        weights: name -> weights (C,).
 
-    Stratified: a class keeps its weight, and of its n images n - 1 are drawn with replacement, which makes the variance
-    unbiased however few they are (Rao and Wu: Resampling Inference with Complex Survey Data, 1988); a class of one
-    image adds no variance, its own being unknown. What is drawn from a class are numbers of each outcome, so that one
-    multinomial draw stands for all its images.
+    The bootstrap is stratified by class, so the weights of the classes do not change. From a class of n images, n - 1
+    are drawn with replacement. This makes the variance unbiased for any n (Rao and Wu: Resampling Inference with
+    Complex Survey Data, 1988). A class with one image adds no variance, because its variance is unknown. One
+    multinomial draw gives the number of each outcome in a class.
     """
     num_classes = len(next(iter(weights.values())))
     outcomes, codes = np.unique(values, return_inverse=True)
@@ -139,26 +139,26 @@ def bootstrap(
     columns = np.stack([weight / weight.sum() for weight in weights.values()], axis=1)  # (C, names)
     generator = np.random.default_rng(seed)
     rows = []
-    for start in range(0, resamples, 100):  # a hundred at a time, for memory
+    for start in range(0, resamples, 100):  # a hundred at a time, to limit memory
         drawn = generator.multinomial(draws, shares, size=(min(100, resamples - start), num_classes))
         rows.append((drawn @ outcomes / draws) @ columns)  # (., C, outcomes) -> (., C) -> (., names)
     return dict(zip(weights, np.concatenate(rows).T, strict=True))
 
 
 def confidence_interval(resampled: np.ndarray, level: float = 0.95) -> list[float]:
-    """Lower and upper bound: the percentiles of a bootstrap's values (resamples,)."""
+    """Returns the lower and the upper bound: percentiles of a bootstrap's values (resamples,)."""
     return np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 
 def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = CALIBRATION_BINS) -> dict[str, list]:
-    """How often predictions of a confidence are right.
+    """Computes how often predictions with a certain confidence are right.
 
     Args:
         confidences (N,): probability of the predicted class.
         correct (N,): whether the prediction is right.
 
-    Returns, for bins of equal width up to 1/num_bins, 2/num_bins, ..., 1, each with its upper end, `count`, mean
-    `confidence` and `accuracy`; the latter two are None in an empty bin.
+    Returns the `count`, the mean `confidence` and the `accuracy` of each bin. Bins have equal width and include their
+    upper ends 1/num_bins, 2/num_bins, ..., 1. `confidence` and `accuracy` are None for an empty bin.
     """
     upper_ends = np.arange(1, num_bins) / num_bins
     bins = np.searchsorted(upper_ends, confidences, side="left")
@@ -168,7 +168,7 @@ def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = CA
 
 
 def expected_calibration_error(bins: Mapping[str, list]) -> float:
-    """Mean over the images of |accuracy - confidence| of their bin, from what `calibration` gives.
+    """Returns the mean of |accuracy - confidence| of the bins from `calibration`, weighted by their images.
 
     Guo et al.: On Calibration of Modern Neural Networks, 2017, eq. 3.
     """
@@ -180,9 +180,9 @@ def expected_calibration_error(bins: Mapping[str, list]) -> float:
 def confused_pairs(
     predictions: np.ndarray, labels: np.ndarray, num_classes: int, most: int = 20
 ) -> list[dict[str, int | float]]:
-    """The up to `most` frequent mistakes: `true` and `predicted` class, `images`, and their `share` of the true class.
+    """Returns up to `most` mistakes: `true` and `predicted` class, `images`, and their `share` of the true class.
 
-    In descending order of images, then share.
+    The most frequent come first, and equally frequent ones in descending order of `share`.
     """
     wrong = predictions != labels
     codes, images = np.unique(labels[wrong] * num_classes + predictions[wrong], return_counts=True)
@@ -201,10 +201,11 @@ def confused_pairs(
 
 
 def worst_classes(predictions: np.ndarray, labels: np.ndarray, num_classes: int, most: int = 10) -> dict[str, list]:
-    """The part of the confusion matrix around the up to `most` classes of lowest accuracy.
+    """Returns a part of the confusion matrix: up to `most` classes with the lowest accuracy.
 
-    Returns `true` (R,), these classes from the worst; `predicted` (K,), the same and then those that one of them is
-    most often taken for; `shares` (R, K) of each true class's images, and `other` (R,), predicted as anything else.
+    `true` (R,) are these classes, the worst first. `predicted` (K,) are the same classes, followed by the most frequent
+    mistake of each. `shares` (R, K) are the shares of each true class's images, and `other` (R,) is the share that is
+    predicted as any other class.
     """
     accuracy, images = class_means(predictions == labels, labels, num_classes)
     order = np.lexsort((-images, accuracy))  # NaN, a class without images, comes last
@@ -227,9 +228,10 @@ def worst_classes(predictions: np.ndarray, labels: np.ndarray, num_classes: int,
 
 
 def expert_agreement(expert_predictions: np.ndarray) -> np.ndarray:
-    """Share (E, E) of the images for which two experts predict the same class, of those that both saw.
+    """Returns how often two experts predict the same class (E, E), as a share of the images that both saw.
 
-    `expert_predictions` (N, E) are classes, -1 where an expert did not see the image. NaN where two saw none together.
+    `expert_predictions` (N, E) are classes, or -1 if the expert did not see the image. The result is NaN for two
+    experts that saw no image together.
     """
     num_experts = expert_predictions.shape[1]
     agreement = np.full((num_experts, num_experts), np.nan)
@@ -243,7 +245,7 @@ def expert_agreement(expert_predictions: np.ndarray) -> np.ndarray:
 
 
 def mean_agreement(expert_predictions: np.ndarray) -> float:
-    """Mean of `expert_agreement` over the pairs of different experts; NaN if no two saw an image together."""
+    """Returns the mean of `expert_agreement` over pairs of different experts, or NaN if no pair saw the same image."""
     agreement = expert_agreement(expert_predictions)
     pairs = agreement[np.triu_indices_from(agreement, k=1)]
     pairs = pairs[~np.isnan(pairs)]
@@ -253,10 +255,10 @@ def mean_agreement(expert_predictions: np.ndarray) -> float:
 def expert_use(
     experts_used: Sequence[int], labels: Sequence[int], class_counts: Sequence[int], num_experts: int
 ) -> dict[str, list[float]]:
-    """Shares of the images that a router gave 1, 2, ... `num_experts` experts, each list summing to 1.
+    """Returns the shares of the images that used 1, 2, ... `num_experts` experts. Each list sums to 1.
 
-    Returns `experts_used` over all images and `many_shot_experts_used`, `medium_shot_experts_used`,
-    `few_shot_experts_used` over those of each group of classes; a group without images is left out.
+    `experts_used` is for all images. `many_shot_experts_used`, `medium_shot_experts_used` and `few_shot_experts_used`
+    are for the images of a group of classes; a group without images is left out.
     """
     experts_used, labels = np.asarray(experts_used), np.asarray(labels)
 

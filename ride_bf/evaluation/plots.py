@@ -1,6 +1,7 @@
-"""Pictures of what a `results.json` says: each function takes its contents and returns a matplotlib figure.
+"""Plots of a `results.json`. Each function takes its contents and returns a matplotlib figure.
 
-`FIGURES` has them by name. A figure that the results give no ground for (experts, where there is one) is None.
+`FIGURES` lists the functions by name. A function returns None if its figure does not apply, for example a comparison of
+experts for a single expert.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from ride_bf.evaluation.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, TEST_IMBALANCES, shot_groups
 
-# Each colour occurs under one name only, so that a page can put colours of its own in their places.
+# Each colour has only one name, so that a page can replace the colours.
 COLOURS = {
     "ink": "#1c2430",
     "muted": "#66707d",
@@ -46,7 +47,7 @@ _STYLE = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # keep text as text
     "svg.hashsalt": "ride_bf",  # the same results give the same file
 }
 _SIZE = (4.8, 3.2)  # inches
@@ -54,7 +55,7 @@ _GROUP_NAMES = {"many": "many-shot", "medium": "medium-shot", "few": "few-shot"}
 
 
 def styled(function: Callable) -> Callable:
-    """Draws and saves in this module's style, whatever matplotlib's settings are."""
+    """Decorates a function to draw or save in this module's style, independent of matplotlib's settings."""
 
     @wraps(function)
     def in_style(*arguments, **options):
@@ -85,19 +86,19 @@ def _percent_axis(axis, low: float = 0.0, high: float = 1.0) -> None:
 
 
 def _value_label(axes: Axes, place: float, height: float, value: float) -> None:
-    """A fraction in percent, above `height`."""
+    """Writes a fraction in percent above `height`."""
     style = {"ha": "center", "fontsize": 8.5, "fontweight": "bold"}
     axes.annotate(f"{100 * value:.1f}", (place, height), xytext=(0, 4), textcoords="offset points", **style)
 
 
 def _short(name: str, most: int = 16) -> str:
-    """Both ends of a long name: classes that are mistaken for each other often begin alike."""
+    """Shortens a long name in the middle, because classes that are confused often begin alike."""
     return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most - 1) // 2 :]}"
 
 
 @styled
 def accuracy_by_training_images(results: dict[str, Any]) -> Figure:
-    """A point a class: its accuracy against its training images; a line a group: their mean."""
+    """Plots the accuracy of each class against its training images, with a line for the mean of each group."""
     counts = np.asarray(results["train_class_counts"])
     accuracy = np.asarray(results["metrics"]["per_class_accuracy"], dtype=float)
     figure, axes = _axes()
@@ -144,7 +145,7 @@ def _bars_with_intervals(axes: Axes, results: dict[str, Any], names: Sequence[st
     for place, (name, colour) in enumerate(zip(names, colours, strict=True)):
         value, (low, high) = metrics[name], intervals[name]
         axes.bar(place, value, 0.62, color=colour)
-        # a resampled mean can lie wholly beside the measured one only by rounding
+        # by rounding, a bound can lie on the wrong side of the measured value
         axes.errorbar(
             place, value, [[max(value - low, 0)], [max(high - value, 0)]], color=COLOURS["ink"], lw=1.1, capsize=3
         )
@@ -153,7 +154,7 @@ def _bars_with_intervals(axes: Axes, results: dict[str, Any], names: Sequence[st
 
 @styled
 def accuracy_by_group(results: dict[str, Any]) -> Figure:
-    """Bars with the bootstrap's intervals: all images, and the groups of classes."""
+    """Plots the accuracy on all images and for each group of classes, with confidence intervals."""
     groups = _groups_present(results)
     figure, axes = _axes()
     names = ["accuracy", "balanced_accuracy", *(f"{group}_shot_accuracy" for group in groups)]
@@ -174,7 +175,7 @@ def accuracy_by_group(results: dict[str, Any]) -> Figure:
 
 @styled
 def shifted_distributions(results: dict[str, Any]) -> Figure:
-    """Accuracy were the test images distributed with a tail of their own, from forward to backward."""
+    """Plots the accuracy on long-tailed test distributions, from forward to backward."""
     forward = [f"forward_{factor}" for factor in TEST_IMBALANCES]
     backward = [f"backward_{factor}" for factor in reversed(TEST_IMBALANCES)]
     names = [*forward, "uniform", *backward]
@@ -198,7 +199,7 @@ def shifted_distributions(results: dict[str, Any]) -> Figure:
 
 @styled
 def reliability(results: dict[str, Any]) -> Figure:
-    """Accuracy of the predictions of each confidence, beside how many these are."""
+    """Plots the accuracy and the number of the predictions by their confidence."""
     bins = results["calibration"]["all"]
     count = np.asarray(bins["count"])
     confidence, accuracy = (np.asarray(bins[name], dtype=float) for name in ("confidence", "accuracy"))
@@ -227,7 +228,7 @@ def reliability(results: dict[str, Any]) -> Figure:
 
 @styled
 def reliability_by_group(results: dict[str, Any]) -> Figure:
-    """Accuracy against confidence, a curve a group; a point's area is the share of the group's images in its bin."""
+    """Plots accuracy against confidence for each group. The area of a point is the share of images in its bin."""
     figure, axes = _axes((_SIZE[0], 3.7))
     axes.plot([0, 1], [0, 1], color=COLOURS["muted"], lw=1, ls=(0, (4, 3)))
     for group in _groups_present(results):
@@ -251,7 +252,7 @@ def reliability_by_group(results: dict[str, Any]) -> Figure:
 def _matrix(
     axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], colours: np.ndarray, digits: bool
 ) -> None:
-    """Cells whose opacity is their value, so that they can be read on light and on dark ground."""
+    """Draws a matrix. The opacity of a cell is its value, which works on a light and on a dark background."""
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
         if np.isnan(value):
@@ -275,7 +276,7 @@ def _matrix(
 
 @styled
 def confusion_of_the_worst_classes(results: dict[str, Any]) -> Figure:
-    """What the images of the classes of lowest accuracy are taken for, in percent."""
+    """Plots the predictions for the classes with the lowest accuracy, in percent."""
     worst = results["confusion"]["worst_classes"]
     names = results["class_names"]
     values = np.column_stack([worst["shares"], worst["other"]])
@@ -286,13 +287,13 @@ def confusion_of_the_worst_classes(results: dict[str, Any]) -> Figure:
         values, colours, columns = values[:, :-1], colours[:, :-1], columns[:-1]
     figure, axes = _axes((_SIZE[0], 1.2 + 0.3 * len(values)))
     _matrix(axes, values, [_short(names[label]) for label in worst["true"]], columns, colours, digits=True)
-    axes.set(xlabel="predicted", ylabel="true class, the worst first")
+    axes.set(xlabel="predicted", ylabel="true class, worst first")
     return figure
 
 
 @styled
 def experts_by_group(results: dict[str, Any]) -> Figure | None:
-    """Accuracy of each expert, of their mean, and of an oracle that picks the right one where there is one."""
+    """Plots the accuracy of each expert, of their mean, and of an oracle that picks an expert that is right."""
     experts = results.get("experts")
     if experts is None:
         return None
@@ -312,7 +313,7 @@ def experts_by_group(results: dict[str, Any]) -> Figure | None:
     axes.bar(places, values, width * 0.9, color=COLOURS["all"], label="together")
     oracle = [experts[name.replace("accuracy", "oracle_accuracy")] for name in names]
     for place, value, line in zip(places, values, oracle, strict=True):
-        _value_label(axes, place, line if line - value < 0.08 else value, value)  # not across the line
+        _value_label(axes, place, line if line - value < 0.08 else value, value)  # not on the line
     axes.hlines(
         oracle,
         np.arange(len(names)) - 0.42,
@@ -333,7 +334,7 @@ def experts_by_group(results: dict[str, Any]) -> Figure | None:
 
 @styled
 def expert_agreement(results: dict[str, Any]) -> Figure | None:
-    """Share of images for which two experts say the same; by group, the mean over the pairs."""
+    """Plots how often two experts predict the same class, and the mean over all pairs for each group."""
     experts = results.get("experts")
     if experts is None:
         return None
@@ -360,7 +361,7 @@ def expert_agreement(results: dict[str, Any]) -> Figure | None:
 
 @styled
 def experts_used(results: dict[str, Any]) -> Figure | None:
-    """Shares of the images for which the router used 1, 2, ... experts."""
+    """Plots the shares of the images for which the router used 1, 2, ... experts."""
     if "experts_used" not in results["metrics"]:
         return None
     shares = {"all images": results["metrics"]["experts_used"]}

@@ -1,4 +1,4 @@
-"""Predictions of a model for a whole split, over all processes, and what is written about them."""
+"""Predictions of a model for a whole split, on all processes, and the files written about them."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,25 +17,25 @@ from data import FinishedBatches, ImageStream, class_counts, class_labels, evalu
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.results import Predictions, describe_machine, main_metrics, write_results
 
-# A batch of fewer is filled up: other kernels compute small ones, to other last bits, and how small a last batch is
+# Smaller batches are padded. Other kernels compute small batches and round differently, and the size of the last batch
 # depends on the number of processes.
 _FEWEST_IMAGES = 32
 
 
 def evaluate(model: nn.Module, loader: FinishedBatches, accelerator: Accelerator, class_counts: Sequence[int]) -> dict:
-    """What `ride_bf.evaluation.metrics.shot_accuracy` gives, and `loss`, the mean cross-entropy of the mean logits.
+    """Returns the metrics of `ride_bf.evaluation.metrics.shot_accuracy`, and `loss`, the cross-entropy of mean logits.
 
-    With a router, what `ride_bf.evaluation.metrics.expert_use` gives too. Model, loader and processes are as in
-    `predict`.
+    With a router it also returns those of `ride_bf.evaluation.metrics.expert_use`. See `predict` for the arguments and
+    the use of several processes.
     """
     return main_metrics(predict(model, loader, accelerator), class_counts)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, loader: FinishedBatches, accelerator: Accelerator) -> Predictions:
-    """Each image of the loader once, in order, over all processes.
+    """Predicts each image of the loader once, in order, on all processes.
 
-    Model and loader come from `accelerator.prepare`; the model is left in evaluation mode. Every process gets the
+    Model and loader come from `accelerator.prepare`. The model stays in evaluation mode. Every process gets the
     predictions of all images. Raises FloatingPointError if some are not finite.
     """
     return as_predictions(gather_columns(model, loader, accelerator, image_facts))
@@ -48,10 +48,10 @@ def gather_columns(
     accelerator: Accelerator,
     facts: Callable[[Any, Tensor], dict[str, Tensor]],
 ) -> dict[str, np.ndarray]:
-    """What `facts(outputs, labels)` gives for the images of each batch, as columns (N, ...) over all images, in order.
+    """Gathers the results of `facts(outputs, labels)` for each batch, as columns (N, ...) over all images, in order.
 
-    Only these columns are kept, not the outputs. Model, loader and processes are as in `predict`. Images that could not
-    be read are left out; `labels` (N,) are among the columns.
+    Only these columns are kept, not the outputs. `labels` (N,) is one of them. Broken images are left out. See
+    `predict` for the other arguments and the use of several processes.
     """
     model.eval()
     columns: dict[str, list[Tensor]] = {}
@@ -64,25 +64,25 @@ def gather_columns(
         for name, gathered in accelerator.gather_for_metrics(values).items():
             columns.setdefault(name, []).append(gathered.cpu())
     images = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
-    read = images["labels"] >= 0  # what could not be read comes with a label below
+    read = images["labels"] >= 0  # broken images have a negative label
     return {name: column[read] for name, column in images.items()}
 
 
 def as_predictions(columns: dict[str, np.ndarray]) -> Predictions:
-    """The columns that `image_facts` makes, as one. Raises FloatingPointError if some logits were not finite."""
+    """Makes `Predictions` of the columns of `image_facts`. Raises FloatingPointError if logits were not finite."""
     if not np.isfinite(columns["confidences"]).all():
         raise FloatingPointError("some logits are not finite: is the model damaged, or the precision too low for it?")
     return Predictions(**columns)
 
 
 def image_facts(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
-    """The columns of `Predictions` for a batch, computed where the logits are, so that these need not be kept."""
+    """Computes the columns of `Predictions` for a batch on its device, so that the logits need not be kept."""
     logits = outputs.logits.float()  # (B, C)
     expert_logits = outputs.expert_logits  # (B, E, C)
     classes = torch.arange(logits.shape[1], device=logits.device)
     label = labels.clamp(min=0)[:, None]  # (B, 1)
     own = logits.gather(1, label)
-    before = (logits > own) | ((logits == own) & (classes < label))  # of equal logits the first class wins
+    before = (logits > own) | ((logits == own) & (classes < label))  # among equal logits the first class wins
     facts = {
         "predictions": logits.argmax(dim=1),
         "label_ranks": before.sum(dim=1),
@@ -108,20 +108,20 @@ def evaluate_split(
 ) -> dict[str, Any] | None:
     """Evaluates a prepared model and writes `results.json`, `predictions.npz` and `report.html` into `output_dir`.
 
-    `train_class_counts` (C,) are the training images of each class; `facts` what `results.json` is to say of the model
-    and the data, its keys from `model` to `training_data`. Called by every process; returns what `results.json` holds
-    in the first one, which writes it, and None in the others.
+    `train_class_counts` (C,) are the training images of each class. `facts` are the keys of `results.json` about the
+    model and the data, from `model` to `training_data`. Every process calls this function. The first one writes the
+    files and returns the contents of `results.json`; the others return None.
     """
     loader = evaluation_batches(split, processor, batch_size, num_workers, accelerator)
     started = time.perf_counter()
     images = predict(model, loader, accelerator)
     seconds = time.perf_counter() - started
-    if isinstance(split, ImageStream):  # whose order is not known beforehand
+    if isinstance(split, ImageStream):  # its order is not known in advance
         as_it_is = np.array_equal(np.bincount(images.labels, minlength=len(split.counts)), class_counts(split))
     else:
         as_it_is = np.array_equal(images.labels, class_labels(split))
     if not as_it_is:
-        raise RuntimeError("the images came in another order than the split has them in, or not each of them once")
+        raise RuntimeError("the loader changed the order of the split's images, or did not return each of them once")
     if not accelerator.is_main_process:
         return None
     facts = {

@@ -1,46 +1,46 @@
-"""What an evaluation writes: `results.json`, all its numbers, and `predictions.npz`, what each image got.
+"""The files of an evaluation: `results.json` has all numbers, `predictions.npz` the predictions for each image.
 
-`results.json` has these keys. Accuracies and shares are fractions; what has no value (a group without classes, a class
-without images) is absent from a dict and null in a list. Lists over classes are in the order of the labels; classes are
-named by their labels, indices into `class_names`.
+`results.json` has the following keys. Accuracies and shares are fractions. A value that does not exist, as for a group
+without classes or a class without images, is absent from a dict and null in a list. Lists over classes are in the order
+of the labels. Classes are given by their labels, which are indices into `class_names`.
 
     format_version          1
-    model                   folder or Hub id, as it was given
+    model                   folder or Hub id, as given by the user
     dataset, split          names: "imagenet_lt", "test"
-    dataset_options         what else the data set was loaded with, such as {"imbalance_factor": 10.0}; often empty
-    images_digest           of the images and labels: equal only for the same test images (`data.digest`; 64 digits are
-                            of an earlier definition)
-    other_images            whether they are of another data set than the model was trained on
-    training_data           what the model was trained on: {"dataset", "options", "images", "digest"}; absent if its
-                            checkpoint does not say
+    dataset_options         options that the data set was loaded with, such as {"imbalance_factor": 10.0}; often empty
+    images_digest           of the images and labels: equal only for the same test images (see `data.digest`; an earlier
+                            version had 64 digits)
+    other_images            whether the images come from another data set than the training images
+    training_data           data that the model was trained on: {"dataset", "options", "images", "digest"}; absent if
+                            the checkpoint does not say
     num_images              images evaluated
     class_names             (C,)
-    train_class_counts      (C,) training images of each class, as the checkpoint says
+    train_class_counts      (C,) training images of each class, from the checkpoint
     num_experts             E
-    metrics                 what `ride_bf.evaluate.evaluate` gives, and more
+    metrics                 those of `ride_bf.evaluation.predict.evaluate`, and more
       loss                                      mean cross-entropy of the mean logits
       accuracy, balanced_accuracy               over the images; mean over the classes
       many_shot_accuracy, medium_..., few_...   mean over the classes of the group
       top_5_accuracy, balanced_top_5_accuracy, many_shot_top_5_accuracy, ...      with more than five classes
-      expected_calibration_error, many_shot_expected_calibration_error, ...       over the images, those of the group
-      forward_50_accuracy, forward_25_..., uniform_..., backward_25_..., backward_50_...    were the test long-tailed
+      expected_calibration_error, many_shot_expected_calibration_error, ...       over the images, or those of a group
+      forward_50_accuracy, forward_25_..., uniform_..., backward_25_..., backward_50_...    long-tailed test sets
       experts_used, many_shot_experts_used, ... shares of images that used 1, 2, ... experts; with a router
       per_class_accuracy, per_class_top_5_accuracy, per_class_precision, per_class_images             (C,)
     confidence_intervals    for the accuracies in `metrics`, by the same names: [lower, upper]
-    bootstrap               how: {"level": 0.95, "resamples": 2000, "seed": 0, "stratified_by": "class"}
-    calibration             reliability by "all", "many", "medium", "few"; each has for its bins of equal width the
-                            `count`, mean `confidence` and `accuracy`
+    bootstrap               settings: {"level": 0.95, "resamples": 2000, "seed": 0, "stratified_by": "class"}
+    calibration             "all", "many", "medium", "few": each has lists with the `count`, the mean `confidence` and
+                            the `accuracy` of bins of equal width
     confusion
-      pairs                 the most frequent mistakes: {"true", "predicted", "images", "share"}, of the true class's
-      worst_classes         `true` (R,), the classes of lowest accuracy, and `predicted` (K,), what they are taken for;
-                            `shares` (R, K) of each true class's images, and `other` (R,), predicted as anything else
+      pairs                 the most frequent mistakes: {"true", "predicted", "images", "share"} of the class
+      worst_classes         `true` (R,), classes with the lowest accuracy; `predicted` (K,), predicted classes; `shares`
+                            (R, K) of each true class's images; `other` (R,), share predicted as any other class
     experts                 with more than one expert
-      each                  (E,) dicts: `images` that it saw, and the accuracies of `metrics` on them
-      agreement             (E, E) share of images for which two experts predict the same class, of those both saw
+      each                  (E,) dicts: `images` that the expert saw, and the accuracies of `metrics` on them
+      agreement             (E, E) how often two experts predict the same class, as a share of images that both saw
       mean_agreement, many_shot_mean_agreement, ...     mean over the pairs of different experts
-      oracle_accuracy, many_shot_oracle_accuracy, ...   some expert is right
+      oracle_accuracy, many_shot_oracle_accuracy, ...   share of images for which at least one expert is right
     speed                   images_per_second, seconds, batch_size (of one process), num_processes, num_workers,
-                            mixed_precision; reading and preparing the images included
+                            mixed_precision; includes reading and preparing the images
     machine                 device, processor, cpu_count, python, torch, transformers
     date                    ISO 8601, UTC
 """
@@ -79,16 +79,16 @@ from ride_bf.evaluation.metrics import (
 
 FORMAT_VERSION = 1
 RESULTS, PREDICTIONS = "results.json", "predictions.npz"
-LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # of the bootstrap
+LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # settings of the bootstrap
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says about each of N images, without its C logits."""
+    """The predictions of a model for N images, without the logits."""
 
     labels: np.ndarray  # (N,) true classes
-    predictions: np.ndarray  # (N,) classes of the highest mean logit
-    label_ranks: np.ndarray  # (N,) classes that come before the true one, 0 where the prediction is right
+    predictions: np.ndarray  # (N,) classes with the highest mean logit
+    label_ranks: np.ndarray  # (N,) rank of the true class, 0 if the prediction is right
     confidences: np.ndarray  # (N,) softmax probability of the prediction
     losses: np.ndarray  # (N,) cross-entropy of the mean logits
     expert_predictions: np.ndarray  # (N, E), -1 for an expert that the router did not run
@@ -100,16 +100,16 @@ class Predictions:
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":
-        """Raises FileNotFoundError if there is no such file, ValueError if it is not one that `save` wrote."""
+        """Loads a file of `save`. Raises FileNotFoundError if it does not exist, ValueError if it is another file."""
         try:
             with np.load(path, allow_pickle=False) as columns:
                 return cls(**columns)
         except (TypeError, ValueError, EOFError, KeyError) as error:
-            raise ValueError(f"{path} is not what ride_bf.evaluate writes, or is damaged: {error}") from error
+            raise ValueError(f"{path} was not written by ride_bf.evaluate, or is damaged: {error}") from error
 
 
 def main_metrics(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
-    """`loss`, what `shot_accuracy` gives and, with a router, what `expert_use` gives."""
+    """Returns `loss`, the metrics of `shot_accuracy` and, with a router, those of `expert_use`."""
     metrics = {
         "loss": float(images.losses.astype(np.float64).mean()),
         **shot_accuracy(images.predictions, images.labels, class_counts),
@@ -121,7 +121,7 @@ def main_metrics(images: Predictions, class_counts: Sequence[int]) -> dict[str, 
 
 
 def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
-    """All that `results.json` says of the predictions: its keys from `metrics` to `experts`."""
+    """Computes the keys of `results.json` that depend on the predictions, from `metrics` to `experts`."""
     labels, num_classes = images.labels, len(class_counts)
     correct = images.predictions == labels
     _, per_class_images = class_means(correct, labels, num_classes)
@@ -186,7 +186,7 @@ def _measure_experts(images: Predictions, class_counts: Sequence[int]) -> dict[s
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What the measured speed depends on."""
+    """Describes the machine, because the measured speed depends on it."""
     cpuinfo = Path("/proc/cpuinfo")
     models = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
     processor = models[0] if models else platform.processor() or platform.machine()
@@ -206,10 +206,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def write_results(folder: Path, facts: dict[str, Any], images: Predictions, class_counts: Sequence[int]) -> dict:
-    """Measures, writes `results.json` and `predictions.npz` into `folder`, and returns what the former holds.
+    """Writes `results.json` and `predictions.npz` into `folder`. Returns the contents of `results.json`.
 
-    `facts` are the keys of `results.json` that come before `metrics` or after `experts`; those that follow from the
-    predictions, the format's version and the date are added.
+    `facts` are the keys of `results.json` before `metrics` and after `experts`. This function adds the keys that follow
+    from the predictions, the version of the format and the date.
     """
     results = {
         "format_version": FORMAT_VERSION,
@@ -227,9 +227,10 @@ def write_results(folder: Path, facts: dict[str, Any], images: Predictions, clas
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """A `results.json`, by its own path or its folder's.
+    """Reads a `results.json`. `path` is the file or its folder.
 
-    Raises ValueError if it is none, or of another version of the format; FileNotFoundError if it is not there.
+    Raises ValueError if it is not such a file or has another version of the format, and FileNotFoundError if it does
+    not exist.
     """
     path = Path(path)
     path = path / RESULTS if path.is_dir() else path
@@ -239,5 +240,5 @@ def read_results(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
     version = results.get("format_version") if isinstance(results, dict) else None
     if version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format_version {version}, not {FORMAT_VERSION}; evaluate the model anew")
+        raise ValueError(f"{path} has format_version {version}, not {FORMAT_VERSION}; evaluate the model again")
     return results

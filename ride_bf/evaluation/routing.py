@@ -1,4 +1,4 @@
-"""What a router saves and what it costs: accuracy against compute, by threshold."""
+"""Accuracy and compute of a router for a range of thresholds."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,23 +18,23 @@ from ride_bf.evaluation.predict import gather_columns
 from ride_bf.runs.checkpoints import update_manifest
 
 THRESHOLDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-TIMED_IMAGES = 256  # on which the speed at each threshold is measured
+TIMED_IMAGES = 256  # images on which the speed is measured
 
 
 def measure(
     model: nn.Module, loader: FinishedBatches, accelerator: Accelerator, class_counts: Sequence[int]
 ) -> list[dict[str, Any]] | None:
-    """One entry a threshold, from one pass over the loader's images in which every expert sees every image.
+    """Measures each threshold, from one pass over the loader's images in which every expert sees every image.
 
-    Model and loader come from `accelerator.prepare`. Of an image are kept what the first 1, 2, ... experts predict and
-    the routers' logits, from which its outcome at any threshold follows. `images_per_second` is measured: the network
-    alone, in one process, on `timed_images` images that are spread over the loader's. Called by every process; the
-    first one gets the entries, the others None.
+    Model and loader come from `accelerator.prepare`. For each image, the predictions of the first 1, 2, ... experts and
+    the routers' logits are kept. They determine its prediction for any threshold. `images_per_second` is the speed of
+    the network alone, in one process, on `timed_images` images spread over the split. Every process calls this
+    function. The first one returns an entry for each threshold, the others None.
     """
     config = accelerator.unwrap_model(model).config
     before, sample = config.router_threshold, Sample(loader, TIMED_IMAGES)
     try:
-        config.router_threshold = 0.0  # every image gets every expert, and every router is asked
+        config.router_threshold = 0.0  # all experts and all routers see every image
         images = gather_columns(model, sample, accelerator, _outcomes)
         speeds = []
         if accelerator.is_main_process:
@@ -43,7 +43,7 @@ def measure(
                 speeds.append(_images_per_second(model, sample.batches()))
     finally:
         config.router_threshold = before
-    accelerator.wait_for_everyone()  # the machine is left to the process that measures
+    accelerator.wait_for_everyone()  # other processes wait, so that they do not disturb the timing
     if not accelerator.is_main_process:
         return None
     parts = profile(config, sample.image_size, window=1)
@@ -67,23 +67,24 @@ def measure(
 
 
 def _outcomes(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
-    """What the first 1, 2, ... experts predict together (B, E), and the routers' logits (B, E - 1)."""
+    """Returns the joint predictions of the first 1, 2, ... experts (B, E), and the routers' logits (B, E - 1)."""
     counts = torch.arange(1, outputs.expert_logits.shape[1] + 1, device=labels.device)
     running_mean = outputs.expert_logits.cumsum(dim=1) / counts[:, None]  # (B, E, C)
     return {"predictions": running_mean.argmax(dim=2), "router_logits": outputs.router_logits}
 
 
 def experts_used(router_logits: Tensor, threshold: float) -> Tensor:
-    """How many experts (B,) make a prediction, from the logits (B, E - 1) of all routers.
+    """Returns how many experts (B,) each image uses, from the logits (B, E - 1) of all routers.
 
-    As `RideBfForImageClassification` decides: an image goes on while the router's probability is above `threshold`.
+    As in `RideBfForImageClassification`, an image goes on to the next expert while the router's probability is above
+    `threshold`.
     """
     goes_on = router_logits > torch.logit(torch.tensor(float(threshold))).item()
     return 1 + goes_on.long().cumprod(dim=1).sum(dim=1)
 
 
 class Sample:
-    """Passes on a loader's batches and keeps some of their images, spread evenly: `size`, or a few more or less."""
+    """Passes on a loader's batches and keeps about `size` of their images, evenly spread."""
 
     def __init__(self, loader: FinishedBatches, size: int):
         self.loader, self.size, self.batch_size = loader, size, 1
@@ -92,7 +93,7 @@ class Sample:
     def __iter__(self) -> Iterator[dict]:
         try:
             each = -(-self.size // len(self.loader))
-        except TypeError:  # how long a stream is it does not say: its first images
+        except TypeError:  # a stream has no length: keep its first images
             each = self.size
         for batch in self.loader:
             count = len(batch["labels"])
@@ -110,13 +111,13 @@ class Sample:
         return self.kept[0].shape[-1]
 
     def batches(self) -> Sequence[Tensor]:
-        """The images that were kept, on their device, in batches of the loader's size."""
+        """Returns the kept images, on their device, in batches of the loader's size."""
         return torch.cat(self.kept).split(self.batch_size)
 
 
 @torch.no_grad()
 def _images_per_second(model: nn.Module, batches: Sequence[Tensor]) -> float:
-    """Speed of the network on batches (B, 3, height, width) that lie on its device, once it is warm."""
+    """Measures the speed of the network on batches (B, 3, height, width) on its device, after a warm-up."""
     model(batches[0])
     started = _now(batches[0].device)
     for pixel_values in batches:
@@ -125,16 +126,16 @@ def _images_per_second(model: nn.Module, batches: Sequence[Tensor]) -> float:
 
 
 def _now(device: torch.device) -> float:
-    """The time in seconds at which all that was asked of a device is done."""
+    """Waits until the device has finished all its work. Returns the time in seconds."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 def set_threshold(config: RideBfConfig, threshold: float, folder: Path | str) -> None:
-    """Makes `threshold` that of the model in `folder`. Raises ValueError unless that is a folder, and it 0 to 1."""
+    """Sets the threshold of the model in `folder`. Raises ValueError for a Hub id, or a threshold outside 0 to 1."""
     if not 0 <= threshold <= 1:
-        raise ValueError(f"a threshold is a probability, 0 to 1, not {threshold}")
+        raise ValueError(f"a threshold is a probability from 0 to 1, not {threshold}")
     if not isinstance(folder, Path):
         raise ValueError(f"the threshold of {folder}, on the Hub, cannot be set; hf download it, and name the folder")
     config.router_threshold = threshold
@@ -143,7 +144,7 @@ def set_threshold(config: RideBfConfig, threshold: float, folder: Path | str) ->
 
 
 def draw(curve: list[dict[str, Any]], picture: Path) -> None:
-    """Balanced accuracy, and that of the few-shot classes, against the multiply-adds of each threshold."""
+    """Plots the accuracy of all and of the few-shot classes against the multiply-adds of each threshold."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -154,7 +155,7 @@ def draw(curve: list[dict[str, Any]], picture: Path) -> None:
     for name, label in (("balanced_accuracy", "all classes"), ("few_shot_accuracy", "few-shot classes")):
         if name in curve[0]:
             axes.plot(cost, [100 * point[name] for point in curve], marker="o", label=label)
-    together: list[list[int]] = []  # points that lie on each other share a label
+    together: list[list[int]] = []  # overlapping points share a label
     for index, x in enumerate(cost):
         if together and abs(cost[together[-1][0]] - x) < 0.01 * (max(cost) - min(cost) or 1):
             together[-1].append(index)

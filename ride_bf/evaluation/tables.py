@@ -1,4 +1,4 @@
-"""Results for people: one line an epoch, and a table by shot group and class."""
+"""Results as text: one line for each epoch, and a table by shot group and class."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from ride_bf.evaluation.metrics import shot_groups
 
 
 def shot_summary(metrics: dict) -> str:
-    """Accuracies in percent on one line; groups without classes are left out."""
+    """Returns the accuracies in percent on one line. Groups without classes are left out."""
     names = {
         "accuracy": "all",
         "many_shot_accuracy": "many",
@@ -17,7 +17,7 @@ def shot_summary(metrics: dict) -> str:
 
 
 def accuracy_table(metrics: dict, class_counts: Sequence[int], class_names: Sequence[str], most_rows: int = 20) -> str:
-    """Test report: the groups, then, of up to `most_rows` classes, each class from the commonest to the rarest."""
+    """Returns a table of the groups and, if there are at most `most_rows` classes, of each class, largest first."""
     groups = shot_groups(class_counts)
     lines = [f"{'group':<12} {'classes':>7} {'training images':>15} {'accuracy':>9}"]
     lines.append(f"{'all':<12} {len(class_counts):>7} {sum(class_counts):>15} {_percent(metrics['accuracy'])}")

@@ -1,7 +1,7 @@
-"""Checkpoints of the authors' code, RIDE's and BatchFormer's, to ours and back.
+"""Conversion of checkpoints of the authors' code (RIDE and BatchFormer) to this library's format and back.
 
-The authors' file is read as data. Objects that are pickled in it become inert stand-ins, nothing of it is executed,
-and a file that asks for anything their code does not put there is refused.
+The authors' file is read without executing anything in it. Pickled objects become inert placeholders. A file with
+objects that the authors' code does not save is refused.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from ride_bf.reference.configurations import (
     reference_arch,
 )
 
-# Names that their trainer pickles beside the tensors: its configuration with paths, the criterion, the best accuracy.
+# Objects that their trainer pickles with the tensors: its configuration with paths, the criterion, the best accuracy.
 _EXPECTED_OBJECTS = re.compile(
     r"parse_config\.ConfigParser"
     r"|pathlib(\._local)?\.(Pure)?(Posix|Windows)?Path"
@@ -43,7 +43,7 @@ _EXPECTED_OBJECTS = re.compile(
 
 
 def _convert_block_part(name: str) -> str:
-    """conv1, bn1, conv2, ... to layers.0.convolution, layers.0.bn, ...; downsample.0 and .1 to the shortcut's."""
+    """Renames conv1, bn1, conv2, ... to layers.0.convolution, layers.0.bn, ... and downsample.0, .1 to shortcut.*."""
     if match := re.fullmatch(r"(conv|bn)(\d)\.(\w+)", name):
         return f"layers.{int(match[2]) - 1}.{'convolution' if match[1] == 'conv' else 'bn'}.{match[3]}"
     if match := re.fullmatch(r"downsample\.([01])\.(\w+)", name):
@@ -52,18 +52,18 @@ def _convert_block_part(name: str) -> str:
 
 
 def convert_key(key: str, num_shared_stages: int) -> str:
-    """The name in `RideBfForImageClassification` of a parameter or buffer of the authors' networks.
+    """Returns the name in `RideBfForImageClassification` of a parameter or buffer of the authors' networks.
 
-    `key` has no `module.` or `backbone.` before it. Raises KeyError for a name their networks do not have.
+    `key` must not start with `module.` or `backbone.`. Raises KeyError for a name that their networks do not have.
     """
     if match := re.fullmatch(r"(conv|bn)1\.(\w+)", key):
         return f"ride_bf.trunk.stem.0.{'convolution' if match[1] == 'conv' else 'bn'}.{match[2]}"
-    if match := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", key):  # shared, or of a network with one expert
+    if match := re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", key):  # a shared stage, or a network with one expert
         stage, rest = int(match[1]) - 1, f"{match[2]}.{_convert_block_part(match[3])}"
         if stage < num_shared_stages:
             return f"ride_bf.trunk.stages.{stage}.{rest}"
         return f"ride_bf.experts.0.stages.{stage - num_shared_stages}.{rest}"
-    if match := re.fullmatch(r"layer(\d)s\.(\d+)\.(\d+)\.(.+)", key):  # an expert's own
+    if match := re.fullmatch(r"layer(\d)s\.(\d+)\.(\d+)\.(.+)", key):  # a stage of an expert
         stage = int(match[1]) - 1 - num_shared_stages
         return f"ride_bf.experts.{match[2]}.stages.{stage}.{match[3]}.{_convert_block_part(match[4])}"
     if match := re.fullmatch(r"linear\.(weight|bias)", key):
@@ -84,9 +84,9 @@ def convert_key(key: str, num_shared_stages: int) -> str:
 
 
 def convert_state_dict(reference: Mapping[str, Tensor], num_shared_stages: int, cosine: bool) -> dict[str, Tensor]:
-    """The authors' parameters under our names, in float32; their cosine weights (D, C) are transposed to (C, D).
+    """Renames the authors' parameters and converts them to float32. Cosine weights (D, C) are transposed to (C, D).
 
-    Raises ConversionError with every name that their networks do not have.
+    Raises ConversionError, with all unknown names, if their networks do not have a name.
     """
     check_names(reference)
     converted = {}
@@ -99,7 +99,7 @@ def convert_state_dict(reference: Mapping[str, Tensor], num_shared_stages: int, 
 
 
 def check_names(reference: Mapping[str, Tensor]) -> None:
-    """Raises ConversionError with every name that the authors' networks do not have."""
+    """Raises ConversionError, with all unknown names, if the authors' networks do not have a name."""
     unknown = []
     for key in reference:
         try:
@@ -107,7 +107,7 @@ def check_names(reference: Mapping[str, Tensor]) -> None:
         except KeyError:
             unknown.append(key)
     if unknown:
-        raise ConversionError(f"{len(unknown)} names are not of the authors' networks: {_some(unknown)}")
+        raise ConversionError(f"the authors' networks do not have these {len(unknown)} names: {_some(unknown)}")
 
 
 def _some(names: list[str], most: int = 20) -> str:
@@ -115,7 +115,7 @@ def _some(names: list[str], most: int = 20) -> str:
 
 
 class _Inert:
-    """Takes the place of a pickled object of the authors'. Keeps what was pickled of it and does nothing."""
+    """A placeholder for a pickled object of the authors. It keeps the pickled state and does nothing."""
 
     def __init__(self, *arguments):
         self.arguments = arguments
@@ -125,16 +125,16 @@ class _Inert:
 
 
 def _objects_asked_for(path: Path) -> set[str]:
-    """What a file wants to construct, by module and name, beyond tensors and plain containers. Executes nothing."""
+    """Returns the names of objects in a file, beyond tensors and plain containers. Executes nothing."""
     if zipfile.is_zipfile(path):
         return set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    # Before torch 1.6 a checkpoint was five pickles and the bare storages.
+    # Before torch 1.6 a checkpoint was five pickles followed by the storages.
     asked_for = set()
     with path.open("rb") as file:
         for _ in range(5):
             for operation, argument, _ in pickletools.genops(file):
                 if operation.name == "STACK_GLOBAL":
-                    raise pickle.UnpicklingError("it is pickled in a way that torch.save never did")
+                    raise pickle.UnpicklingError("it is pickled in a way that torch.save never used")
                 if operation.name == "GLOBAL":
                     asked_for.add(argument.replace(" ", "."))
     own = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage")
@@ -142,14 +142,14 @@ def _objects_asked_for(path: Path) -> set[str]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict | None]:
-    """The network's tensors, without `module.` and `backbone.`, and the configuration pickled beside them, if any.
+    """Reads the network's tensors, without `module.` and `backbone.`, and the pickled configuration, if there is one.
 
-    Executes nothing that the file holds. Raises ConversionError for a file that is damaged, that asks for objects
-    the authors' trainer does not pickle, or that is no checkpoint of theirs.
+    Executes nothing in the file. Raises ConversionError if the file is damaged, contains objects that the authors'
+    trainer does not pickle, or is not one of their checkpoints.
     """
-    damaged = f"{path} is damaged, cut off or no torch checkpoint"
+    damaged = f"{path} is damaged, cut off or not a torch checkpoint"
     try:
-        if zipfile.is_zipfile(path):  # torch.load does not look at the checksums
+        if zipfile.is_zipfile(path):  # torch.load does not verify the checksums
             with zipfile.ZipFile(path) as archive:
                 entry = archive.testzip()
             if entry is not None:
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict | None]:
     refused = sorted(name for name in asked_for if not _EXPECTED_OBJECTS.fullmatch(name))
     if refused:
         raise ConversionError(
-            f"{path} asks for {_some(refused)}, which no checkpoint of the authors' holds; it was not loaded"
+            f"{path} asks for {_some(refused)}, which no checkpoint of the authors contains; it was not loaded"
         )
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in asked_for]):
@@ -168,7 +168,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict | None]:
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ConversionError(f"{damaged}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), Mapping):
-        raise ConversionError(f"{path} has no 'state_dict'; is it a checkpoint that the authors' trainer wrote?")
+        raise ConversionError(f"{path} has no 'state_dict'; is it a checkpoint of the authors' trainer?")
     state = {
         re.sub(r"^(module\.)?(backbone\.)?", "", key): tensor
         for key, tensor in content["state_dict"].items()
@@ -178,24 +178,25 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict | None]:
 
 
 def _pickled_config(pickled: Any) -> dict | None:
-    """The plain values of their ConfigParser, if that is what was pickled."""
+    """Returns the plain values of a pickled ConfigParser, or None if there is none."""
     state = getattr(pickled, "state", pickled)
     config = state.get("_config", state) if isinstance(state, Mapping) else None
     return dict(config) if isinstance(config, Mapping) and "arch" in config else None
 
 
 def infer_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Options of `RideBfConfig` that the names and shapes of the authors' parameters tell.
+    """Infers options of `RideBfConfig` from the names and shapes of the authors' parameters.
 
-    Everything but how a BatchFormer is used. Raises ConversionError naming what is missing.
+    They determine everything but the use of the BatchFormer. Raises ConversionError, with the name, if a parameter is
+    missing.
     """
 
     def shape(key: str) -> torch.Size:
         if key not in state:
-            raise ConversionError(f"{key} is missing, which every such network of the authors' has")
+            raise ConversionError(f"{key} is missing, but every such network of the authors has it")
         return state[key].shape
 
-    blocks: dict[tuple[int, bool], set[int]] = {}  # (stage, an expert's own) -> indices of its blocks
+    blocks: dict[tuple[int, bool], set[int]] = {}  # (stage, whether it belongs to an expert) -> indices of its blocks
     for key in state:
         if match := re.match(r"layer(\d)\.(\d+)\.", key):
             blocks.setdefault((int(match[1]), False), set()).add(int(match[2]))
@@ -203,7 +204,7 @@ def infer_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
             blocks.setdefault((int(match[1]), True), set()).add(int(match[2]))
     stages = sorted({stage for stage, _ in blocks})
     if stages not in ([1, 2, 3], [1, 2, 3, 4]):
-        raise ConversionError(f"the parameters are of stages {stages}; the authors' networks have 1 to 3 or 1 to 4")
+        raise ConversionError(f"the parameters have stages {stages}; the authors' networks have 1 to 3 or 1 to 4")
     cifar = shape("conv1.weight")[-1] == 3
     one_expert = "linear.weight" in state
     own = [stage for stage in stages if (stage, True) in blocks]
@@ -252,15 +253,16 @@ def infer_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def reference_options(
     state: Mapping[str, Tensor], config: Mapping[str, Any] | None, batchformer: str | None
 ) -> dict[str, Any]:
-    """Options of `RideBfConfig` for a checkpoint, from its parameters and, where there is one, its configuration.
+    """Returns options of `RideBfConfig` for a checkpoint, from its parameters and, if there is one, its configuration.
 
-    Raises ConversionError listing where the two contradict each other, or asking for what neither tells.
+    Raises ConversionError if the two contradict each other, with all contradictions, or if neither determines how the
+    BatchFormer is used.
     """
     check_names(state)
     inferred = infer_options(state)
     told: dict[str, Any] = {}
     if config is not None:
-        if batchformer is not None:  # the user's word counts instead of add_bt
+        if batchformer is not None:  # the user's choice overrides add_bt
             arch = {**config["arch"], "args": {**config["arch"].get("args", {}), "add_bt": 0}}
             config = {**config, "arch": arch}
         told = read_reference_config(config)
@@ -276,7 +278,7 @@ def reference_options(
     if told.get("batchformer", "none") != "none" and not has_encoder:
         wrong.append(f"batchformer: {told['batchformer']} there, no encoder in the weights")
     if wrong:
-        raise ConversionError(f"the configuration is not that of these weights: {'; '.join(wrong)}")
+        raise ConversionError(f"the configuration does not match these weights: {'; '.join(wrong)}")
     if has_encoder and told.get("batchformer", "none") == "none":
         raise ConversionError(
             "the weights have a BatchFormer, and nothing says how it was trained: name the run's config.json with "
@@ -286,10 +288,10 @@ def reference_options(
 
 
 def build_model(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> RideBfForImageClassification:
-    """Our network with the authors' parameters. Raises ConversionError listing missing, unknown and misshapen ones."""
+    """Builds our network with the authors' parameters. Raises ConversionError if their names or shapes do not fit."""
     config = RideBfConfig(**options)
     converted = convert_state_dict(state, config.num_shared_stages, cosine=config.classifier == "cosine")
-    with torch.device("meta"):  # without memory of its own: it takes over the tensors of the file
+    with torch.device("meta"):  # without memory: the tensors of the file are assigned below
         model = RideBfForImageClassification(config)
     expected = model.state_dict()
     counters = [name for name in expected if name.endswith("num_batches_tracked") and name not in converted]
@@ -302,14 +304,14 @@ def build_model(state: Mapping[str, Tensor], options: Mapping[str, Any]) -> Ride
     ]
     if problems:
         raise ConversionError(f"{len(problems)} parameters do not fit (by our names): {_some(problems)}")
-    for name in counters:  # files of old torch versions have none; nothing depends on them
+    for name in counters:  # old torch versions did not save them; nothing depends on them
         converted[name] = torch.zeros((), dtype=torch.long)
     model.load_state_dict(converted, assign=True)
     return model.eval()
 
 
 def image_settings(options: Mapping[str, Any], config: Mapping[str, Any] | None) -> TrainingRecipe:
-    """The recipe whose evaluation images the checkpoint was made for: by its data loader, else by its classes."""
+    """Returns the recipe with the checkpoint's evaluation images, by its data loader or else by its classes."""
     loader = (config or {}).get("data_loader", {}).get("type")
     if loader in RECIPE_OF_LOADER:
         return RECIPES[RECIPE_OF_LOADER[loader]]
@@ -319,7 +321,7 @@ def image_settings(options: Mapping[str, Any], config: Mapping[str, Any] | None)
 
 
 def convert(path: Path, output_dir: Path, config_path: Path | None = None, batchformer: str | None = None) -> None:
-    """Writes a folder that `from_pretrained` loads. Raises ConversionError; then nothing has been written."""
+    """Writes a folder that `from_pretrained` loads. Raises ConversionError before anything is written."""
     steps = tqdm(total=4, desc="reading")
     state, pickled = read_checkpoint(path)
     beside = path.parent / "config.json"
@@ -329,7 +331,7 @@ def convert(path: Path, output_dir: Path, config_path: Path | None = None, batch
         try:
             config = json.loads(source.read_text())
             if "model_type" in config:
-                raise ValueError("it is that of a model of ours, whose reference_config.json would be the one")
+                raise ValueError("it is of this library; a converted model has theirs as reference_config.json")
             config["arch"]["type"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConversionError(f"{source} is no configuration of the authors' code: {error!r}") from error
@@ -338,8 +340,8 @@ def convert(path: Path, output_dir: Path, config_path: Path | None = None, batch
     options = reference_options(state, config, batchformer)
     if (config or {}).get("arch", {}).get("args", {}).get("eval_bt"):
         warnings.warn(
-            "config.json has eval_bt: the authors' code then keeps the BatchFormer in evaluation, where a prediction "
-            "depends on its batch. Here it never does, and results will differ from theirs",
+            "config.json has eval_bt: the authors' code then uses the BatchFormer in evaluation too, so a prediction "
+            "depends on its batch. This library never does, so results will differ from theirs",
             stacklevel=2,
         )
     model = build_model(state, options)
@@ -350,7 +352,7 @@ def convert(path: Path, output_dir: Path, config_path: Path | None = None, batch
     evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std).save_pretrained(
         output_dir
     )
-    if config is not None:  # needed on the way back
+    if config is not None:  # needed to convert back
         (output_dir / "reference_config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
     steps.update()
     steps.set_description("hashing")
@@ -372,7 +374,7 @@ def _model_card(file_name: str, digest: str, config: RideBfConfig) -> ModelCard:
 
 Source file: `{file_name}`, SHA-256 `{digest}`.
 {config.num_experts} expert(s), {config.num_labels} classes, depths {config.depths}, {config.classifier} classifier,
-BatchFormer "{config.batchformer}"{", with a router" if config.router else ""}. Nothing was measured with this file.
+BatchFormer "{config.batchformer}"{", with a router" if config.router else ""}. This file has not been evaluated.
 
 ```python
 from transformers import AutoModelForImageClassification
@@ -386,7 +388,7 @@ Methods: [RIDE](https://arxiv.org/abs/2010.01809), [BatchFormer](https://arxiv.o
 
 
 def _reference_key(name: str, config: RideBfConfig) -> str:
-    """The authors' name of one of our parameters; the inverse of `convert_key`."""
+    """Returns the authors' name of one of our parameters. Inverse of `convert_key`."""
     parts = name.split(".")
     multi = config.num_experts > 1
 
@@ -418,7 +420,7 @@ def _reference_key(name: str, config: RideBfConfig) -> str:
 def to_reference(folder: Path, output_dir: Path) -> None:
     """Writes `model_best.pth` and `config.json` for the authors' `test.py`.
 
-    Raises ConversionError, before anything is written, for a network that their code cannot build.
+    Raises ConversionError, before anything is written, if their code cannot build the network.
     """
     model = RideBfForImageClassification.from_pretrained(folder)
     config = model.config
@@ -431,12 +433,12 @@ def to_reference(folder: Path, output_dir: Path) -> None:
     kept = folder / "reference_config.json"
     theirs = json.loads(kept.read_text()) if kept.is_file() else {}
     reference = _default_reference_config(folder, arch) | theirs
-    reference["n_gpu"] = 1  # their test.py wraps the network, and expects wrapped names, from two on
+    reference["n_gpu"] = 1  # for more GPUs their test.py wraps the network and expects other names
     if "data_loader" not in theirs and config.num_labels not in _classes_of_loaders().values():
         known = ", ".join(f"{loader} ({count:,})" for loader, count in _classes_of_loaders().items())
         warnings.warn(
             f"the authors' code has no data loader for {config.num_labels:,} classes, only {known}. Their network "
-            f"takes these weights, but their test.py cannot run: config.json names {reference['data_loader']['type']}",
+            f"can load these weights, but their test.py cannot run: config.json has {reference['data_loader']['type']}",
             stacklevel=2,
         )
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -446,14 +448,14 @@ def to_reference(folder: Path, output_dir: Path) -> None:
 
 
 def _classes_of_loaders() -> dict[str, int]:
-    """How many classes each of the authors' data loaders asserts."""
+    """Returns the number of classes that each of the authors' data loaders expects."""
     return {loader: NUM_CLASSES[RECIPES[recipe].dataset] for loader, recipe in RECIPE_OF_LOADER.items()}
 
 
 def _default_reference_config(folder: Path, arch: dict[str, Any]) -> dict[str, Any]:
-    """A configuration of the authors' for a network that was trained here.
+    """Returns a configuration in the authors' format for a network that was trained here.
 
-    It is of the data set that has as many classes, and as the published recipe for it has it.
+    Its data set is the one with the same number of classes. Its other values are those of that data set's recipe.
     """
     other = "ImbalanceCIFAR100DataLoader" if "layer2_output_dim" in arch["args"] else "ImageNetLTDataLoader"
     classes = arch["args"]["num_classes"]

@@ -1,4 +1,4 @@
-"""The authors' config.json files: the networks they name and the recipes they are."""
+"""Reads the authors' config.json files, as networks and as recipes."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _NETWORKS = {  # arch.type without "Model" or "EAModel" -> depths and whether it
     "ResNeXt50": ([3, 4, 6, 3], True),
     "ResNeXt152": ([3, 8, 36, 3], True),
 }
-_BATCHFORMER_LAYERS = {12: 8, 13: 6}  # of add_bt; every other value has one
+_BATCHFORMER_LAYERS = {12: 8, 13: 6}  # add_bt -> layers; every other value means one layer
 _SHARED_CLASSIFIER = (32, 33)
 RECIPE_OF_LOADER = {
     "ImageNetLTDataLoader": "imagenet_lt_resnet50",
@@ -30,7 +30,7 @@ RECIPE_OF_LOADER = {
     "ImbalanceCIFAR100DataLoader": "cifar100_lt_resnet32",
     "ImbalanceCIFAR10DataLoader": "cifar10_lt_resnet32",
 }
-# What their configurations give each loader as `data_dir`, seen from the folder in which their commands are called
+# The `data_dir` of each loader in their configurations, relative to the folder in which their commands run
 FOLDER_OF_LOADER = {
     "ImageNetLTDataLoader": "data/ImageNet_LT",
     "iNaturalistDataLoader": "data/iNaturalist18",
@@ -40,16 +40,16 @@ FOLDER_OF_LOADER = {
 
 
 class ConversionError(ValueError):
-    """A checkpoint that is not what it should be; the message says what was found and what to do."""
+    """A checkpoint or configuration cannot be converted. The message says what was found and what to do."""
 
 
 def read_reference_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `RideBfConfig` that the authors' config.json tells. Raises ConversionError for an unknown network."""
+    """Reads options of `RideBfConfig` from the authors' config.json. Raises ConversionError for an unknown network."""
     kind = config["arch"]["type"]
     arguments = config["arch"].get("args", {})
     base = kind.removesuffix("Model").removesuffix("EA")
     if base not in _NETWORKS:
-        raise ConversionError(f"config.json names the network {kind!r}; known are {', '.join(_NETWORKS)}")
+        raise ConversionError(f"config.json names the network {kind!r}; known networks are {', '.join(_NETWORKS)}")
     depths, resnext = _NETWORKS[base]
     cifar = len(depths) == 3
     experts = arguments.get("num_experts", 2 if cifar and kind.endswith("EAModel") else 1)
@@ -86,14 +86,14 @@ def _batchformer_mode(add_bt: int, cifar: bool, resnext: bool, experts: int) -> 
     multi_expert_resnet = experts > 1 and not resnext
     if add_bt == 22 and multi_expert_resnet and not cifar:
         raise ConversionError(
-            "config.json has add_bt 22, which names no network that can be trained: in the authors' ImageNet ResNets "
-            "it doubles the batch but not its labels. For the weights all the same, pass --batchformer insert"
+            "config.json has add_bt 22, which the authors' ImageNet ResNets cannot train: it doubles the batch but not "
+            "its labels. To convert the weights anyway, pass --batchformer insert"
         )
     return "shared_classifier" if add_bt in _SHARED_CLASSIFIER and multi_expert_resnet else "insert"
 
 
 def reference_arch(config: "RideBfConfig") -> dict[str, Any]:
-    """The `arch` entry of the authors' config.json. Raises ConversionError for a network their code cannot build."""
+    """Returns the `arch` entry of the authors' config.json. Raises ConversionError if they have no such network."""
     kinds = {(tuple(depths), resnext): name for name, (depths, resnext) in _NETWORKS.items()}
     resnext = (config.groups, config.width_per_group) == (32, 4)
     kind = kinds.get((tuple(config.depths), resnext))
@@ -148,7 +148,7 @@ _LOSSES = {
     "CrossEntropyLoss": "cross_entropy",
 }
 _SCHEDULES = {"CustomLR": "step", "CosLR": "cosine"}
-# Arguments of their losses -> ours
+# Arguments of their losses -> options of our recipes
 _LOSS_ARGUMENTS = {
     "additional_diversity_factor": "diversity_factor",
     "reweight_factor": "reweight_factor",
@@ -158,10 +158,9 @@ _LOSS_ARGUMENTS = {
     "distill_temperature": "distillation_temperature",
     "additional_distill_loss_factor": "distillation_factor",
 }
-_MARGIN_SCALE = 30.0  # theirs, where a file does not say, whatever the classifier's; here they are the same
-# Arguments that are constants here
+# Arguments of their losses that are constants here
 _LOSS_CONSTANTS = {"base_diversity_temperature": 1.0, "ride_loss_factor": 1.0}
-_LOSS_DEFAULTS: dict[str, dict[str, Any]] = {  # theirs, where a file does not say; a reweight_epoch of -1 is never
+_LOSS_DEFAULTS: dict[str, dict[str, Any]] = {  # their defaults; a reweight_epoch of -1 means never
     "RIDELoss": {"diversity_factor": -0.2, "reweight_factor": 0.05, "reweight_epoch": -1},
     "RIDELossWithDistill": {
         "diversity_factor": -0.2,
@@ -176,10 +175,11 @@ _LOSS_DEFAULTS: dict[str, dict[str, Any]] = {  # theirs, where a file does not s
 
 
 def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
-    """The recipe that one of the authors' config.json files is.
+    """Converts one of the authors' config.json files to a recipe.
 
-    Batch size and epochs are the file's, augmentation that of its data loader's data set; the BatchFormer's window is
-    what one of the file's GPUs holds. Raises ConversionError naming an entry that has no counterpart.
+    Batch size and epochs come from the file, and the augmentation from the recipe for its data loader's data set. The
+    BatchFormer's window is the number of images on one of the file's GPUs. Raises ConversionError, with the entry, if
+    an entry has no counterpart here.
     """
     loader, loss, optimizer = config["data_loader"], config["loss"], config["optimizer"]
     if loader["type"] not in RECIPE_OF_LOADER:
@@ -190,16 +190,15 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
         raise ConversionError(f"optimizer {optimizer['type']!r} is not SGD")
     base = RECIPES[RECIPE_OF_LOADER[loader["type"]]]
     network = read_reference_config(config)
-    del network["num_labels"]  # the data's business
+    del network["num_labels"]  # depends on the data
 
     arguments = dict(loss.get("args", {}))
     reweight, reweight_ce = arguments.pop("reweight", True), arguments.pop("reweight_CE", False)
-    scale = float(network.get("cosine_scale", NETWORK_DEFAULTS["cosine_scale"]))
-    if _LOSSES[loss["type"]] in ("ride", "ldam"):  # which have margins
-        arguments.setdefault("s", _MARGIN_SCALE)
-    for name, constant in (_LOSS_CONSTANTS | {"s": scale}).items():
-        if (value := arguments.pop(name, constant)) != constant:
-            raise ConversionError(f"{loss['type']} has {name} {value}; here it is {constant:g} and cannot be set")
+    # their losses scale the margins by 30 by default, with any classifier
+    constants = _LOSS_CONSTANTS | {"s": network.get("cosine_scale", NETWORK_DEFAULTS["cosine_scale"])}
+    for name, value in constants.items():
+        if (given := arguments.pop(name, value)) != value:
+            raise ConversionError(f"{loss['type']} has {name} {given}; here it is {value:g} and cannot be set")
     unknown = sorted(set(arguments) - set(_LOSS_ARGUMENTS))
     if unknown:
         raise ConversionError(f"arguments {unknown} of {loss['type']} have no counterpart here")
@@ -209,9 +208,9 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
         loss_options["reweight_epoch"] = None
     kind = _LOSSES[loss["type"]]
     if kind == "ride" and not config.get("add_extra_info", False):
-        kind = "cross_entropy"  # without the experts' own logits their RIDE loss is this
+        kind = "cross_entropy"  # without the logits of each expert, their RIDE loss is cross-entropy
     elif kind == "ride" and loss_options["diversity_factor"] == 0:
-        kind = "collaborative"  # what their code does then, without saying so
+        kind = "collaborative"  # without the diversity term their loss is this one
     elif kind == "cross_entropy" and reweight_ce:
         kind = "reweighted_cross_entropy"
 
@@ -227,7 +226,7 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
         description=f"From the authors' configuration {config['name']!r}.",
         network=network,
         batch_size=batch_size,
-        # their DataParallel gives every GPU an equal share of the batch
+        # their DataParallel gives each GPU an equal share of the batch
         batchformer_window=math.ceil(batch_size / max(1, config.get("n_gpu", 1))),
         epochs=config["trainer"]["epochs"],
         learning_rate=float(settings["lr"]),
@@ -246,9 +245,9 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
 
 
 def read_recipe_file(path: Path) -> TrainingRecipe:
-    """A recipe from a file: one that `--print_recipe` printed, or one of the authors' config.json files.
+    """Reads a recipe from a file that `--print_recipe` printed, or from one of the authors' config.json files.
 
-    Raises ValueError naming the file and what is wrong with it.
+    Raises ValueError, with the file and the reason, if it cannot be read.
     """
     try:
         content = json.loads(path.read_text())
