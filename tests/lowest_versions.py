@@ -18,4 +18,4 @@ for path in map(Path, sys.argv[1:]):
         installed = Version(version(requirement.name)).public  # without +cu130
         if Version(installed) != Version(lowest):
             problems.append(f"{path} promises {requirement.name} {lowest}; the lowest that installs is {installed}")
-sys.exit("\n".join(problems))
+sys.exit("\n".join(problems) or None)

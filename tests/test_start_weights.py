@@ -42,7 +42,7 @@ def test_classes_are_found_by_their_names(tmp_path, classifier):
                 assert torch.equal(parameter[label], rows_of(source, expert)[name][place.index(class_name)]), class_name
     assert torch.equal(model.ride_bf.trunk.stem[0].convolution.weight, start.ride_bf.trunk.stem[0].convolution.weight)
     assert (started.rule, started.copied, started.new) == ("name", 3, ["earwig", "flea"])
-    assert str(started).endswith("3 of 5 classes were copied by their names; 2 start anew: earwig, flea")
+    assert str(started).endswith("3 of 5 classes were copied by their names; 2 start with new weights: earwig, flea")
 
 
 def test_as_many_classes_by_other_names_are_other_classes(tmp_path):
@@ -65,7 +65,7 @@ def test_classes_without_names_go_by_their_place_if_there_are_as_many(tmp_path):
     model = model_of("ant", "bee", "cicada", seed=1)
     started = initialise_from(model, tmp_path)
     assert torch.equal(model.classifiers[2].weight, start.classifiers[2].weight)
-    assert "3 of 3 classes were copied by their place, as its classes have no names" in str(started)
+    assert "3 of 3 classes were copied by their order, because its classes have no names" in str(started)
     more = model_of("ant", "bee", "cicada", "dragonfly")
     started = initialise_from(more, tmp_path)
     assert (started.rule, started.copied, len(started.new)) == ("none", 0, 4)
@@ -96,7 +96,7 @@ def test_a_run_says_which_classes_it_starts_with(tmp_path, capsys):
     model_of(*"9876543", "ten", batchformer="none", **DIGITS).save_pretrained(tmp_path / "other")
     options = ("--epochs", 1, "--max_steps", 1, "--batchformer", "none", "--init_from", tmp_path / "other")
     out = train(tmp_path / "out", *options)
-    assert "7 of 10 classes were copied by their names; 3 start anew: 0, 1, 2" in capsys.readouterr().out
+    assert "7 of 10 classes were copied by their names; 3 start with new weights: 0, 1, 2" in capsys.readouterr().out
     train(tmp_path / "again", *options[:-1], out)  # a run's folder is that of its best checkpoint
     assert f"Started from {out}: 10 of 10 classes" in capsys.readouterr().out
 
@@ -214,7 +214,7 @@ def test_a_run_ends_with_that_line(tmp_path, option):
     PROCESSOR.save_pretrained(folder)
     cut(folder / "model.safetensors", -100)
     message = (
-        rf"^error: {folder} cannot be loaded: model\.safetensors \(.* bytes\) is cut off or damaged .*Copy it anew"
+        rf"^error: {folder} cannot be loaded: model\.safetensors \(.* bytes\) is cut off or damaged .*Copy it again"
     )
     with pytest.raises(SystemExit, match=message):
         train(tmp_path / "out", "--epochs", 1, "--batchformer", "none", option, folder)
