@@ -118,7 +118,7 @@ WRONG = {
     ),
     "a test image trained on": (
         rewrite("Places_LT_test.txt", f"{TRAIN[2]} 1\n"),
-        ["two splits, train", "line 3", "test.txt, line 1", "trained on"],
+        ["two splits, train", "line 3", "test.txt, line 1", "tested on its training images"],
     ),
     "a path out of the folder": (append("Places_LT_train.txt", "../secret.jpg 1\n"), ["line 5", "leads out of"]),
     "a path out of it on the way": (append("Places_LT_train.txt", "train/../../x.jpg 1\n"), ["line 5", "leads out of"]),
