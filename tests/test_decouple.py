@@ -278,7 +278,7 @@ def test_a_threshold_is_written_where_the_model_is(routed, tmp_path):
     route.main([str(own), "--output_dir", str(tmp_path / "curve"), "--set_threshold", "0.2"])
     assert RideBfForImageClassification.from_pretrained(chosen).config.router_threshold == 0.2
     assert damage(chosen) is None, "a checkpoint that was changed on purpose is whole"
-    with pytest.raises(SystemExit, match="a threshold is a probability, 0 to 1, not 2"):
+    with pytest.raises(SystemExit, match="a threshold is a probability from 0 to 1, not 2"):
         route.main([str(own), "--set_threshold", "2"])
 
 

@@ -296,7 +296,7 @@ def test_the_output_folders_of_runs_can_be_compared(own, run, tmp_path, capsys):
     assert "+0.0 [+0.0, +0.0]" in capsys.readouterr().out
     older = {**read_results(own / "best"), "images_digest": "0" * 64}
     (own / "best/results.json").write_text(json.dumps(older))
-    with pytest.raises(SystemExit, match=r"own was evaluated by an earlier version.*evaluate the model anew"):
+    with pytest.raises(SystemExit, match=r"own was evaluated by an earlier version.*evaluate the model again"):
         compare.main([str(own), str(tmp_path / "again")])
 
 
