@@ -256,7 +256,7 @@ def test_training_pixels(name, policy):
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="no augmentation is called 'autoaugment'; choose from imagenet"):
+    with pytest.raises(ValueError, match="no augmentation is called 'autoaugment'; there are imagenet"):
         train_transform("autoaugment", 32)
     with pytest.raises(ValueError, match="no policy is called 'augmix'; there are none, randaugment"):
         train_transform("imagenet", 32, "augmix")
