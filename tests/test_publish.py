@@ -69,7 +69,7 @@ def test_an_export_with_other_logits_is_refused(run):
     other = RideBfForImageClassification.from_pretrained(run / "best", batchformer="none")
     with torch.no_grad():
         other.classifiers[1].weight[0] += 0.1
-    with pytest.raises(RuntimeError, match="logits differ"):
+    with pytest.raises(RuntimeError, match="logits of the exported model differ"):
         check_same_logits(model, other, pixel_values())
 
 

@@ -158,6 +158,7 @@ _LOSS_ARGUMENTS = {
     "distill_temperature": "distillation_temperature",
     "additional_distill_loss_factor": "distillation_factor",
 }
+_MARGIN_SCALE = 30.0  # their default, with any classifier; here it is the classifier's scale
 # Arguments of their losses that are constants here
 _LOSS_CONSTANTS = {"base_diversity_temperature": 1.0, "ride_loss_factor": 1.0}
 _LOSS_DEFAULTS: dict[str, dict[str, Any]] = {  # their defaults; a reweight_epoch of -1 means never
@@ -194,11 +195,12 @@ def recipe_from_reference(config: Mapping[str, Any]) -> TrainingRecipe:
 
     arguments = dict(loss.get("args", {}))
     reweight, reweight_ce = arguments.pop("reweight", True), arguments.pop("reweight_CE", False)
-    # their losses scale the margins by 30 by default, with any classifier
-    constants = _LOSS_CONSTANTS | {"s": network.get("cosine_scale", NETWORK_DEFAULTS["cosine_scale"])}
-    for name, value in constants.items():
-        if (given := arguments.pop(name, value)) != value:
-            raise ConversionError(f"{loss['type']} has {name} {given}; here it is {value:g} and cannot be set")
+    scale = float(network.get("cosine_scale", NETWORK_DEFAULTS["cosine_scale"]))
+    if _LOSSES[loss["type"]] in ("ride", "ldam"):  # the losses with margins
+        arguments.setdefault("s", _MARGIN_SCALE)
+    for name, constant in (_LOSS_CONSTANTS | {"s": scale}).items():
+        if (value := arguments.pop(name, constant)) != constant:
+            raise ConversionError(f"{loss['type']} has {name} {value}; here it is {constant:g} and cannot be set")
     unknown = sorted(set(arguments) - set(_LOSS_ARGUMENTS))
     if unknown:
         raise ConversionError(f"arguments {unknown} of {loss['type']} have no counterpart here")
