@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import DatasetDict
 
-from data.rows import NamedRows, Rows, check_labels, load_rows, read_text
+from data.rows import NamedRows, Rows, check_labels, load_rows, read_text, with_slashes
 from data.sets._benchmark import MARKER, Benchmark
 
 
@@ -41,7 +41,7 @@ def read_annotation_list(path: Path) -> Rows:
             + (f"; {len(wrong) - 1} more lines are wrong too" if len(wrong) > 1 else "")
         )
     labels = pc.cast(words, pa.int64()).to_numpy()
-    paths = pc.ascii_rtrim_whitespace(pc.list_element(parts, 0))
+    paths = with_slashes(pc.ascii_rtrim_whitespace(pc.list_element(parts, 0)), path.parent)
     rows = Rows(paths, labels, path, numbers)
     rows.check_paths()
     return rows

@@ -1,16 +1,20 @@
 """Rows of image paths and labels. Every source on disk is read into rows, checked, and cached as Arrow tables."""
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, DatasetDict, Features, Image
+from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
+from data.notices import notify
+
+GROUP = "group"  # a column of what images of one group have in common; no split separates them
 _IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 _LOOKED_AT = 100  # files to check in each split when the tables come from the cache
 _SHOWN = 5  # examples in a message
@@ -27,6 +31,8 @@ class Rows:
     lines: np.ndarray | None = None
     """Line or row of each in `source`, from 1; None if that is a folder."""
     unit: str = "line"
+    groups: pa.Array | None = None
+    """What the images of a group have in common (N,), as text; null for an image of its own."""
 
     def where(self, index: int) -> str:
         """Returns where a row is listed, for messages."""
@@ -55,10 +61,11 @@ class Rows:
 
 @dataclass
 class NamedRows:
-    """The rows of every split, and the names of the classes in the order of their labels."""
+    """The rows of every split, the names of the classes in the order of their labels, and notices for the user."""
 
     splits: dict[str, Rows]
     names: list[str]
+    notices: list[str] = field(default_factory=list)
 
 
 def read_text(path: Path) -> str:
@@ -72,6 +79,32 @@ def read_text(path: Path) -> str:
             f"{path} is not in UTF-8 ({error.reason} at byte {error.start}); convert it, "
             f"for example by: iconv -f {likely} -t utf-8 {path.name}"
         ) from error
+
+
+def with_slashes(paths: pa.Array, folder: Path) -> pa.Array:
+    """Returns paths (N,) as they are written here: with slashes where Windows wrote backslashes, without "./".
+
+    A file whose name has a backslash keeps it.
+    """
+    plain = pc.replace_substring_regex(paths, r"^(\./+)+", "")
+    written_by_windows = pc.match_substring(plain, "\\")
+    if pc.any(written_by_windows).as_py():
+        first = plain.filter(written_by_windows)[0].as_py()
+        if not (folder / first).exists():
+            plain = pc.replace_substring_regex(pc.replace_substring(plain, "\\", "/"), r"^(\./+)+", "")
+    return plain
+
+
+def class_codes(labels: pa.Array, names: list[str], source: str | Path) -> np.ndarray:
+    """Returns labels, text (N,), as numbers. Raises ValueError for a name that no training image has."""
+    codes = pc.index_in(labels, value_set=pa.array(names, pa.string()))
+    if codes.null_count:
+        unknown = pc.unique(labels.filter(pc.is_null(codes))).to_pylist()
+        raise ValueError(
+            f"{source} has {len(unknown)} class(es) without training images, {', '.join(map(repr, unknown[:_SHOWN]))}; "
+            f"the training images have {', '.join(map(repr, names[:_SHOWN]))}{' ...' if len(names) > _SHOWN else ''}"
+        )
+    return pc.cast(codes, pa.int64()).to_numpy()
 
 
 def _first(mask: pa.Array) -> int | None:
@@ -178,7 +211,7 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
     called.
     """
 
-    VERSION = datasets.Version("2.0.1")  # raise it if the checks or the stored columns change
+    VERSION = datasets.Version("2.1.0")  # raise it if the checks or the stored columns change
 
     def __init__(self, *, folder: Path, read: Callable[[], NamedRows], **kwargs):
         self.folder, self.read = folder, read
@@ -191,7 +224,11 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
     def _split_generators(self, dl_manager):
         named = self.read()
         check_files(named.splits, self.folder)
-        self.info.features = Features({"image": Image(), "label": ClassLabel(names=named.names)})
+        features = {"image": Image(), "label": ClassLabel(names=named.names)}
+        if named.splits["train"].groups is not None:
+            features[GROUP] = Value("string")
+        self.info.features = Features(features)
+        self.info.description = json.dumps(named.notices)  # the only text that is kept with the tables
         self.rows = named.splits
         return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self.rows]
 
@@ -199,7 +236,8 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
         rows = self.rows.pop(split)
         absolute = pc.binary_join_element_wise(f"{self.folder}/", rows.paths, "")
         images = pa.StructArray.from_arrays([pa.nulls(len(absolute), pa.binary()), absolute], fields=list(_IMAGE_TYPE))
-        yield (0, 0), pa.table({"image": images, "label": pa.array(rows.labels)})
+        groups = {} if rows.groups is None else {GROUP: rows.groups}
+        yield (0, 0), pa.table({"image": images, "label": pa.array(rows.labels), **groups})
 
 
 def load_rows(
@@ -218,6 +256,8 @@ def load_rows(
     cached = Path(builder.cache_dir).exists()
     builder.download_and_prepare()
     splits = builder.as_dataset()
+    for notice in json.loads(builder.info.description):
+        notify(notice)
     if cached:
         for split, rows in splits.items():
             looked_at = sorted({round(index) for index in np.linspace(0, len(rows) - 1, _LOOKED_AT)})

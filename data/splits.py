@@ -18,7 +18,7 @@ def load_long_tailed(
     """Loads a long-tailed data set.
 
     Args:
-        name: one of `DATA_SETS`. "custom" is for your own images, in a format that `data.custom.EXPECTED` lists. If
+        name: one of `DATA_SETS`. "custom" is for your own images, in a format that `data.split_names.EXPECTED` lists. If
             they have no test split, a fifth of each class's training images becomes the test split, the same every
             time, and a warning says so.
         data_dir: the folder with the annotation lists (`data/ImageNet_LT`). For CIFAR, the folder that contains

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
-from data.custom import NOT_ON_THE_HUB, SPLIT_NAMES
+from data.custom import NOT_ON_THE_HUB
 from data.hub_ids import is_hub_id
+from data.split_names import SPLIT_NAMES
 from data.transforms import leave_out_broken, only_whole
 
 # usual names of the two columns in WebDataset archives and on the Hub

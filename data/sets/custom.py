@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnImages(DataSet):
-    """Images in a format that `data.custom.EXPECTED` lists or, with `streaming`, `data.streams.EXPECTED`."""
+    """Images in a format that `data.split_names.EXPECTED` lists or, with `streaming`, `data.streams.EXPECTED`."""
 
     def place(self, data_dir: str | Path | None) -> str | Path:
         if data_dir is None:
@@ -38,7 +38,7 @@ class OwnImages(DataSet):
 
     def find_entry(self, place: str | Path, image: str) -> str | None:
         from data.annotation_lists import find_line
-        from data.custom import split_files
+        from data.split_names import split_files
 
         folder = Path(place)
         return find_line(list(split_files(folder, ".txt").values()), folder, image) if folder.is_dir() else None

@@ -1,0 +1,230 @@
+"""Class folders: images in `CLASS/`, below a folder for each split or at the top."""
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import DatasetDict
+
+from data.image_files import IMAGE_SUFFIXES
+from data.notices import notify, some
+from data.rows import NamedRows, Rows, check_labels, class_codes, load_rows
+from data.split_names import EXPECTED, folders_of_splits
+
+
+@dataclass
+class _Found:
+    """What a folder of classes holds.
+
+    Attributes:
+        images: paths relative to the data set's folder, sorted by folder and name.
+        classes: names of all folders of classes, also of those without images.
+        skipped: suffix of a file that is no image -> number of such files, with an example.
+        hidden: hidden files and folders, whose names start with a dot.
+        beside: images that lie beside the folders of the classes and so have no class.
+        linked_folders: real path of a folder outside the data set -> the link to it, which is followed.
+        linked_files: images that are links to files.
+    """
+
+    images: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    example: dict[str, str] = field(default_factory=dict)
+    hidden: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
+    linked_folders: dict[str, str] = field(default_factory=dict)
+    linked_files: list[str] = field(default_factory=list)
+
+
+def load_folders(place: Path, allow_empty_classes: bool = False) -> DatasetDict:
+    """Loads the images of class folders. Every file that is not read is counted in a `data.notices.DataNotice`.
+
+    Raises ValueError for a folder of a class without images, unless `allow_empty_classes`; for folders beside those of
+    the splits; for two folders of one split; for links to a folder that is part of the data set already; and for names
+    that are not UTF-8. Raises PermissionError for a folder that cannot be read.
+    """
+    splits = folders_of_splits(place)
+    if splits:
+        _refuse_folders_beside(place, splits)
+    tops = {split: f"{name}/" for split, name in splits.items()} or {"train": ""}
+    found = {split: _scan(place, top) for split, top in tops.items()}
+    names = sorted({path[len(tops["train"]) :].split("/")[0] for path in found["train"].images})
+    _check_and_tell(place, tops, found, names, allow_empty_classes)
+
+    def read() -> NamedRows:
+        rows = {}
+        for split, of_split in found.items():
+            top = place / tops[split]
+            classes = pa.array([path[len(tops[split]) :].split("/")[0] for path in of_split.images], pa.string())
+            rows[split] = Rows(pa.array(of_split.images, pa.string()), class_codes(classes, names, top), top)
+        check_labels(rows, len(names))
+        return NamedRows(rows, names)
+
+    # The tables are built from the files' names. A hash of the names shows whether they have changed.
+    digest = hashlib.blake2b(digest_size=16)
+    for split, of_split in found.items():
+        digest.update("\0".join([split, *of_split.images, ""]).encode())
+    return load_rows("custom", place, [], read, key=digest.hexdigest())
+
+
+def _refuse_folders_beside(place: Path, splits: dict[str, str]) -> None:
+    """Raises ValueError for folders with images beside the folders of the splits: their images would vanish."""
+    beside = []
+    for entry in _entries(place):
+        if entry.name in splits.values() or _is_hidden(entry) or not entry.is_dir():
+            continue
+        if images := _count_images(entry.path):
+            beside.append(f"{entry.name}/ ({images:,} images)")
+    if beside:
+        known = ", ".join(f"{name}/" for name in splits.values())
+        raise ValueError(
+            f"{place} has folders of images beside {known}, which are no split: {some(beside)}. Move them into one of "
+            f"the splits or out of {place}. If {known} are classes themselves, move all folders into {place}/train/"
+        )
+    if "train" not in splits:
+        raise ValueError(f"{place} has {', '.join(sorted(splits.values()))} but no folder train; {EXPECTED}")
+
+
+def _count_images(folder: str) -> int:
+    return sum(_is_image(name) for _, _, files in os.walk(folder) for name in files)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _scan(place: Path, top: str) -> _Found:
+    """Finds the images below `place/top`CLASS/, at any depth."""
+    found = _Found()
+    root = os.path.realpath(place)
+    for entry in _entries(place / top if top else place):
+        name = f"{top}{entry.name}"
+        if _is_hidden(entry):
+            found.hidden.append(name)
+        elif _is_folder(entry):
+            found.classes.append(_utf8(entry.name, place))
+            _scan_class(entry, name, root, (os.path.realpath(place / top),), found)
+        elif _is_image(entry.name):
+            found.beside.append(name)
+    return found
+
+
+def _scan_class(folder: os.DirEntry, relative: str, root: str, above: tuple[str, ...], found: _Found) -> None:
+    """Adds the images in and below a folder. `above` are the real paths of the folders that it is in."""
+    real = os.path.join(above[-1], folder.name)
+    if folder.is_symlink():
+        real = os.path.realpath(folder.path)
+        _check_link(relative, real, root, above, found)
+    inner = []
+    for entry in _entries(folder.path):
+        name = f"{relative}/{entry.name}"
+        if _is_hidden(entry):
+            if entry.is_dir() or _is_image(entry.name):
+                found.hidden.append(name)
+        elif _is_folder(entry):
+            inner.append((entry, name))
+        elif _is_image(entry.name) and entry.is_file():
+            found.images.append(_utf8(name, Path(root)))
+            if entry.is_symlink():
+                found.linked_files.append(name)
+        else:
+            suffix = os.path.splitext(entry.name)[1].lower() or "without suffix"
+            found.skipped[suffix] += 1
+            found.example.setdefault(suffix, name)
+    for entry, name in inner:
+        _scan_class(entry, name, root, (*above, real), found)
+
+
+def _check_link(relative: str, real: str, root: str, above: tuple[str, ...], found: _Found) -> None:
+    """Raises ValueError for a link to a folder that is read already: its images would be there twice."""
+    if real == root or real.startswith(root + os.sep):
+        what = "which is part of the data set"
+    elif real in above or root.startswith(real + os.sep):
+        what = "in which it lies itself"
+    elif real in found.linked_folders:
+        what = f"as {found.linked_folders[real]} is"
+    else:
+        found.linked_folders[real] = relative
+        return
+    raise ValueError(
+        f"{root}/{relative} is a link to the folder {real}, {what}: its images would be there twice. Remove the link"
+    )
+
+
+def _is_hidden(entry: os.DirEntry) -> bool:
+    return entry.name.startswith(".")
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one. Raises ValueError for a link that leads nowhere."""
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise ValueError(
+            f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there; restore it or remove the link"
+        )
+    return entry.is_dir()
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise PermissionError(f"{folder} cannot be read ({error.strerror}); remedy: chmod -R u+rX {folder}") from error
+
+
+def _utf8(name: str, place: Path) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = name.encode(errors="surrogateescape").decode("latin1")
+        raise ValueError(
+            f"the file name {ascii(shown)[1:-1]} in {place} is not in UTF-8. Rename the files, for example by: "
+            f"convmv -r -f latin1 -t utf8 --notest {place}"
+        ) from error
+    return name
+
+
+def _check_and_tell(
+    place: Path, tops: dict[str, str], found: dict[str, _Found], names: list[str], allow_empty: bool
+) -> None:
+    """Raises ValueError for classes without training images. Issues a notice for everything that is not read."""
+    skipped: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for of_split in found.values():
+        skipped.update(of_split.skipped)
+        examples |= of_split.example
+    others = some([f"{count:,} {suffix} (such as {examples[suffix]})" for suffix, count in skipped.most_common()])
+    if not names:
+        hint = f", only files of other kinds: {others}" if skipped else ""
+        raise ValueError(f"{place} has no folders of images{hint}; {EXPECTED}")
+    empty = {split: _empty_classes(of_split, tops[split]) for split, of_split in found.items()}
+    if empty["train"] and not allow_empty:
+        hint = f" These files are no images of a known format: {others}." if skipped else ""
+        raise ValueError(
+            f"{place} has class folders without images: {some(empty['train'])}.{hint} Add images, remove the folders, "
+            "or leave these classes out with --allow_empty_classes"
+        )
+    for what, listed in (
+        ("classes without images are left out", empty.pop("train")),
+        ("class folders without images", list(chain(*empty.values()))),
+        ("images outside the class folders are skipped", list(chain(*(of.beside for of in found.values())))),
+        ("hidden images and folders are skipped", list(chain(*(of.hidden for of in found.values())))),
+        (
+            "links to folders elsewhere are followed",
+            [f"{link} -> {real}" for of in found.values() for real, link in of.linked_folders.items()],
+        ),
+        ("images that are links are read", list(chain(*(of.linked_files for of in found.values())))),
+    ):
+        if listed:
+            notify(f"{place}: {what}: {some(listed)}")
+    if skipped:
+        notify(f"{place}: files that are no images of a known format are skipped: {others}")
+
+
+def _empty_classes(found: _Found, top: str) -> list[str]:
+    with_images = {path[len(top) :].split("/")[0] for path in found.images}
+    return [f"{top}{name}/" for name in found.classes if name not in with_images]

@@ -1,0 +1,288 @@
+"""Tables: CSV or Parquet files with a column of image paths, or in Parquet of images, and a column of labels."""
+
+import csv
+import glob
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from datasets import ClassLabel, DatasetDict, Image
+
+from data.notices import notify, some
+from data.rows import GROUP, NamedRows, Rows, check_labels, class_codes, load_rows, read_text, with_slashes
+from data.split_names import split_of
+
+SUFFIXES = (".csv", ".parquet")
+_FILL = "fill them, or leave these rows out with --on_broken_image skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of the columns of a table. `group` holds what images of one group have in common, such as a patient."""
+
+    image: str = "image"
+    label: str = "label"
+    group: str | None = None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Column -> the option that names it."""
+        named = {self.image: "--image_column", self.label: "--label_column"}
+        return named if self.group is None else {**named, self.group: "--group_by"}
+
+    def check(self, there: list[str], source: str | Path) -> None:
+        """Raises ValueError, with the columns that are `there`, if one is missing."""
+        for column, option in self.options.items():
+            if column not in there:
+                raise ValueError(f"{source} has no column {column!r}, only {there}; name it with {option}")
+
+
+def load_tables(folder: Path, files: dict[str, Path], columns: Columns, skip_empty_rows: bool = False) -> DatasetDict:
+    """Loads tables whose paths are relative to their folder. Parquet files may also contain the images themselves.
+
+    Raises ValueError for files that are no tables, missing columns, and rows without image or label. The latter are
+    left out with `skip_empty_rows`.
+    """
+    if files["train"].suffix.lower() == ".parquet":
+        schema = _parquet_schema(files["train"])
+        kind = schema.field(columns.image).type if columns.image in schema.names else pa.string()
+        if not _is_text(kind):
+            # `datasets` takes paths for patterns
+            data_files = {split: glob.escape(str(path.resolve())) for split, path in files.items()}
+            loaded = datasets.load_dataset("parquet", data_files=data_files)
+            return standardise(loaded, folder, columns, skip_empty_rows)
+
+    def read() -> NamedRows:
+        tables = {split: _read_table(path, columns) for split, path in files.items()}
+        notices = []
+        for split, table in tables.items():
+            tables[split], notice = _whole_rows(table, files[split], columns, skip_empty_rows)
+            notices += notice
+        names, notice = class_names(tables["train"]["label"], files["train"])
+        notices += notice
+        rows = {}
+        for split, table in tables.items():
+            path = files[split]
+            codes = class_codes(table["label"], names, path)
+            paths = with_slashes(table["image"], folder)
+            group = table[GROUP] if columns.group else None
+            rows[split] = Rows(paths, codes, path, table["row"].to_numpy(), unit="row", groups=group)
+            rows[split].check_paths()
+        check_labels(rows, len(names))
+        return NamedRows(rows, names, notices)
+
+    key = "\0".join([*columns.options, str(skip_empty_rows)])
+    return load_rows("custom", folder, list(files.values()), read, key=hashlib.blake2b(key.encode()).hexdigest()[:16])
+
+
+def _parquet_schema(path: Path) -> pa.Schema:
+    try:
+        return pyarrow.parquet.read_schema(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
+
+
+def _read_csv(path: Path, columns: Columns) -> pa.Table:
+    """Reads a table. Its delimiter is the most frequent of comma, semicolon and tab in the first line.
+
+    The columns that are used are read as text: 007 is not 7, NA is not missing, and True is a name.
+    """
+    text = read_text(path)
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    header = next(csv.reader([text.partition("\n")[0]], delimiter=delimiter), [])
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(text.encode()),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types={name: pa.string() for name in header if name.strip() in columns.options},
+            strings_can_be_null=False,
+        ),
+    )
+    return table.rename_columns([name.strip() for name in table.column_names])
+
+
+def _read_table(path: Path, columns: Columns) -> dict[str, pa.Array]:
+    """Returns the columns `image`, `label` and `GROUP`, as text that may be null, and `row`, counted from 1."""
+    is_parquet = path.suffix.lower() == ".parquet"
+    try:
+        table = pyarrow.parquet.read_table(path) if is_parquet else _read_csv(path, columns)
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:].lower()}: {error}") from error
+    columns.check(table.column_names, path)
+    if not len(table):
+        raise ValueError(f"{path} has no rows")
+    read = {"row": pa.array(np.arange(1, len(table) + 1))}
+    for name, column in (("image", columns.image), ("label", columns.label), (GROUP, columns.group)):
+        if column is not None:
+            text = pc.utf8_trim_whitespace(as_text(table.column(column), f"{path}: column {column!r}"))
+            read[name] = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    return read
+
+
+def _whole_rows(
+    table: dict[str, pa.Array], path: Path, columns: Columns, skip: bool
+) -> tuple[dict[str, pa.Array], list[str]]:
+    """Returns the rows with image and label, and a notice if others are left out. Raises ValueError unless `skip`."""
+    whole = np.ones(len(table["row"]), dtype=bool)
+    for name, column in (("image", columns.image), ("label", columns.label)):
+        empty = np.flatnonzero(pc.is_null(table[name]).to_numpy(zero_copy_only=False))
+        if empty.size and not skip:
+            raise ValueError(f"{path}: column {column!r} is empty in {_rows(empty)}; {_FILL}")
+        whole[empty] = False
+    if whole.all():
+        return table, []
+    notice = f"{path}: rows without image or label are left out: {_rows(np.flatnonzero(~whole))}"
+    return {name: column.filter(pa.array(whole)) for name, column in table.items()}, [notice]
+
+
+def _rows(indices: np.ndarray) -> str:
+    return f"row {some([f'{index + 1:,}' for index in indices.tolist()])}"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def as_text(values: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
+    """Returns values as text: names as they are, whole numbers in digits, True and False.
+
+    Raises ValueError, starting with `where`, for other types.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    kind = values.type
+    if pa.types.is_dictionary(kind):  # pandas' categories
+        return as_text(values.cast(kind.value_type), where)
+    if _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return values.cast(pa.string())
+    if pa.types.is_boolean(kind):
+        return pc.if_else(values, "True", "False")
+    if pa.types.is_floating(kind):  # pandas' whole numbers, if a cell is missing
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+        if pc.all(pc.equal(values, pc.floor(values))).as_py() is not False:
+            return values.cast(pa.int64()).cast(pa.string())
+    raise ValueError(f"{where} holds {kind}; expected names or whole numbers")
+
+
+def class_names(labels: pa.Array, source: str | Path) -> tuple[list[str], list[str]]:
+    """Returns the classes of the training labels, which are text (N,), in the order of their numbers; and notices.
+
+    Labels that are the numbers 0 to C-1 keep their values. Any others are names, sorted; numbers by value.
+    Raises ValueError for negative numbers: they mean that a label is missing.
+    """
+    found = pc.unique(labels).to_pylist()
+    if not all(name.removeprefix("-").isdecimal() and name.isascii() for name in found):
+        return sorted(found), []
+    if negative := [name for name in found if name.startswith("-")]:
+        raise ValueError(f"{source}: label {negative[0]} is no class; give these images a label or leave them out")
+    names = sorted(found, key=lambda name: (int(name), name))
+    if names == [str(label) for label in range(len(names))]:
+        return names, []
+    notice = f"{source}: the labels are not 0 to {len(names) - 1}, so they are the names of classes: {some(names)}"
+    return names, [notice]
+
+
+def standardise(
+    loaded: DatasetDict, source: str | Path, columns: Columns | None = None, skip_empty_rows: bool = False
+) -> DatasetDict:
+    """Gives any data set the splits, columns and label names that this library uses.
+
+    Splits are renamed to train, validation and test. Other splits are dropped, with a notice, and so are splits without
+    labels: some public test splits have the label -1 everywhere. Raises ValueError for missing columns, labels that
+    are neither names nor whole numbers, classes without training images, and rows without image or label, which are
+    left out with `skip_empty_rows`.
+    """
+    columns = columns or Columns()
+    splits = _known_splits(loaded, source)
+    for split, rows in splits.items():
+        columns.check(list(rows.features), source)
+        wanted = {columns.image: "image", columns.label: "label"} | ({columns.group: GROUP} if columns.group else {})
+        rows = rows.select_columns(list(wanted))
+        splits[split] = rows.rename_columns({old: new for old, new in wanted.items() if old != new})
+    if not isinstance(splits["train"].features["image"], Image):
+        splits = {split: rows.cast_column("image", Image()) for split, rows in splits.items()}
+    feature = splits["train"].features["label"]
+    unlabelled = [split for split, rows in splits.items() if split != "train" and _has_no_labels(rows)]
+    for split in unlabelled:
+        notify(f"{source}: the split {split} has no labels and is not used")
+    splits = {split: rows for split, rows in splits.items() if split not in unlabelled}
+    for split, rows in splits.items():
+        splits[split] = _rows_with_all(rows, f"{source}, split {split}", columns, skip_empty_rows)
+    if not isinstance(feature, ClassLabel):
+        texts = {
+            split: as_text(rows.with_format("arrow")["label"][:], f"{source}: column {columns.label!r}")
+            for split, rows in splits.items()
+        }
+        names, notices = class_names(texts["train"], source)
+        for notice in notices:
+            notify(notice)
+        feature = ClassLabel(names=names)
+        for split, rows in splits.items():
+            codes = class_codes(texts[split], names, f"{source}, split {split}")
+            splits[split] = rows.remove_columns("label").add_column("label", codes.tolist(), feature=feature)
+    nothing = pa.array([], pa.string())  # only lists need the check for a path in two splits
+    check_labels(
+        {
+            split: Rows(nothing, rows.with_format("arrow")["label"].to_numpy(), Path(f"{source}, split {split}"))
+            for split, rows in splits.items()
+        },
+        feature.num_classes,
+    )
+    return DatasetDict(splits)
+
+
+def _known_splits(loaded: DatasetDict, source: str | Path) -> dict[str, datasets.Dataset]:
+    splits: dict[str, datasets.Dataset] = {}
+    others = []
+    for name, rows in loaded.items():
+        split = split_of(name)
+        if split in splits:
+            raise ValueError(f"{source} has several splits for {split}, one of them {name}; keep one")
+        if split is None:
+            others.append(name)
+        else:
+            splits[split] = rows
+    if "train" not in splits:
+        raise ValueError(f"{source} has no training split, only {', '.join(loaded)}")
+    if others:
+        notify(f"{source}: splits that are not used: {some(others)}")
+    return splits
+
+
+def _has_no_labels(rows: datasets.Dataset) -> bool:
+    labels = rows.data.column("label")
+    if labels.null_count == len(labels):
+        return True
+    return pa.types.is_integer(labels.type) and bool(pc.all(pc.less(labels, 0)).as_py())
+
+
+def _rows_with_all(rows: datasets.Dataset, where: str, columns: Columns, skip: bool) -> datasets.Dataset:
+    """Returns the rows that have an image and a label. Raises ValueError for others unless `skip`."""
+    table = rows.with_format("arrow").cast_column("image", Image(decode=False))
+    whole = np.ones(len(rows), dtype=bool)
+    for name, column in (("image", columns.image), ("label", columns.label)):
+        empty = _empty(table.data.column(name))
+        if empty.size and not skip:
+            raise ValueError(f"{where}: column {column!r} is empty in {_rows(empty)}; {_FILL}")
+        whole[empty] = False
+    if whole.all():
+        return rows
+    notify(f"{where}: rows without image or label are left out: {_rows(np.flatnonzero(~whole))}")
+    return rows.select(np.flatnonzero(whole))
+
+
+def _empty(values: pa.ChunkedArray) -> np.ndarray:
+    empty = pc.is_null(values, nan_is_null=pa.types.is_floating(values.type))
+    if pa.types.is_struct(values.type):
+        fields = (pc.struct_field(values, name) for name in ("bytes", "path"))
+        without = [pc.is_null(field) for field in fields]
+        empty = pc.or_(empty, pc.and_(*without))
+    elif _is_text(values.type):
+        empty = pc.or_kleene(empty, pc.equal(pc.utf8_trim_whitespace(values), ""))
+    return np.flatnonzero(empty.to_numpy())
