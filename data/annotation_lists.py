@@ -14,16 +14,24 @@ from datasets import DatasetDict
 from data.rows import NamedRows, Rows, check_labels, load_rows, read_text, with_slashes
 from data.sets._benchmark import MARKER, Benchmark
 
+CLASS_NAMES = "class_names.txt"
 
-def read_annotation_list(path: Path) -> Rows:
+
+def read_annotation_list(path: Path, folder: Path | None = None) -> Rows:
     """Reads the images and labels of a list. Paths may contain spaces, and empty lines are ignored.
+
+    Lines before the first image that start with "# " are comments. `folder` has the images, by default the list's.
 
     Raises ValueError, with the file, the line number and the line, if a line is not `relative/path label`, if a path
     leaves the folder, or if a path is listed twice. Raises OSError if the list cannot be read.
     """
     expected = "expected lines 'relative/path.jpg label', label a whole number from 0"
     lines = pc.ascii_trim_whitespace(pa.array(read_text(path).split("\n"), pa.string()))
-    numbers = np.flatnonzero(pc.not_equal(lines, "").to_numpy(zero_copy_only=False)) + 1  # of lines in the file
+    filled = pc.not_equal(lines, "").to_numpy(zero_copy_only=False)
+    numbers = np.flatnonzero(filled) + 1  # of lines in the file
+    if numbers.size and lines[numbers[0] - 1].as_py().startswith("# "):
+        comments = pc.starts_with(lines, "# ").to_numpy(zero_copy_only=False)
+        numbers = numbers[numbers > np.argmax(filled & ~comments)]
     if not numbers.size:
         raise ValueError(f"{path} is empty; {expected}")
     lines = lines.take(pa.array(numbers - 1))
@@ -41,7 +49,7 @@ def read_annotation_list(path: Path) -> Rows:
             + (f"; {len(wrong) - 1} more lines are wrong too" if len(wrong) > 1 else "")
         )
     labels = pc.cast(words, pa.int64()).to_numpy()
-    paths = with_slashes(pc.ascii_rtrim_whitespace(pc.list_element(parts, 0)), path.parent)
+    paths = with_slashes(pc.ascii_rtrim_whitespace(pc.list_element(parts, 0)), folder or path.parent)
     rows = Rows(paths, labels, path, numbers)
     rows.check_paths()
     return rows
@@ -112,15 +120,31 @@ def load_benchmark(benchmark: Benchmark, data_dir: Path) -> DatasetDict:
 
 
 def load_own_lists(data_dir: Path, lists: dict[str, Path]) -> DatasetDict:
-    """Loads your own lists. The largest label of the training list gives the number of classes."""
+    """Loads your own lists of images in `data_dir`.
+
+    The file `CLASS_NAMES` beside the training list has the names of the classes, one a line. Without it the largest
+    label of the training list gives the number of classes, and folders their names.
+    """
+    names_file = lists["train"].parent / CLASS_NAMES
 
     def read() -> NamedRows:
-        rows = {split: read_annotation_list(path) for split, path in lists.items()}
-        num_classes = int(rows["train"].labels.max()) + 1
+        rows = {split: read_annotation_list(path, data_dir) for split, path in lists.items()}
+        names = read_class_names(names_file) if names_file.is_file() else None
+        num_classes = int(rows["train"].labels.max()) + 1 if names is None else len(names)
         check_labels(rows, num_classes)
-        return NamedRows(rows, class_names(rows["train"], num_classes))
+        return NamedRows(rows, class_names(rows["train"], num_classes) if names is None else names)
 
-    return load_rows("custom", data_dir, list(lists.values()), read)
+    return load_rows("custom", data_dir, [*lists.values(), *([names_file] if names_file.is_file() else [])], read)
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Reads the names of classes, one a line in the order of the labels. Raises ValueError for empty or equal names."""
+    names = [line.strip() for line in read_text(path).rstrip().split("\n")]
+    for number, name in enumerate(names, start=1):
+        if not name or name in names[: number - 1]:
+            what = f"the name {name!r} of line {names.index(name) + 1}, again" if name else "an empty line"
+            raise ValueError(f"{path}, line {number} has {what}; each class needs a name of its own")
+    return names
 
 
 def find_line(lists: Sequence[Path], data_dir: Path, image: str | Path) -> str | None:

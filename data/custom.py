@@ -21,14 +21,15 @@ def load_custom(
     image_column: str | None = None,
     label_column: str | None = None,
     group_column: str | None = None,
+    lists: str | None = None,
     allow_empty_classes: bool = False,
     skip_empty_rows: bool = False,
 ) -> DatasetDict:
     """Loads the images at `data_dir`, with the splits that they have. See `data.load_long_tailed`.
 
     `image_column` and `label_column`, by default "image" and "label", and `group_column` name columns of a table or of
-    a data set on the Hub. The latter becomes the column `data.rows.GROUP`. Raises ValueError for an option that would
-    do nothing.
+    a data set on the Hub. The latter becomes the column `data.rows.GROUP`. `lists` is the folder of the lists, if it is
+    not `data_dir`, which has the images then. Raises ValueError for an option that would do nothing.
     """
     place = Path(data_dir)
     named = {"image_column": image_column, "label_column": label_column, "group_by": group_column}
@@ -36,6 +37,8 @@ def load_custom(
     if allow_empty_classes:
         named["allow_empty_classes"] = ""
     columns = Columns(image=image_column or "image", label=label_column or "label", group=group_column)
+    if lists is not None:
+        return _load_lists(place, Path(lists), named)
     if place.is_file():
         if place.suffix.lower() not in tables.SUFFIXES:
             known = ", ".join(tables.SUFFIXES)
@@ -57,9 +60,19 @@ def load_custom(
         notify(f"{place}: {files['train'].name} is read, so these are not: {some(unread)}")
     _refuse(named, files["train"], "allow_empty_classes", "no class folders")
     if chosen == ".txt":
-        _refuse(named, files["train"], "image_column label_column group_by", "no columns")
-        return load_own_lists(place, files)
+        return _load_lists(place, place, named)
     return tables.load_tables(place, files, columns, skip_empty_rows)
+
+
+def _load_lists(place: Path, folder: Path, named: dict[str, str]) -> DatasetDict:
+    files = split_files(folder, ".txt") if folder.is_dir() else {}
+    if "train" not in files:
+        raise FileNotFoundError(f"{folder} has no list train.txt; write lists with python -m data.make_splits")
+    _refuse(named, files["train"], "allow_empty_classes", "no class folders")
+    _refuse(named, files["train"], "image_column label_column group_by", "no columns")
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place} is not a folder; --data_dir names the folder of the images in the lists")
+    return load_own_lists(place, files)
 
 
 def _refuse(given: dict[str, str], source: str | Path, names: str, reason: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from data.reading import BrokenImageError, read_image
-from data.splits import undecoded
+from data.splits import arrow_column, undecoded
 from data.streams import ImageStream
 
 DIGITS = 32  # of a digest; an earlier version had 64
@@ -37,8 +37,8 @@ def _lines(split: Dataset | ImageStream) -> Iterator[Iterable[str]]:
     if isinstance(split, ImageStream):
         yield (f"{name}\t{count}" for name, count in zip(split.names, split.counts, strict=True))
         return
-    paths = pc.struct_field(_column(undecoded(split), "image"), "path")
-    labels = _column(split, "label").cast(pa.string())
+    paths = pc.struct_field(arrow_column(undecoded(split), "image"), "path")
+    labels = arrow_column(split, "label").cast(pa.string())
     if paths.null_count or pc.count_distinct(paths).as_py() < len(paths):  # paths do not identify the images
         yield (f"{content}\t{label}" for content, label in zip(_contents(split), labels.to_pylist(), strict=True))
         return
@@ -47,12 +47,6 @@ def _lines(split: Dataset | ImageStream) -> Iterator[Iterable[str]]:
     relative = pc.utf8_slice_codeunits(paths, len(folder.rstrip("/")) + 1 if folder else 0)
     for chunk in pc.binary_join_element_wise(relative, labels, "\t").chunks:
         yield chunk.to_pylist()
-
-
-def _column(split: Dataset, name: str) -> pa.ChunkedArray:
-    """Returns an Arrow column in the order of the rows. `split[name]` takes seconds if rows were selected."""
-    values = split.data.column(name)
-    return values if split._indices is None else values.take(split._indices.column(0))
 
 
 def _contents(split: Dataset) -> Iterator[str]:

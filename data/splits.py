@@ -1,26 +1,36 @@
 """`load_long_tailed` loads every data set by name, with the same splits and columns."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
-from data.sets import CUSTOM, DATA_SETS, get_data_set
+from data.drawing import draw_share
+from data.drawing import long_tail as draw_long_tail
+from data.notices import notify, some
+from data.sets import CUSTOM, DATA_SETS, PERCEPTUAL, get_data_set
+from data.split_names import SPLIT_NAMES
 from data.streams import ImageStream
 
 _TEST_FRACTION = 0.2  # of your own images, if they have no test split
 
 
 def load_long_tailed(
-    name: str, data_dir: str | Path | None = None, *, validation_fraction: float | None = None, **options
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    validation_fraction: float | None = None,
+    group_by: str | None = None,
+    exclude: str | Path | None = None,
+    **options,
 ) -> DatasetDict | dict[str, ImageStream]:
     """Loads a long-tailed data set.
 
     Args:
-        name: one of `DATA_SETS`. "custom" is for your own images, in a format that `data.split_names.EXPECTED` lists. If
-            they have no test split, a fifth of each class's training images becomes the test split, the same every
-            time, and a warning says so.
+        name: one of `DATA_SETS`. "custom" is for your own images, in a format that `data.split_names.EXPECTED` lists.
+            If they have no test split, a fifth of each class's training images becomes the test split, the same every
+            time, and a notice says so.
         data_dir: the folder with the annotation lists (`data/ImageNet_LT`). For CIFAR, the folder that contains
             `cifar-100-python/` (`data`); without these files the Hub's copy is loaded. For "custom", a folder, a table
             or the id of a data set on the Hub. digits_lt needs none, its images come with scikit-learn. None: the
@@ -28,37 +38,151 @@ def load_long_tailed(
         validation_fraction: share of each class's training images to hold out as the validation split of a data set
             that has none (CIFAR, iNaturalist): at least one image, but never a class's last one. The training counts
             and shot groups are those of the remaining images.
-        **options: options of the data set: `imbalance_factor` and `imbalance_type` for CIFAR; for "custom",
-            `image_column` and `label_column` of tables and of the Hub, and `streaming`. With `streaming`, tar archives
-            or a data set on the Hub are read while training and never stored, and a dict of `ImageStream`s is returned.
+        group_by: what else stays together when images are held out, besides images with equal content, which always
+            do: "perceptual", for images that look alike, or the column of a table, such as a patient or a camera.
+        exclude: a file that lists images to leave out, see `data.exclusion`.
+        **options: options of the data set: `imbalance_factor` and `imbalance_type` for CIFAR; for "custom", those of
+            `data.custom.load_custom`, and `streaming`. With `streaming`, tar archives or a data set on the Hub are read
+            while training and never stored, and a dict of `ImageStream`s is returned.
 
     Returns a `DatasetDict` of `train`, `validation` (if there is one) and `test`, with the columns `image` and `label`
     (`ClassLabel`). Raises ValueError for an unknown name or option, for an option that would do nothing, and for wrong
-    lists, tables and labels. Raises FileNotFoundError, with the missing paths, if files are missing.
+    lists, tables and labels. Raises FileNotFoundError, with the missing paths, if files are missing. Issues a
+    `data.notices.DataNotice` for everything that is left out or held out.
     """
     data_set = get_data_set(name)
-    if unknown := sorted(set(options) - set(data_set.option_names)):
+    if unknown := sorted(set(options) - set(data_set.option_names) - {"skip_empty_rows"}):
         raise ValueError(f"{name} has no options {unknown}; it has {sorted(data_set.option_names) or 'none'}")
-    streaming = options.get("streaming", False)
-    if streaming and validation_fraction is not None:
-        raise ValueError("a stream cannot be split into training and validation images: leave validation_fraction out")
-    loaded = data_set.load(data_set.place(data_dir), **options)
-    if streaming:
-        return loaded
-    if "test" not in loaded:
-        train, test = hold_out(loaded["train"], _TEST_FRACTION)
-        warnings.warn(
-            f"{data_dir} has no test split: {len(test)} of its {len(loaded['train'])} training images, a fifth of "
-            "each class, drawn at random but the same every time, are kept for the test and not trained on",
-            stacklevel=2,
-        )
-        loaded = DatasetDict({**loaded, "train": train, "test": test})
+    if options.get("streaming", False):
+        held = {"validation_fraction": validation_fraction, "group_by": group_by, "exclude": exclude}
+        if given := [option for option, value in held.items() if value is not None]:
+            raise ValueError(f"a stream cannot be split or searched before it is read: leave {', '.join(given)} out")
+        return data_set.load(data_set.place(data_dir), **options)
+    if not data_set.has_columns:
+        options.pop("skip_empty_rows", None)
+    loaded = _load(name, data_dir, group_by, exclude, options)
+    fractions = {} if "test" in loaded else {"test": _TEST_FRACTION}
     if validation_fraction is not None:
         if "validation" in loaded:
             raise ValueError(f"{name} has a validation split of its own; leave validation_fraction out")
-        train, validation = hold_out(loaded["train"], validation_fraction)
-        loaded = DatasetDict(train=train, validation=validation, test=loaded["test"])
+        fractions["validation"] = validation_fraction
+    if group_by is not None and not fractions:
+        raise ValueError(
+            f"group_by {group_by} would do nothing: {data_dir or name} has a test split of its own, and no validation "
+            "split is taken from the training images; leave it out"
+        )
+    return _without_groups(_hold_out(loaded, data_dir or name, fractions, group_by))
+
+
+def make_splits(
+    place: str | Path,
+    *,
+    test: float | None = None,
+    validation: float | None = None,
+    long_tail: float | None = None,
+    seed: int = 0,
+    group_by: str | None = None,
+    exclude: str | Path | None = None,
+    **options,
+) -> DatasetDict:
+    """Draws splits of your own images that are to be written down in lists; see `data.make_splits`.
+
+    Args:
+        place, group_by, exclude, **options: as in `load_long_tailed`.
+        test, validation: share of each class. Without `test` a fifth is taken, unless `place` has a test split.
+        long_tail: thins the training images with `data.drawing.long_tail`.
+        seed: of the draws. 0 draws the images that `load_long_tailed` draws.
+
+    Raises ValueError for a share of a split that `place` has, and the errors of `load_long_tailed`.
+    """
+    loaded = _load(CUSTOM, place, group_by, exclude, options)
+    fractions = {"test": test, "validation": validation}
+    for split, fraction in fractions.items():
+        if split in loaded and fraction is not None:
+            raise ValueError(f"{place} has a {split} split of its own; leave --{split} out")
+    if "test" not in loaded and test is None:
+        fractions["test"] = _TEST_FRACTION
+    given = {split: fraction for split, fraction in fractions.items() if fraction is not None}
+    if group_by is not None and not given:
+        raise ValueError(f"group_by {group_by} would do nothing: no split is taken from the training images")
+    if {"test", "validation"} <= set(given):  # the share of what the test leaves
+        given["validation"] /= 1 - given["test"]
+    splits = _hold_out(loaded, place, given, group_by, seed)
+    if long_tail is not None:
+        train = splits["train"]
+        kept = draw_long_tail(class_labels(train), long_tail, seed)
+        counts = class_counts(train.select(kept))
+        notify(
+            f"{place}: {len(kept):,} of {len(train):,} training images are kept, {max(counts):,} to {min(counts):,} of "
+            f"a class, an imbalance factor of {max(counts) / min(counts):g}"
+        )
+        splits["train"] = train.select(kept)
+    return _without_groups(splits)
+
+
+def _load(name: str, data_dir: str | Path | None, group_by: str | None, exclude: str | Path | None, options: dict):
+    """Loads the splits that there are, without the excluded images, and perhaps with the column `GROUP`."""
+    data_set = get_data_set(name)
+    if group_by not in (None, PERCEPTUAL):
+        if not data_set.has_columns:
+            raise ValueError(f"{name} has no columns, so group_by must be {PERCEPTUAL!r}, not {group_by!r}")
+        options = {**options, "group_column": group_by}
+    place = data_set.place(data_dir)
+    loaded = data_set.load(place, **options)
+    if exclude is not None:
+        from data.exclusion import leave_out
+
+        loaded = leave_out(loaded, Path(exclude), place)
     return loaded
+
+
+def _without_groups(splits: DatasetDict) -> DatasetDict:
+    return DatasetDict({split: rows.select_columns(["image", "label"]) for split, rows in splits.items()})
+
+
+def _hold_out(
+    loaded: DatasetDict,
+    place: str | Path,
+    fractions: dict[str, float],
+    group_by: str | None,
+    seed: int = 0,
+) -> DatasetDict:
+    """Takes splits from the training images, one after the other: of what is left, `fractions` of each class."""
+    if not fractions:
+        return loaded
+    from data.groups import describe_groups, group_images
+
+    train = loaded["train"]
+    groups = group_images(train, group_by)
+    if said := describe_groups(groups, group_by):
+        notify(f"{place}: {said}")
+    splits = dict(loaded)
+    for split, fraction in fractions.items():
+        drawn = draw_share(class_labels(train), fraction, groups, seed)
+        if split == "test":
+            share = "a fifth" if fraction == _TEST_FRACTION else f"{100 * fraction:g} %"
+            notify(
+                f"{place} has no test split: {drawn.sum()} of its {len(train)} training images, {share} of each class, "
+                "drawn at random but the same every time, are kept for the test and not trained on"
+            )
+        _tell_classes_without(train, drawn, split)
+        splits[split] = train.select(np.flatnonzero(drawn))
+        train, groups = train.select(np.flatnonzero(~drawn)), groups[~drawn]
+    splits["train"] = train
+    return DatasetDict({split: splits[split] for split in SPLIT_NAMES if split in splits})
+
+
+def _tell_classes_without(rows: Dataset, drawn: np.ndarray, split: str) -> None:
+    """Issues a notice with the classes of `rows` that have no drawn image."""
+    feature = rows.features["label"]
+    labels = class_labels(rows)
+    without = np.flatnonzero(
+        (np.bincount(labels[drawn], minlength=feature.num_classes) == 0)
+        & (np.bincount(labels, minlength=feature.num_classes) > 0)
+    )
+    if without.size:
+        names = [feature.names[label] for label in without.tolist()]
+        notify(f"classes without an image in the {split} split, because all of theirs are one group: {some(names)}")
 
 
 def recognise(data_dir: str | Path) -> str:
@@ -98,22 +222,7 @@ def undecoded(split: Dataset) -> Dataset:
     return split.cast_column("image", Image(decode=False))
 
 
-def hold_out(rows: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
-    """Holds out `fraction` of each class: at least one image, but never the last.
-
-    Returns the remaining and the held-out images, the same every time. Raises ValueError if the fraction is not between
-    0 and 1, or if no class has two images.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation_fraction must be between 0 and 1, not {fraction}")
-    labels = class_labels(rows)
-    order = np.random.default_rng(0).permutation(len(labels))
-    grouped = order[np.argsort(labels[order], kind="stable")]
-    counts = np.bincount(labels)
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each image in its class
-    share = np.minimum(np.maximum(1, np.round(fraction * counts)), counts - 1)
-    if not share.any():
-        raise ValueError("no class has a second image that could be held out; provide a separate split instead")
-    held_out = np.zeros(len(labels), dtype=bool)
-    held_out[grouped[rank < np.repeat(share, counts)]] = True
-    return rows.select(np.flatnonzero(~held_out)), rows.select(np.flatnonzero(held_out))
+def arrow_column(split: Dataset, name: str) -> pa.ChunkedArray:
+    """Returns an Arrow column in the order of the rows. `split[name]` takes seconds if rows were selected."""
+    values = split.data.column(name)
+    return values if split._indices is None else values.take(split._indices.column(0))

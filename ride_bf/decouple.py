@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers.utils import logging
 
     from data import BrokenImageError, FinishedBatches, evaluation_batches
+    from data.notices import printed_notices
     from ride_bf.evaluation.decoupling import check_linear, choose_strength, correct, evaluate_both
     from ride_bf.evaluation.tables import shot_summary
     from ride_bf.runs.checkpoints import save_model
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         check_linear(model, options.method)
-        with accelerator.main_process_first():  # the other processes use the cache of the first
+        # the other processes use the cache of the first
+        with accelerator.main_process_first(), printed_notices(accelerator.print):
             splits, data = load_splits_of(place, **given_data_options(options))
         if options.strength is None and "validation" not in splits:
             raise ValueError(f"{place} has no validation images to choose the strength on: pass --strength")

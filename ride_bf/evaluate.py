@@ -54,7 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers.utils import logging
 
     from data import BrokenImageError
+    from data.notices import printed_notices
     from ride_bf.evaluation.html_report import REPORT
+    from ride_bf.evaluation.leakage import describe_leakage
     from ride_bf.evaluation.predict import evaluate_split
     from ride_bf.evaluation.tables import accuracy_table
     from ride_bf.runs.environment import check_precision
@@ -67,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         check_precision(accelerator)
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
-        with accelerator.main_process_first():  # the other processes use the cache of the first
+        # the other processes use the cache of the first
+        with accelerator.main_process_first(), printed_notices(accelerator.print):
             data = load_data_to_evaluate(place, options.split, options.other_images, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
     output_dir = options.output_dir or results_folder(place)
@@ -82,10 +85,13 @@ def main(arguments: list[str] | None = None) -> None:
             {"model": str(options.model), **data.facts()},
             options.batch_size,
             options.num_workers,
+            data.training_images,
         )
     if results is not None:
         print(f"{place}: {len(data.split):,} images of {results['dataset']}'s {options.split} split\n")
         print(accuracy_table(results["metrics"], data.train_class_counts, data.class_names))
+        if leakage := describe_leakage(results):
+            print(f"\nnote: {leakage}")
         speed = results["speed"]["images_per_second"]
         print(f"\n{speed:,.0f} images/s. Full report: {output_dir / REPORT}")
     accelerator.end_training()

@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     from transformers.utils import logging
 
     from data import evaluation_batches
+    from data.notices import printed_notices
     from ride_bf.evaluation.routing import draw, measure, set_threshold
     from ride_bf.runs.environment import check_precision
     from ride_bf.runs.models import find_model, load_model, load_processor, results_folder
@@ -45,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
         model, processor = load_model(place), load_processor(place)
         if model.router is None:
             raise ValueError(f"{place} has no router; train one with a recipe whose name ends in _router")
-        with accelerator.main_process_first():  # the other processes use the cache of the first
+        # the other processes use the cache of the first
+        with accelerator.main_process_first(), printed_notices(accelerator.print):
             data = load_data_to_evaluate(place, options.split, **given_data_options(options))
         if options.set_threshold is not None and accelerator.is_main_process:
             set_threshold(model.config, options.set_threshold, place)

@@ -26,9 +26,10 @@ def write_image(path, shade=0):
 
 
 def write_classes(folder, counts, suffix=".jpg"):
-    for name, count in counts.items():
+    """Writes `counts` images of each class, no two of them equal."""
+    for number, (name, count) in enumerate(counts.items()):
         for index in range(count):
-            write_image(folder / name / f"{index}{suffix}", shade=index)
+            write_image(folder / name / f"{index}{suffix}", shade=5 * index + 60 * number)
 
 
 COUNTS = {"ant lion": 10, "bee": 5, "cicada": 2, "dragonfly": 1}

@@ -99,6 +99,7 @@ class TestCifar:
         data = np.zeros((50_000, 3072), dtype=np.uint8)
         data[:, 0] = labels  # the label in the first red pixel
         data[:, 1024] = 7  # green
+        data[:, 2], data[:, 3] = np.divmod(np.arange(50_000), 256)  # no two images are equal
         write("train", {"data": data, "fine_labels": labels, "coarse_labels": labels, "filenames": ["x"]})
         write("test", {"data": data[:300], "fine_labels": labels[:300]})
         write("meta", {"fine_label_names": [f"name{label}" for label in range(100)]})

@@ -12,6 +12,27 @@ import pkgutil
 from data.sets._data_set import DataOption, DataSet
 
 CUSTOM = "custom"  # your own images
+PERCEPTUAL = "perceptual"
+# Options of `load_long_tailed` for every data set that is not a stream
+SPLIT_OPTIONS = (
+    DataOption(
+        name="validation_fraction",
+        kind=float,
+        help="share of the training images to hold out for validation, for a data set without a validation split",
+    ),
+    DataOption(
+        name="group_by",
+        kind=str,
+        help="what else to keep in one split when images are held out, besides equal images: perceptual, for images "
+        "that look alike, or a column of a table, such as patient or camera",
+    ),
+    DataOption(
+        name="exclude",
+        kind=str,
+        is_path=True,
+        help="file with a line for each image to leave out, as check_data writes it",
+    ),
+)
 
 
 def read_data_sets() -> dict[str, DataSet]:
@@ -50,6 +71,8 @@ def with_option(name: str) -> list[str]:
 __all__ = [
     "CUSTOM",
     "DATA_SETS",
+    "PERCEPTUAL",
+    "SPLIT_OPTIONS",
     "DataOption",
     "DataSet",
     "data_options",

@@ -19,12 +19,18 @@ class DataOption:
         kind: bool, int, float or str.
         help: its text in `--help`.
         choices: the allowed values, if they are limited.
+        is_path: whether it is the path of a file or folder, which may be another one on another machine.
     """
 
     name: str
     kind: type
     help: str
     choices: tuple[Any, ...] | None = None
+    is_path: bool = False
+
+    @property
+    def metavar(self) -> str:
+        return "FILE" if self.is_path else "X" if self.kind is float else self.name.rpartition("_")[2].upper()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class DataSet:
         options: arguments of `load` besides the place.
         usual_place: its default folder, relative to the working directory; None if it has no default.
         reads_files: whether it reads files. If it does and has no default folder, `--data_dir` is required.
+        has_columns: whether `load` takes `group_column`, a column of a table, and `skip_empty_rows`.
     """
 
     name: str
@@ -46,6 +53,7 @@ class DataSet:
     options: tuple[DataOption, ...] = ()
     usual_place: str | None = None
     reads_files: bool = True
+    has_columns: bool = False
 
     @property
     def option_names(self) -> list[str]:

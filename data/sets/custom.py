@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.sets._data_set import DataOption, DataSet
 
@@ -22,19 +22,19 @@ class OwnImages(DataSet):
         return data_dir
 
     def load(
-        self,
-        place: str | Path,
-        image_column: str | None = None,
-        label_column: str | None = None,
-        streaming: bool = False,
+        self, place: str | Path, *, streaming: bool = False, **options: Any
     ) -> "DatasetDict | dict[str, ImageStream]":
-        if streaming:
-            from data.streams import load_streams
+        if not streaming:
+            from data.custom import load_custom
 
-            return load_streams(place, image_column, label_column)
-        from data.custom import load_custom
+            return load_custom(place, **options)
+        from data.streams import load_streams
 
-        return load_custom(place, image_column, label_column)
+        columns = {name: options.pop(name, None) for name in ("image_column", "label_column")}
+        options.pop("skip_empty_rows", None)
+        if given := [f"--{name}" for name, value in options.items() if value]:
+            raise ValueError(f"{', '.join(given)} cannot act with --streaming; leave it out")
+        return load_streams(place, **columns)
 
     def find_entry(self, place: str | Path, image: str) -> str | None:
         from data.annotation_lists import find_line
@@ -49,6 +49,7 @@ DATA_SETS = (
         name="custom",
         title="a data set of its own",
         num_classes=None,
+        has_columns=True,
         options=(
             DataOption(
                 name="image_column",
@@ -59,6 +60,17 @@ DATA_SETS = (
                 name="label_column",
                 kind=str,
                 help="column of the labels in a table or a data set on the Hub; label by default",
+            ),
+            DataOption(
+                name="lists",
+                kind=str,
+                is_path=True,
+                help="folder of lists train.txt, val.txt and test.txt, if they are not in --data_dir with the images",
+            ),
+            DataOption(
+                name="allow_empty_classes",
+                kind=bool,
+                help="leave out classes whose folders have no images, instead of stopping",
             ),
             DataOption(
                 name="streaming",

@@ -3,22 +3,21 @@
 import argparse
 from typing import Any
 
-from data.sets import DATA_SETS, data_options, with_option
+from data.sets import DATA_SETS, SPLIT_OPTIONS, data_options, with_option
+
+_OF_A_CHECKPOINT = """\
+A checkpoint knows the data that it was trained on, so none of these is needed. They are for models that do
+not know it, such as converted ones, and must be as in training. One that contradicts the checkpoint is an
+error; --data_dir may be another place with the same images."""
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
+def add_data_options(parser: argparse.ArgumentParser, description: str = _OF_A_CHECKPOINT) -> None:
     """Adds the options of `data.load_long_tailed`, none of which is required; `given_data_options` reads them."""
-    group = parser.add_argument_group(
-        "data",
-        "A checkpoint knows the data that it was trained on, so none of these is needed. They are for models that do\n"
-        "not know it, such as converted ones, and must be as in training. One that contradicts the checkpoint is an\n"
-        "error; --data_dir may be another place with the same images.",
-    )
+    group = parser.add_argument_group("data", description)
     group.add_argument("--dataset", metavar="NAME", help=f"name of the data set: {', '.join(DATA_SETS)}")
-    group.add_argument("--data_dir", metavar="PLACE", help="where the data are now, if they have been moved")
-    group.add_argument(
-        "--validation_fraction", metavar="X", type=float, help="share of the training images held out for validation"
-    )
+    group.add_argument("--data_dir", metavar="PLACE", help="folder, table or Hub id of the data")
+    for option in SPLIT_OPTIONS:
+        group.add_argument(f"--{option.name}", metavar=option.metavar, type=option.kind, help=option.help)
     for name, option in data_options().items():
         help = f"{option.help}; only with --dataset {' or '.join(with_option(name))}"
         if option.kind is bool:
@@ -29,5 +28,5 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def given_data_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, by the names of `ride_bf.runs.provenance.load_splits_of`."""
-    names = ("dataset", "data_dir", "validation_fraction", *data_options())
+    names = ("dataset", "data_dir", *(option.name for option in SPLIT_OPTIONS), *data_options())
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ride_bf.evaluation.leakage import describe_leakage
 from ride_bf.evaluation.metrics import shot_groups
 from ride_bf.evaluation.plots import COLOURS, FIGURES, save
 
@@ -54,6 +55,7 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
         "class_headings": _class_headings(results),
         "facts": _facts(results),
         "gap": gap,
+        "leakage": describe_leakage(results),
         "level": f"{100 * results['bootstrap']['level']:.0f} %",
         "has_top_5": _has_top_5(results),
         "routed": "experts_used" in metrics,

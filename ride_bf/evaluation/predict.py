@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor
 
 from data import FinishedBatches, ImageStream, class_counts, class_labels, evaluation_batches
 from ride_bf.evaluation.html_report import write_report
+from ride_bf.evaluation.leakage import also_trained_on, measure_leakage
 from ride_bf.evaluation.results import Predictions, describe_machine, main_metrics, write_results
 
 # Smaller batches are padded. Other kernels compute small batches and round differently, and the size of the last batch
@@ -105,11 +106,13 @@ def evaluate_split(
     facts: dict[str, Any],
     batch_size: int = 256,
     num_workers: int = 0,
+    training_images: Dataset | ImageStream | None = None,
 ) -> dict[str, Any] | None:
     """Evaluates a prepared model and writes `results.json`, `predictions.npz` and `report.html` into `output_dir`.
 
     `train_class_counts` (C,) are the training images of each class. `facts` are the keys of `results.json` about the
-    model and the data, from `model` to `training_data`. Every process calls this function. The first one writes the
+    model and the data, from `model` to `training_data`. With `training_images` the accuracy is also given without the
+    images that are among them. Every process calls this function. The first one writes the
     files and returns the contents of `results.json`; the others return None.
     """
     loader = evaluation_batches(split, processor, batch_size, num_workers, accelerator)
@@ -124,8 +127,10 @@ def evaluate_split(
         raise RuntimeError("the loader changed the order of the split's images, or did not return each of them once")
     if not accelerator.is_main_process:
         return None
+    seen = also_trained_on(split, training_images)
     facts = {
         **facts,
+        **measure_leakage(images, seen, train_class_counts),
         "class_names": split.features["label"].names,
         "speed": {
             "images_per_second": len(split) / seconds,

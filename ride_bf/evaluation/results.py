@@ -14,6 +14,8 @@ of the labels. Classes are given by their labels, which are indices into `class_
     training_data           data that the model was trained on: {"dataset", "options", "images", "digest"}; absent if
                             the checkpoint does not say
     num_images              images evaluated
+    also_trained_on         {"images"}: how many of them are equal to a training image; and, if some but not all are,
+                            "metrics_without" them: loss and accuracies by the names of `metrics`. Absent if unknown
     class_names             (C,)
     train_class_counts      (C,) training images of each class, from the checkpoint
     num_experts             E
@@ -93,6 +95,11 @@ class Predictions:
     losses: np.ndarray  # (N,) cross-entropy of the mean logits
     expert_predictions: np.ndarray  # (N, E), -1 for an expert that the router did not run
     experts_used: np.ndarray | None = None  # (N,), with a router
+
+    def select(self, images: np.ndarray) -> "Predictions":
+        """Returns the predictions for some of the images, by a mask (N,)."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Predictions(**{name: None if values is None else values[images] for name, values in columns.items()})
 
     def save(self, path: Path) -> None:
         columns = {f.name: getattr(self, f.name) for f in fields(self)}

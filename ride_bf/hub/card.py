@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from data.sets import DATA_SETS
+from ride_bf.evaluation.leakage import describe_leakage
 from ride_bf.evaluation.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, shot_groups
 from ride_bf.evaluation.plots import (
     COLOURS,
@@ -73,6 +74,7 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         split=(saved.results or {}).get("split"),
         measured_on=_dataset_title((saved.results or {}).get("dataset")),
         main_table=_main_table(saved),
+        leakage=describe_leakage(saved.results or {}),
         group_table=_group_table(saved),
         class_table=_class_table(saved),
         expert_table=_expert_table(saved),

@@ -15,10 +15,12 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from data import CUSTOM, ImageStream, class_counts, load_long_tailed
 from data.digest import images_digest
+from data.sets import SPLIT_OPTIONS, data_options
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model
 
 DATA = "data"
+_PATHS = {option.name for option in (*SPLIT_OPTIONS, *data_options().values()) if option.is_path}
 CORRECTION = "correction"  # method and strength of the correction that ride_bf.decouple made to the classifiers
 Splits = DatasetDict | dict[str, ImageStream]
 
@@ -67,17 +69,16 @@ class TrainingData:
 
     def without_place(self) -> "TrainingData":
         """A copy without paths of this machine, for publishing. A Hub id stays."""
-        return replace(self, data_dir=None) if _is_local(self.data_dir) else self
+        place = None if _is_local(self.data_dir) else self.data_dir
+        return replace(self, data_dir=place, options=_without_folders(self.options))
 
 
 def describe_data(splits: Splits, dataset: str, data_dir: str | Path | None = None, **options: Any) -> TrainingData:
     """Describes the splits that `data.load_long_tailed(dataset, data_dir, **options)` returned."""
-    if data_dir is not None:
-        data_dir = str(Path(data_dir).resolve() if Path(data_dir).exists() else data_dir)
     return TrainingData(
         dataset=dataset,
-        data_dir=data_dir,
-        options=_given(options),
+        data_dir=None if data_dir is None else _absolute(data_dir),
+        options={name: _absolute(value) if name in _PATHS else value for name, value in _given(options).items()},
         class_names=list(splits["train"].features["label"].names),
         train_class_counts=class_counts(splits["train"]),
         splits={name: SplitData(images=len(split), digest=images_digest(split)) for name, split in splits.items()},
@@ -138,7 +139,7 @@ def load_splits_of(
         return _load_as_told(place, facts.get("train_class_counts"), dataset, data_dir, options)
     said = {"dataset": data.dataset, **data.options}
     for name, value in {"dataset": dataset or data.dataset, **options}.items():
-        if name in said and said[name] != value:
+        if name in said and said[name] != value and name not in _PATHS:
             raise OtherDataError(
                 f"{place} was trained with --{name} {said[name]}, not {value}. Leave out --{name}: the checkpoint "
                 "knows its data"
@@ -149,6 +150,12 @@ def load_splits_of(
     try:
         splits = load_long_tailed(data.dataset, where, **{**data.options, **options})
     except FileNotFoundError as error:
+        for name in sorted(_PATHS & set(said) - set(options)):
+            if not Path(said[name]).exists():
+                raise FileNotFoundError(
+                    f"{place} was trained with --{name} {said[name]}, which is not there; if it has been moved, give "
+                    f"its new place with --{name}"
+                ) from error
         if data.data_dir is None or data_dir is not None:
             raise
         raise FileNotFoundError(
@@ -173,6 +180,7 @@ class EvaluationData:
         trained_on: what the model was trained on; None if its checkpoint does not say.
         class_names: (C,).
         train_class_counts: (C,), images of each class that the model was trained on.
+        training_images: the images that the model was trained on; None if they were not loaded.
     """
 
     split: Dataset | ImageStream
@@ -184,19 +192,21 @@ class EvaluationData:
     trained_on: TrainingData | None
     class_names: list[str]
     train_class_counts: list[int]
+    training_images: Dataset | ImageStream | None = None
 
     def facts(self) -> dict[str, Any]:
         """Entries of `results.json` about the evaluated images and the training data."""
         facts: dict[str, Any] = {
             "dataset": self.dataset,
             "split": self.split_name,
-            "dataset_options": self.options,
+            "dataset_options": _without_folders(self.options),
             "images_digest": self.digest,
             "other_images": self.other_images,
         }
         if self.trained_on is not None:
             train = self.trained_on.splits["train"]
-            names = {"dataset": self.trained_on.dataset, "options": self.trained_on.options}
+            options = _without_folders(self.trained_on.options)
+            names = {"dataset": self.trained_on.dataset, "options": options}
             facts["training_data"] = {**names, "images": train.images, "digest": train.digest}
         return facts
 
@@ -234,6 +244,7 @@ def load_data_to_evaluate(
         trained_on=known,
         class_names=list(here.features["label"].names),
         train_class_counts=class_counts(here) if known is None else known.train_class_counts,
+        training_images=None if other_images else here,
     )
 
 
@@ -312,6 +323,16 @@ def _load_as_told(
 def _differing(then: Sequence[str], now: Sequence[str]) -> str:
     pairs = [pair for pair in zip(then, now, strict=False) if pair[0] != pair[1]][:3]
     return f"{len(then)} classes in training, {len(now)} here; the first that differ: {pairs}"
+
+
+def _without_folders(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without the paths of this machine: of files only their names remain."""
+    return {name: Path(value).name if name in _PATHS else value for name, value in options.items()}
+
+
+def _absolute(place: str | Path) -> str:
+    """An absolute path, if `place` is one that exists; else, as for an id on the Hub, `place`."""
+    return str(Path(place).resolve() if Path(place).exists() else place)
 
 
 def _is_local(data_dir: str | None) -> bool:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from data.sets import data_options, with_option
+from data.sets import SPLIT_OPTIONS, data_options, with_option
 from ride_bf.command_line.options import (
     Option,
     OptionParser,
@@ -42,6 +42,7 @@ _HEADINGS = {
     "BatchFormer": None,
     "router": "Expert assignment: which images need a later expert.",
 }
+_SPLIT_HELP = {of_data.name: of_data.help for of_data in SPLIT_OPTIONS}
 _run = partial(option, group="run")
 _data = partial(option, group="data")
 _start = partial(option, group="start", metavar="MODEL")
@@ -82,11 +83,9 @@ class RunArguments:
         None,
         metavar="PLACE",
     )
-    validation_fraction: float | None = _data(
-        "share of the training images to hold out for validation, for a data set without a validation split",
-        None,
-        must_be="between 0 and 1",
-    )
+    validation_fraction: float | None = _data(_SPLIT_HELP["validation_fraction"], None, must_be="between 0 and 1")
+    group_by: str | None = _data(_SPLIT_HELP["group_by"], None, metavar="COLUMN")
+    exclude: str | None = _data(_SPLIT_HELP["exclude"], None, metavar="FILE")
     on_broken_image: Literal["stop", "skip"] = _data(
         "what to do when an image cannot be read; skip: leave it out and list it in the results", "stop"
     )
@@ -139,11 +138,15 @@ class RunArguments:
     def data_options(self) -> dict[str, Any]:
         """The options to pass to `data.load_long_tailed` with the name of the data set."""
         given = {name: value for name, value in self.dataset_options.items() if value not in (None, False)}
-        return {"data_dir": self.data_dir, "validation_fraction": self.validation_fraction, **given}
+        if self.on_broken_image == "skip":
+            given["skip_empty_rows"] = True
+        return {"data_dir": self.data_dir, **{name: getattr(self, name) for name in _SPLIT_HELP}, **given}
 
     def settings(self) -> dict[str, Any]:
         """What a result depends on, apart from the recipe."""
-        return {"seed": self.seed, **self.data_options(), "init_from": self.init_from, "teacher": self.teacher}
+        of_data = self.data_options()
+        of_data.pop("skip_empty_rows", None)  # the training images show whether it has left out any
+        return {"seed": self.seed, **of_data, "init_from": self.init_from, "teacher": self.teacher}
 
 
 def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:

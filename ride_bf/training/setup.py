@@ -28,6 +28,7 @@ from data import (
     train_transform,
     training_batches,
 )
+from data.notices import printed_notices
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.methods.objectives import make_objective
@@ -106,7 +107,8 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     publisher = RunPublisher(
         Path(run.output_dir), run.push_to_hub, run.push_every, run.push_private, accelerator.is_main_process
     )
-    with accelerator.main_process_first():  # the others use the cache that it makes
+    # the other processes use the cache that the first one makes
+    with accelerator.main_process_first(), printed_notices(accelerator.print):
         splits = load_long_tailed(recipe.dataset, **run.data_options())
     check_effect_of_options(run, splits)
     data = describe_data(splits, recipe.dataset, **run.data_options())

@@ -1,0 +1,71 @@
+"""Leaves images out that a file lists.
+
+The file has a line for each image: its path relative to the data set's folder, as in a list or in `check_data.json`; or
+`content DIGEST`, for images that a table contains. Lines that start with "# " are comments. Empty lines are ignored.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict
+
+from data.groups import content_digest
+from data.notices import notify, some
+from data.rows import read_text
+from data.splits import arrow_column, class_labels, undecoded
+
+_CONTENT = re.compile(r"content ([0-9a-f]{16})")
+
+
+def content_line(digest: int) -> str:
+    """The line for images with this content, of whose bytes `digest` is `data.groups.content_digest`."""
+    return f"content {digest:016x}"
+
+
+def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> DatasetDict:
+    """Returns the splits without the images that `file` lists, with a notice of their number.
+
+    Paths are relative to the folder `place`, or to the folder of the table `place`. Raises ValueError for lines that
+    name no image, and for a class that loses its last training image. Raises OSError if the file cannot be read.
+    """
+    lines = dict.fromkeys(
+        line.strip() for line in read_text(file).splitlines() if line.strip() and not line.startswith("# ")
+    )
+    contents = {int(match.group(1), 16): line for line in lines if (match := _CONTENT.fullmatch(line))}
+    folder = "" if place is None else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
+    paths = {os.path.join(folder, line): line for line in lines if not _CONTENT.fullmatch(line)}
+    kept, used, removed = {}, set(), 0
+    for split, rows in splits.items():
+        listed = _lines_of(rows, paths, contents)  # (N,)
+        out = np.array([line is not None for line in listed], dtype=bool)
+        used.update(line for line in listed if line is not None)
+        removed += int(out.sum())
+        kept[split] = rows.select(np.flatnonzero(~out)) if out.any() else rows
+        if not len(kept[split]):
+            raise ValueError(f"{file} lists all images of the {split} split; leave some of them in")
+    if unused := [line for line in lines if line not in used]:
+        raise ValueError(
+            f"{file} lists {len(unused):,} image(s) that are not in {place}: {some(unused)}. A line has a path "
+            "relative to the data set's folder; remove these lines, or write the file again with check_data"
+        )
+    feature = splits["train"].features["label"]
+    lost = np.flatnonzero(np.bincount(class_labels(kept["train"]), minlength=feature.num_classes) == 0)
+    if lost.size:
+        names = [feature.names[label] for label in lost.tolist()]
+        raise ValueError(f"{file} lists all training images of {some(names)}; leave some of them in")
+    notify(f"{file}: {removed:,} image(s) left out")
+    return DatasetDict(kept)
+
+
+def _lines_of(rows: Dataset, paths: dict[str, str], contents: dict[int, str]) -> list[str | None]:
+    """Returns the line that lists each image of a split, or None, (N,)."""
+    images = arrow_column(undecoded(rows), "image")
+    found: list[str | None] = [paths.get(path) for path in pc.struct_field(images, "path").to_pylist()]
+    if contents:
+        for index, content in enumerate(pc.struct_field(images, "bytes")):
+            if content.is_valid:
+                found[index] = contents.get(content_digest(content.as_py()))
+    return found

@@ -1,0 +1,263 @@
+"""Groups of images that belong in the same split: equal images, images that look alike, and images of one subject."""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from tqdm import tqdm
+
+from data.reading import DECODER_ERRORS, convert_to_rgb, upright
+from data.rows import GROUP
+from data.sets import PERCEPTUAL
+from data.splits import arrow_column, undecoded
+
+HASH_BITS = 64
+NEAR = 4  # bits in which the hashes of images that look alike may differ
+_TAIL = 4096  # bytes at the end of a file; of photographs they differ, though the sizes are equal
+_THREADS = 8
+_PROGRESS_FROM = 20_000  # images; less take a few seconds
+
+
+def group_images(split: Dataset, by: str | None = None) -> np.ndarray:
+    """Returns the number of each image's group, (N,) int64.
+
+    Images with equal content are always in one group. `by` "perceptual" adds images that look alike; the name of a
+    column, which `split` has as `data.rows.GROUP`, adds images with the same value in it. Raises ModuleNotFoundError if
+    "perceptual" lacks a package.
+    """
+    groups = equal_images([split])
+    if by == PERCEPTUAL:
+        groups = join_groups(groups, similar_images(perceptual_hashes(split)))
+    elif by is not None:
+        groups = join_groups(groups, _encode(arrow_column(split, GROUP)))
+    return groups
+
+
+def content_digest(content: bytes) -> int:
+    """Returns a digest of an image's bytes, below 2 ** 63."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+
+
+def join_groups(*groupings: np.ndarray) -> np.ndarray:
+    """Joins groups (N,) that share an image. Returns the group of each image, (N,)."""
+    count = len(groupings[0])
+    _, together = connected_components(_edges(groupings, count), directed=False)
+    return together[:count].astype(np.int64)
+
+
+def _edges(groupings: Sequence[np.ndarray], count: int) -> coo_matrix:
+    """A graph of images, the first `count` nodes, and groups: an image is connected to each of its groups."""
+    images, nodes, size = [], [], count
+    for groups in groupings:
+        names, codes = np.unique(groups, return_inverse=True)
+        images.append(np.arange(count))
+        nodes.append(codes + size)
+        size += len(names)
+    rows, columns = np.concatenate(images), np.concatenate(nodes)
+    return coo_matrix((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(size, size))
+
+
+def equal_images(splits: Sequence[Dataset]) -> np.ndarray:
+    """Returns the same number for images with the same bytes, for the images of all splits together, (N,) int64.
+
+    Only files of equal length are read: first their ends, then, where these are equal too, the whole. The result is
+    cached until a file changes. A file that cannot be read is equal to none.
+    """
+    images = pa.chunked_array([chunk for split in splits for chunk in _images(split).chunks])
+    count = len(images)
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    paths = pc.struct_field(images, "path").to_pylist()
+    lengths = _signed(pc.binary_length(pc.struct_field(images, "bytes")))  # -1: the image is in a file
+    in_file = np.flatnonzero(lengths < 0)
+    changed = np.zeros(count, dtype=np.int64)
+    for index, facts in zip(in_file.tolist(), _in_threads(_size_and_time, [paths[i] for i in in_file]), strict=True):
+        lengths[index], changed[index] = facts
+
+    def compute() -> np.ndarray:
+        def content(index: int) -> bytes:
+            stored = images[index]["bytes"].as_py()
+            return Path(paths[index]).read_bytes() if stored is None else stored
+
+        def end(index: int) -> bytes:
+            stored = images[index]["bytes"].as_py()
+            if stored is not None:
+                return stored[-_TAIL:]
+            with open(paths[index], "rb") as file:
+                file.seek(max(0, lengths[index] - _TAIL))
+                return file.read()
+
+        groups = lengths.copy()
+        alone = -np.arange(1, count + 1)
+        unread = np.flatnonzero(lengths < 0)
+        groups[unread] = alone[unread]
+        for what, read in (("ends", end), ("contents", content)):
+            groups = _refine(groups, read, f"comparing the {what} of images of equal size")
+        return np.unique(groups, return_inverse=True)[1].astype(np.int64)
+
+    if (lengths < 0).all() or not in_file.size:
+        return compute()
+    return _cached("equal", [paths, lengths, changed], compute)
+
+
+def _refine(groups: np.ndarray, read: Callable[[int], bytes], doing: str) -> np.ndarray:
+    """Splits the groups (N,) of several images by a digest of what `read` returns for an image."""
+    _, codes, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(counts[codes] > 1)
+
+    def digest(index: int) -> int:
+        try:
+            content = read(index)
+        except OSError:
+            return -index - 1
+        return content_digest(content)
+
+    digests = np.zeros(len(groups), dtype=np.int64)
+    digests[several] = _in_threads(digest, several.tolist(), doing)
+    return np.unique(np.stack([codes, digests]), axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def perceptual_hashes(split: Dataset) -> np.ndarray:
+    """Returns the perceptual hash of each image, (N,) uint64, by `imagehash.phash`; cached until a file changes.
+
+    Raises ModuleNotFoundError, which says what to install, without the package ImageHash. An image that cannot be read
+    has the hash 0.
+    """
+    try:
+        import imagehash
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "--group_by perceptual needs the package ImageHash; install it: pip install imagehash"
+        ) from error
+    from PIL import Image
+
+    images = _images(split)
+
+    def phash(index: int) -> int:
+        image = images[index].as_py()
+        try:
+            content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+            with Image.open(io.BytesIO(content)) as opened:
+                opened.draft("L", (256, 256))  # a JPEG need not be decoded in full
+                bits = imagehash.phash(convert_to_rgb(upright(opened))).hash
+        except DECODER_ERRORS:
+            return 0
+        return int(np.packbits(bits).view(">u8")[0])
+
+    def compute() -> np.ndarray:
+        return np.array(_in_threads(phash, list(range(len(images))), "comparing images by their looks"), np.uint64)
+
+    paths = pc.struct_field(images, "path").to_pylist()
+    if not all(paths):
+        return compute()
+    facts = np.array(_in_threads(_size_and_time, paths), dtype=np.int64).reshape(-1, 2)
+    return _cached("phash", [paths, facts], compute)
+
+
+def similar_images(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
+    """Returns the same number for images whose hashes (N,) uint64 differ in at most `near` bits, (N,) int64.
+
+    So do images that are connected by a chain of such images. Hashes of 0 belong to no other image: they are those of
+    broken images and of images without any structure, such as blank ones.
+    """
+    values, codes = np.unique(hashes, return_inverse=True)
+    pairs = [np.zeros((2, 0), dtype=np.int64)]
+    # Two hashes that differ in at most `near` bits agree in one of `near` + 1 pieces.
+    bounds = np.linspace(0, HASH_BITS, near + 2).astype(int)
+    for start, stop in pairwise(bounds.tolist()):
+        piece = (values >> np.uint64(start)) & np.uint64((1 << (stop - start)) - 1)
+        order = np.argsort(piece, kind="stable")
+        edges = np.flatnonzero(np.diff(piece[order])) + 1
+        for members in np.split(order, edges):
+            if len(members) > 1:
+                pairs += _pairs_within(values, members, near)
+    first, second = np.concatenate(pairs, axis=1)
+    graph = coo_matrix((np.ones(len(first), dtype=bool), (first, second)), shape=(len(values), len(values)))
+    _, together = connected_components(graph, directed=False)
+    groups = together[codes].astype(np.int64)
+    alone = np.flatnonzero(hashes == 0)
+    groups[alone] = len(values) + np.arange(len(alone))
+    return groups
+
+
+def _pairs_within(values: np.ndarray, members: np.ndarray, near: int) -> list[np.ndarray]:
+    found = []
+    for place, member in enumerate(members[:-1].tolist()):
+        others = members[place + 1 :]
+        close = others[np.bitwise_count(values[others] ^ values[member]) <= near]
+        if close.size:
+            found.append(np.stack([np.full(len(close), member), close]))
+    return found
+
+
+def describe_groups(groups: np.ndarray, by: str | None) -> str | None:
+    """Says how many images are in groups of several, for the user; None if there are none."""
+    counts = np.unique(groups, return_counts=True)[1]
+    several = counts[counts > 1]
+    if not several.size:
+        return None
+    kinds = {None: "equal images", PERCEPTUAL: "equal or similar images"}
+    what = kinds.get(by, f"equal images, and images with the same {by!r},")
+    return (
+        f"{what} stay in one split: {several.sum():,} images in {len(several):,} groups, the largest of "
+        f"{several.max():,}"
+    )
+
+
+def _images(split: Dataset) -> pa.ChunkedArray:
+    return arrow_column(undecoded(split), "image")
+
+
+def _signed(lengths: pa.ChunkedArray) -> np.ndarray:
+    return pc.fill_null(lengths.cast(pa.int64()), -1).to_numpy().copy()
+
+
+def _encode(values: pa.ChunkedArray) -> np.ndarray:
+    """Numbers equal values (N,). A null is equal to none."""
+    codes = pc.fill_null(pc.dictionary_encode(values.combine_chunks()).indices.cast(pa.int64()), -1).to_numpy().copy()
+    missing = np.flatnonzero(codes < 0)
+    codes[missing] = codes.max(initial=0) + 1 + np.arange(len(missing))
+    return codes
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return -1, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _in_threads(function: Callable, items: Sequence, doing: str = "") -> list:
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = pool.map(function, items)
+        quiet = not doing or len(items) < _PROGRESS_FROM
+        return list(tqdm(results, doing, total=len(items), unit="image", disable=quiet))
+
+
+def _cached(name: str, facts: Sequence, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Returns what was computed before for images with the same `facts`, or computes and stores it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for fact in facts:
+        digest.update(fact.tobytes() if isinstance(fact, np.ndarray) else "\0".join(fact).encode())
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "image_groups" / f"{name}-{digest.hexdigest()}.npy"
+    if path.is_file():
+        return np.load(path)
+    computed = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f".{path.name}.{os.getpid()}")
+    with written.open("wb") as file:
+        np.save(file, computed)
+    written.replace(path)
+    return computed

@@ -1,0 +1,141 @@
+"""Fix the splits of your own images in lists: `python -m data.make_splits --data_dir DIR --output_dir OUT`.
+
+Writes train.txt, val.txt, test.txt and class_names.txt into OUT. With these lists your images are a benchmark: everyone
+who has the images and the lists has the same splits. Equal images are in one split. The first lines of each list name
+the command that made it.
+
+    python -m data.make_splits --data_dir DIR --output_dir OUT --validation 0.1 --test 0.2
+    accelerate launch train_accelerate.py --dataset custom --data_dir DIR --lists OUT
+
+`--long_tail 100` also thins the training images to a long tail, as CIFAR-LT is made.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from data.sets import data_options
+
+_OPTIONS = ("image_column", "label_column", "allow_empty_classes")  # those of `data.custom.load_custom`
+_LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
+
+
+def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m data.make_splits",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--data_dir", required=True, help="your images: class folders, lists or a table")
+    parser.add_argument("--output_dir", required=True, type=Path, help="folder for the lists; may be --data_dir")
+    parser.add_argument(
+        "--test", type=float, metavar="X", help="share of each class for the test; 0.2 if there is no test split"
+    )
+    parser.add_argument(
+        "--validation", type=float, metavar="X", help="share of each class for validation; by default 0"
+    )
+    parser.add_argument(
+        "--long_tail",
+        type=float,
+        metavar="FACTOR",
+        help="thin the training images: class sizes decay exponentially, the largest FACTOR times the smallest",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
+    parser.add_argument("--group_by", metavar="COLUMN", help="perceptual, or a column; see train_accelerate.py --help")
+    parser.add_argument("--exclude", metavar="FILE", help="file with a line for each image to leave out")
+    parser.add_argument("--overwrite", action="store_true", help="replace lists that are in --output_dir")
+    for name in _OPTIONS:
+        option = data_options()[name]
+        kind = {"action": "store_true"} if option.kind is bool else {"type": option.kind}
+        parser.add_argument(f"--{name}", help=option.help, **kind)
+    options = parser.parse_args(arguments)
+    if options.seed < 0:
+        parser.error(f"--seed must be 0 or more, not {options.seed}")
+    for name in ("test", "validation"):
+        share = getattr(options, name)
+        if share is not None and not 0 < share < 1:
+            parser.error(f"--{name} must be between 0 and 1, not {share}")
+    if (options.test or 0.2) + (options.validation or 0) >= 1:
+        parser.error(f"--test {options.test or 0.2} and --validation {options.validation} leave nothing for training")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_options(arguments)
+    from data.notices import printed_notices
+    from data.splits import class_counts, make_splits
+
+    given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name)}
+    try:
+        with printed_notices():
+            splits = make_splits(
+                options.data_dir,
+                test=options.test,
+                validation=options.validation,
+                long_tail=options.long_tail,
+                seed=options.seed,
+                group_by=options.group_by,
+                exclude=options.exclude,
+                **given,
+            )
+        words = sys.argv[1:] if arguments is None else arguments
+        command = shlex.join(["python", "-m", "data.make_splits", *words])
+        write_lists(splits, options.data_dir, options.output_dir, command, options.overwrite)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        raise SystemExit(f"error: {error}") from error
+    for split, rows in splits.items():
+        counts = class_counts(rows)
+        print(f"{split:<12} {len(rows):>9,} images, {max(counts):,} to {min(counts):,} of a class")
+    lists = "" if options.output_dir.resolve() == _folder(options.data_dir) else f" --lists {options.output_dir}"
+    place = shlex.quote(
+        str(options.data_dir if not Path(options.data_dir).is_file() else Path(options.data_dir).parent)
+    )
+    print(f"train on them: accelerate launch train_accelerate.py --dataset custom --data_dir {place}{lists}")
+
+
+def _folder(place: str | Path) -> Path:
+    """The real folder of the images of `place`, which is a folder or a table in it."""
+    return Path(os.path.realpath(Path(place).parent if Path(place).is_file() else place))
+
+
+def write_lists(splits, place: str | Path, output_dir: Path, command: str, overwrite: bool = False) -> None:
+    """Writes a list for each split, of lines `relative/path label`, and the names of the classes.
+
+    Paths are relative to the folder `place`, or to the folder of the table `place`. Raises ValueError if images are not
+    files there, or if there are lists already and not `overwrite`.
+    """
+    import pyarrow.compute as pc
+
+    from data.annotation_lists import CLASS_NAMES
+    from data.splits import arrow_column, class_labels, undecoded
+
+    there = [name for name in (*_LISTS.values(), CLASS_NAMES) if (output_dir / name).exists()]
+    if there and not overwrite:
+        raise ValueError(f"{output_dir} has {', '.join(there)} already; pass --overwrite or another --output_dir")
+    folder = str(_folder(place)) + os.sep
+    names = splits["train"].features["label"].names
+    if unfit := [name for name in names if "\n" in name or name != name.strip()]:
+        raise ValueError(f"the class name {unfit[0]!r} does not fit on a line of {CLASS_NAMES}; rename the class")
+    files = {CLASS_NAMES: "".join(f"{name}\n" for name in names)}
+    for split, rows in splits.items():
+        lines = [f"# The {split} split, by: {command}"]
+        paths = pc.struct_field(arrow_column(undecoded(rows), "image"), "path").to_pylist()
+        for path, label in zip(paths, class_labels(rows).tolist(), strict=True):
+            if path is None or not path.startswith(folder):
+                raise ValueError(f"{place} has images that are not files in it, so a list cannot name them; save them")
+            if path.strip() != path or "\n" in path:
+                raise ValueError(f"the file name {path!r} does not fit on a line of a list; rename the file")
+            lines.append(f"{path[len(folder) :]} {label}")
+        files[_LISTS[split]] = "".join(f"{line}\n" for line in lines)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for name in there:
+        (output_dir / name).unlink()
+    for name, text in files.items():
+        (output_dir / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
