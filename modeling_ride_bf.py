@@ -8,18 +8,18 @@ Shapes are written with B images, E experts, C classes and D features.
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 try:
@@ -88,6 +88,46 @@ class RideBfZeroPadShortcut(nn.Module):
         return F.pad(hidden_state, (0, 0, 0, 0, self.channels_before, self.channels_after))
 
 
+@contextmanager
+def _running_statistics_kept(module: nn.Module):
+    """Batch normalisation uses the statistics of the batch, and its running statistics stay as they are."""
+    # Copies are updated in their place. That holds for every kind of batch normalisation.
+    kept = [
+        (norm, name, buffer)
+        for norm in module.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in norm._buffers.items()
+        if buffer is not None
+    ]
+    for norm, name, buffer in kept:
+        norm._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            norm._buffers[name] = buffer
+
+
+def _checkpoint_once(
+    block: nn.Module, checkpoint_function: Callable[..., Any], function: Callable[..., Any], *inputs: Any
+) -> Any:
+    """Checkpoints `function`, the forward of `block`. Only its first call updates the running statistics.
+
+    The calls after the first are recomputations for the backward pass. They must not count the batch again.
+    """
+    called = False
+
+    def counted_once(*inputs: Any) -> Any:
+        nonlocal called
+        if called:
+            with _running_statistics_kept(block):
+                return function(*inputs)
+        called = True
+        return function(*inputs)
+
+    return checkpoint_function(counted_once, *inputs)
+
+
 class RideBfBlock(GradientCheckpointingLayer):
     """One residual block, basic or bottleneck; the stride sits in its first 3x3 convolution."""
 
@@ -112,6 +152,16 @@ class RideBfBlock(GradientCheckpointingLayer):
             self.shortcut = RideBfZeroPadShortcut(in_channels, out_channels, stride)
         else:
             self.shortcut = RideBfConvLayer(in_channels, out_channels, 1, stride, activation=False)
+
+    @property
+    def _gradient_checkpointing_func(self) -> Callable[..., Any]:
+        # transformers sets this function and calls it. A property binds it to the block that runs: a replica of
+        # nn.DataParallel has running statistics of its own.
+        return partial(_checkpoint_once, self, self._checkpoint_function)
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, function: Callable[..., Any]) -> None:
+        self._checkpoint_function = function
 
     def forward(self, hidden_state: Tensor) -> Tensor:
         # In place, like every ReLU of the network: nothing else needs the output of a batch normalisation.
@@ -204,6 +254,7 @@ class RideBfGatedEncoderLayer(nn.Module):
 
     def __init__(self, feature_size: int, num_heads: int, dropout: float, gate_init_value: float):
         super().__init__()
+        gate_init_value = float(gate_init_value)  # torch.full makes integers of an int
         self.gate_init_value = gate_init_value
         self.norm1 = nn.LayerNorm(feature_size)
         self.self_attn = nn.MultiheadAttention(feature_size, num_heads, dropout=dropout)
@@ -231,8 +282,8 @@ class RideBfBatchFormer(nn.Module):
     """Encoder whose sequence is the batch: every image attends to every other one, expert by expert.
 
     There is no positional encoding, so a permutation of the images permutes the output. One encoder serves all
-    experts. `windows(expert_features, encode)` decides which images attend to each other; training may replace it.
-    Another module can take the place of this one: the network only calls its `forward`.
+    experts. Another module can take the place of this one (`RideBfForImageClassification._batch_module`). It has the
+    same two methods: `forward(expert_features)` and `set_windows(windows)`.
 
     Args:
         feature_size: D.
@@ -266,17 +317,23 @@ class RideBfBatchFormer(nn.Module):
 
     @classmethod
     def from_config(cls, config: RideBfConfig) -> "RideBfBatchFormer":
-        scale = config.batchformer_layer_scale_init_value
         return cls(
             feature_size=config.feature_size,
             num_heads=config.num_batchformer_heads,
             num_layers=config.batchformer_num_layers,
             dropout=float(config.batchformer_dropout),
-            layer_scale_init_value=None if scale is None else float(scale),
+            layer_scale_init_value=config.batchformer_layer_scale_init_value,
         )
 
     def forward(self, expert_features: Tensor) -> Tensor:
         return self.windows(expert_features, self.encode)  # (B, E, D)
+
+    def set_windows(self, windows: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
+        """Sets which images attend to each other; at first, those of the batch.
+
+        `windows(expert_features, encode)` maps (B, E, D) to the same shape. It calls `encode` on sequences of images.
+        """
+        self.windows = windows
 
     def encode(self, sequences: Tensor) -> Tensor:
         """Encodes a batch of sequences (length, number, D) to the same shape; attention stays within a sequence."""
@@ -310,20 +367,6 @@ class RideBfRouter(nn.Module):
         top_logits = mean_logits.topk(self.top_k, dim=1).values  # (B, k), in descending order
         output_layer = self.output_layers[expert_index % len(self.output_layers)]
         return output_layer(torch.cat([top_logits, hidden], dim=1)).squeeze(1)  # (B, 1) -> (B,)
-
-
-@contextmanager
-def _running_statistics_kept(model: nn.Module):
-    """Batch normalisation uses the statistics of the batch and does not update the running ones."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, num_batches_tracked) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
 class RideBfPreTrainedModel(PreTrainedModel):
@@ -374,19 +417,15 @@ class RideBfPreTrainedModel(PreTrainedModel):
             init.constant_(module.attention_gate, module.gate_init_value)
             init.constant_(module.feedforward_gate, module.gate_init_value)
 
-    def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
-        # A checkpointed block runs a second time in the backward pass, which must not count the batch twice.
-        if enable:
-            gradient_checkpointing_func = partial(
-                gradient_checkpointing_func, context_fn=lambda: (nullcontext(), _running_statistics_kept(self))
-            )
-        super()._set_gradient_checkpointing(
-            enable=enable, gradient_checkpointing_func=gradient_checkpointing_func, **kwargs
-        )
-
-    def _check_pixel_values(self, pixel_values: Tensor):
+    def _checked_pixel_values(self, pixel_values: Tensor | None) -> Tensor:
+        """Returns the pixel values in the type that the network computes in."""
         channels = self.config.num_channels
         expected = f"pixel_values must be a float tensor (batch, {channels}, height, width), as image processors make"
+        if pixel_values is None:
+            raise ValueError(
+                f"{expected}; got none. transformers.Trainer drops the columns that a transform or a collator reads; "
+                "set TrainingArguments(remove_unused_columns=False) to keep them"
+            )
         if not isinstance(pixel_values, Tensor):
             raise TypeError(f"{expected}; got {type(pixel_values).__name__}")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
@@ -395,11 +434,14 @@ class RideBfPreTrainedModel(PreTrainedModel):
             raise TypeError(f"{expected}; got {pixel_values.dtype}")
         # Not `self.dtype`, which looks through the parameters: a replica of nn.DataParallel has none.
         dtype = self.base_model.trunk.stem[0].convolution.weight.dtype
-        if pixel_values.dtype != dtype and not torch.is_autocast_enabled(pixel_values.device.type):
-            raise TypeError(
-                f"pixel_values are {pixel_values.dtype}, the model is {dtype}: "
-                "pass pixel_values.to(model.dtype), or run under torch.autocast"
-            )
+        if pixel_values.dtype == dtype or torch.is_autocast_enabled(pixel_values.device.type):
+            return pixel_values
+        if pixel_values.dtype == torch.float32 and dtype in (torch.float16, torch.bfloat16):
+            return pixel_values.to(dtype)  # image processors make float32, whatever the model is
+        raise TypeError(
+            f"pixel_values are {pixel_values.dtype}, the model is {dtype}: "
+            "pass pixel_values.to(model.dtype), or run under torch.autocast"
+        )
 
     def _check_labels(self, labels: Tensor, batch_size: int):
         expected = f"labels must be integers 0 to {self.config.num_labels - 1} of shape ({batch_size},)"
@@ -426,18 +468,17 @@ class RideBfModel(RideBfPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool | None = None) -> RideBfOutput:
+    def forward(self, pixel_values: Tensor | None = None, output_hidden_states: bool | None = None) -> RideBfOutput:
         """Computes the features of every expert.
 
         Args:
-            pixel_values (B, num_channels, height, width): float, of any size.
+            pixel_values (B, num_channels, height, width): float, of any size. A 16-bit model takes float32 too.
             output_hidden_states: return the intermediate maps too.
 
         Returns `RideBfOutput` with `expert_features` and, if asked for, `hidden_states`. Raises `ValueError` or
         `TypeError` for pixel values of another shape or type.
         """
-        self._check_pixel_values(pixel_values)
-        trunk_states = self.trunk(pixel_values)
+        trunk_states = self.trunk(self._checked_pixel_values(pixel_values))
         features, expert_states = zip(*(expert(trunk_states[-1]) for expert in self.experts), strict=True)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -457,10 +498,24 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.ride_bf = RideBfModel(config)
-        self.batchformer = None if config.batchformer == "none" else RideBfBatchFormer.from_config(config)
+        # Under this name in every checkpoint, whatever module it is.
+        self.batchformer = None if config.batchformer == "none" else self._batch_module(config)
         self.classifiers = nn.ModuleList(self._classifier(config) for _ in range(config.num_experts))
         self.router = RideBfRouter(config) if config.router else None
         self.post_init()
+
+    @property
+    def batch_module(self) -> nn.Module | None:
+        """The module across the images of a batch, which runs in training only; None without one."""
+        return self.batchformer
+
+    def _batch_module(self, config: RideBfConfig) -> nn.Module:
+        """Makes the module across the images of a batch. A subclass overrides this to put another in its place.
+
+        The module needs `forward(expert_features)`, (B, E, D) -> (B, E, D). For windows other than the batch, it also
+        needs `set_windows(windows)`. See `RideBfBatchFormer`.
+        """
+        return RideBfBatchFormer.from_config(config)
 
     @staticmethod
     def _classifier(config: RideBfConfig) -> nn.Module:
@@ -471,7 +526,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
     ) -> RideBfOutput:
@@ -481,7 +536,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         a router, each expert then runs only on the images that need it.
 
         Args:
-            pixel_values (B, num_channels, height, width): float, of any size.
+            pixel_values (B, num_channels, height, width): float, of any size. A 16-bit model takes float32 too.
             labels (B,): int64 class indices.
             output_hidden_states: return the intermediate maps too.
 
@@ -503,13 +558,13 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         base = self.ride_bf(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         features = base.expert_features
         batchformer_expert_logits = None
-        if self.batchformer is None or not self.training:
+        if self.batch_module is None or not self.training:
             expert_logits = self._classify(features)
         elif self.config.batchformer == "insert":
-            expert_logits = self._classify(self.batchformer(features))
+            expert_logits = self._classify(self.batch_module(features))
         else:
             expert_logits = self._classify(features)
-            batchformer_expert_logits = self._classify(self.batchformer(features))
+            batchformer_expert_logits = self._classify(self.batch_module(features))
         router_logits = num_experts_used = None
         if self.router is not None:
             counts = torch.arange(1, self.config.num_experts + 1, device=features.device)
@@ -537,7 +592,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
 
     def _forward_routed(self, pixel_values: Tensor, output_hidden_states: bool | None) -> RideBfOutput:
         """Runs the experts one after the other, each only on the images that the router sent to it."""
-        self._check_pixel_values(pixel_values)
+        pixel_values = self._checked_pixel_values(pixel_values)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         batch_size, num_experts = pixel_values.shape[0], self.config.num_experts
@@ -582,5 +637,11 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
 
 RideBfModel.register_for_auto_class("AutoModel")
 RideBfForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+# The auto classes build a network from an imported `RideBfConfig`, and pipelines take it. AutoConfig does not know it:
+# a folder is loaded with its own code, which may differ. So the code of a folder does not register itself either.
+if __name__.partition(".")[0] != TRANSFORMERS_DYNAMIC_MODULE_NAME:
+    AutoModel.register(RideBfConfig, RideBfModel, exist_ok=True)
+    AutoModelForImageClassification.register(RideBfConfig, RideBfForImageClassification, exist_ok=True)
 
 __all__ = ["RideBfForImageClassification", "RideBfModel", "RideBfOutput", "RideBfPreTrainedModel"]

@@ -73,7 +73,7 @@ def measure_windows(
         def call() -> None:
             set_window(model, window)
             with accelerator.autocast():
-                encoded = model.batchformer(features)
+                encoded = model.batch_module(features)
             encoded.sum().backward()
             model.zero_grad()
             features.grad = None

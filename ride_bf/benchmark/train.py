@@ -152,13 +152,13 @@ def reference_mode(
 def reference_network(recipe: TrainingRecipe, config: RideBfConfig) -> RideBfForImageClassification:
     """Returns the network with a BatchFormer that encodes expert by expert and window by window."""
     model = _new_network(config)
-    if model.batchformer is not None:
+    if model.batch_module is not None:
 
         def one_by_one(expert_features: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
             windows = [window.split(1, dim=1) for window in expert_features.split(recipe.window_size)]
             return torch.cat([torch.cat([encode(features) for features in window], dim=1) for window in windows])
 
-        model.batchformer.windows = one_by_one
+        model.batch_module.set_windows(one_by_one)
     return model
 
 

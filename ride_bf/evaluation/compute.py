@@ -43,11 +43,11 @@ def profile(config: RideBfConfig, image_size: int, window: int) -> dict[str, dic
         name: {"parameters": _parameters(module), "multiply_adds": multiply_adds(call)}
         for name, (module, call) in calls.items()
     }
-    if model.batchformer is not None:
-        model.batchformer.train()
+    if model.batch_module is not None:
+        model.batch_module.train()
         parts["BatchFormer"] = {
-            "parameters": _parameters(model.batchformer),
-            "multiply_adds": multiply_adds(lambda: model.batchformer(features)) // window,
+            "parameters": _parameters(model.batch_module),
+            "multiply_adds": multiply_adds(lambda: model.batch_module(features)) // window,
         }
     return parts
 

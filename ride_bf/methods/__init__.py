@@ -16,6 +16,7 @@ _PIECES = {
     "LongTailedSampler": "samplers",
     "RideLoss": "losses",
     "SharedClassifierObjective": "objectives",
+    "TrainerLoss": "trainer_loss",
     "make_objective": "objectives",
 }
 __all__ = list(_PIECES)

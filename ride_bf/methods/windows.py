@@ -17,13 +17,27 @@ if TYPE_CHECKING:
 
 
 def set_window(model: nn.Module, window: Literal["local", "global"] | int) -> None:
-    """Gives the BatchFormer of `model`, if it has one, its window in training.
+    """Gives the batch-level module of `model`, if it has one, its window in training.
 
     "local": the batch that the process holds; "global": the images of all processes; N: windows of N images. Raises
-    ValueError for a number below 1.
+    ValueError for another window, and TypeError for a module that has no windows.
     """
-    if model.batchformer is not None and window != "local":
-        model.batchformer.windows = BatchFormerWindows(size=None if window == "global" else window)
+    module = model.batch_module
+    if module is None or window == "local":
+        return
+    if not hasattr(module, "set_windows"):
+        raise TypeError(
+            f"{type(module).__name__} has no windows, so it cannot have the window {window!r}: give it a method "
+            "set_windows(windows), or set the window 'local'"
+        )
+    module.set_windows(windows_of(window))
+
+
+def windows_of(window: Literal["global"] | int) -> "BatchFormerWindows":
+    """The windows that "global" or a number of images stands for. Raises ValueError for anything else."""
+    if window != "global" and (not isinstance(window, int) or isinstance(window, bool)):
+        raise ValueError(f"a window is 'local', 'global' or a number of images, not {window!r}")
+    return BatchFormerWindows(size=None if window == "global" else window)
 
 
 def check_windows(recipe: "TrainingRecipe", num_processes: int, skips_images: bool) -> None:
