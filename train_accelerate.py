@@ -113,6 +113,7 @@ class Trainer(TrainingParts):
         self.optimizer.zero_grad()
         if self.accelerator.sync_gradients:
             self.weights.update()
+            self.schedule.after_update()
             self.progress.steps_done += 1
 
     def after_step(self) -> None:
@@ -122,7 +123,7 @@ class Trainer(TrainingParts):
         """
         progress, run, accelerator = self.progress, self.run, self.accelerator
         epoch, step = progress.epochs_done + 1, progress.steps_done
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.schedule.rate
         epoch_ends = progress.batches_done == len(self.loaders["train"])
         evaluates = epoch_ends or self.is_due(run.eval_steps) or step == run.max_steps
         saves = epoch_ends or self.is_due(run.save_steps)
@@ -132,7 +133,7 @@ class Trainer(TrainingParts):
             self.log_loss(rate)
         metrics = self.epoch_metrics(epoch, rate) if epoch_ends else {}
         if epoch_ends:
-            self.schedule.step()
+            self.schedule.after_epoch()
             progress.epochs_done, progress.batches_done = epoch, 0
         if evaluates and "validation" in self.loaders:
             metrics |= self.evaluate()

@@ -59,11 +59,16 @@ def assert_same_run(left, right):
 
 @pytest.mark.parametrize(
     ("steps", "extra"),
-    [((3, 15), ()), ((7,), ("--num_workers", 1)), ((2,), ("--gradient_accumulation_steps", 2, "--mixup_alpha", 0.5))],
+    [
+        ((3, 15), ()),
+        ((7,), ("--num_workers", 1)),
+        ((2,), ("--gradient_accumulation_steps", 2, "--mixup_alpha", 0.5)),
+        ((5,), ("--optimizer", "adamw", "--schedule", "cosine_by_step", "--head_learning_rate_factor", 3)),
+    ],
 )
 def test_resumed_in_mid_epoch_equals_uninterrupted(uninterrupted, tmp_path, monkeypatch, steps, extra):
     """Bit for bit: order, augmentation, dropout, clipping, average, schedule, log and best so far."""
-    whole = train(tmp_path / "whole", *OPTIONS, *extra) if "--mixup_alpha" in extra else uninterrupted
+    whole = train(tmp_path / "whole", *OPTIONS, *extra) if len(extra) > 2 else uninterrupted
     for step in steps:
         with monkeypatch.context() as patch:
             interrupted_at(step, patch)

@@ -141,10 +141,21 @@ class TrainingRecipe:
         must_be="0 or more and less than 1",
     )
     learning_rate: float = _optimisation("learning rate after warm-up and before decay", 0.1, must_be="positive")
-    momentum: float = _optimisation("momentum of SGD", 0.9, must_be="0 or more and less than 1")
-    nesterov: bool = _optimisation("Nesterov's form of the momentum", True)
-    weight_decay: float = _optimisation("weight decay on every parameter", 2e-4, must_be="0 or more")
-    schedule: Literal["step", "cosine"] = _optimisation("schedule of the learning rate, by epoch", "step")
+    head_learning_rate_factor: float = _optimisation(
+        "factor on the learning rate of the classifiers", 1.0, must_be="positive", off=1.0
+    )
+    optimizer: Literal["sgd", "adamw"] = _optimisation("SGD with momentum, or AdamW", "sgd")
+    momentum: float = _optimisation(
+        "momentum of SGD", 0.9, must_be="0 or more and less than 1", needs=(only_with("optimizer", "sgd"),)
+    )
+    nesterov: bool = _optimisation("Nesterov's form of the momentum", True, needs=(only_with("optimizer", "sgd"),))
+    weight_decay: float = _optimisation(
+        "weight decay; of SGD on every parameter, of AdamW not on biases and norms", 2e-4, must_be="0 or more"
+    )
+    schedule: Literal["step", "cosine", "cosine_by_step"] = _optimisation(
+        "schedule of the learning rate. step and cosine change it after each epoch, cosine_by_step after each step",
+        "step",
+    )
     lr_steps: tuple[int, ...] = _optimisation(
         "0-based epochs at which the learning rate is multiplied by lr_gamma",
         (),
@@ -238,6 +249,14 @@ class TrainingRecipe:
         must_be="0 or more",
         needs=(only_with("batchformer", "shared_classifier"),),
     )
+    batchformer_learning_rate_factor: float = option(
+        "factor on the learning rate of the BatchFormer",
+        1.0,
+        group="BatchFormer",
+        must_be="positive",
+        needs=(not_with("batchformer", "none"),),
+        off=1.0,
+    )
     batchformer_window: int | Literal["local", "global"] = option(
         "which images attend to each other in the BatchFormer. local: the batch of a process; global: the images of a "
         "step; N: windows of N images, gathered across processes or split. Gradient accumulation does not enlarge it",
@@ -264,7 +283,7 @@ class TrainingRecipe:
                 f"label_smoothing {self.label_smoothing} would do nothing: the loss {self.loss} does not read it "
                 f"(these do: {', '.join(losses_that_read('label_smoothing'))}); set --label_smoothing 0"
             )
-        if self.nesterov and self.momentum == 0:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0; with momentum 0 set --no_nesterov")
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
             raise ValueError(f"lr_steps must be epochs in ascending order, not {list(self.lr_steps)}")
@@ -322,9 +341,12 @@ class TrainingRecipe:
         except StrictDataclassError as error:
             raise ValueError(str(error.__cause__ or error)) from error
 
-    def learning_rate_factor(self, epoch: int) -> float:
-        """Factor on `learning_rate` in the 0-based `epoch`."""
-        warmup = min(1.0, (1 + epoch) / max(1, self.warmup_epochs))
+    def learning_rate_factor(self, epoch: float, unit: float = 1) -> float:
+        """Factor on `learning_rate` in the 0-based `epoch`, of which 1.5 is the middle of the second.
+
+        `unit` is the part of an epoch after which the rate changes.
+        """
+        warmup = min(1.0, (unit + epoch) / max(unit, self.warmup_epochs))
         if self.schedule == "step":
             return warmup * self.lr_gamma ** sum(epoch >= step for step in self.lr_steps)
         if epoch < self.warmup_epochs:

@@ -1,5 +1,6 @@
 """Sets up a run: makes everything that training needs from the options of the command."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import BitImageProcessor
 
 from data import (
@@ -47,7 +47,7 @@ from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.freezing import train_only
-from ride_bf.training.optimizer import make_optimizer
+from ride_bf.training.optimizer import Schedule, make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
 from ride_bf.training.start_weights import check_frozen_classes, initialise_from
@@ -70,7 +70,7 @@ class TrainingParts:
         weights: the average of its weights, or the network itself; this is evaluated and saved.
         statistics: the running statistics of both, in each process.
         objective: the loss to minimise.
-        optimizer, schedule: the schedule steps once an epoch.
+        optimizer, schedule: the updates of the weights and their learning rate.
         clip_gradients: clips the gradients of a complete step, if the recipe asks for it.
         progress: how far the run has come.
         publisher: pushes the run to the Hub, if asked to.
@@ -90,7 +90,7 @@ class TrainingParts:
     statistics: RunningStatistics
     objective: nn.Module
     optimizer: Optimizer
-    schedule: LambdaLR
+    schedule: Schedule
     clip_gradients: Callable[[], object]
     progress: Progress
     publisher: RunPublisher
@@ -148,12 +148,13 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         overwrite=run.overwrite_output_dir,
         allow_changes=run.allow_changes or (),
     )
-    schedule = LambdaLR(optimizer, recipe.learning_rate_factor)
+    steps_per_epoch = math.ceil(len(loaders["train"]) / recipe.gradient_accumulation_steps)
+    schedule = Schedule(optimizer, recipe, steps_per_epoch)
     progress = Progress()
     model, optimizer = accelerator.prepare(model, optimizer)
     weights = WeightAverage(accelerator.unwrap_model(model), recipe.ema_decay)
     statistics = RunningStatistics(accelerator, *weights.networks)
-    # The schedule counts epochs. Were it prepared, Accelerate would step it once for every process.
+    # Were the schedule prepared, Accelerate would step it once for every process.
     accelerator.register_for_checkpointing(schedule, progress, weights)
     if folder.checkpoint is not None:
         if (before := read_data(folder.checkpoint)) is not None:
