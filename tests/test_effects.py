@@ -25,7 +25,7 @@ ROUTER = "--recipe digits_lt_resnet32_router --init_from x"
         ("--class_weight_beta 0.99 --loss ldam", "and this run has --loss ldam"),
         ("--focal_gamma 2", "--loss focal, and this run has --loss ride"),
         ("--diversity_factor -0.3 --loss ldam", "--loss ride, and this run has --loss ldam"),
-        ("--logit_adjustment_tau 0.5 --loss balanced_softmax", "--loss logit_adjusted, and"),
+        ("--logit_adjustment_tau 0.5 --loss balanced_softmax", "--loss expert_logit_adjusted or logit_adjusted, and"),
         ("--reweight_epoch 5 --loss focal", "--loss collaborative or ldam or ride, and this run has --loss focal"),
         ("--max_margin 0.3 --loss cross_entropy", "--max_margin 0.3 cannot act"),
         (

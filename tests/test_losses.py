@@ -1,6 +1,7 @@
 """Losses against arithmetic written out by hand, and in the ranges that half precision brings."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from ride_bf.methods.losses import (
     BalancedSoftmaxLoss,
     CollaborativeLoss,
     CrossEntropyLoss,
+    ExpertLogitAdjustedLoss,
     FocalLoss,
     LDAMLoss,
     LogitAdjustedLoss,
@@ -43,6 +45,7 @@ ALL_LOSSES = [
     CrossEntropyLoss(effective_number_weights(COUNTS)),
     CollaborativeLoss(COUNTS),
     LogitAdjustedLoss(COUNTS),
+    ExpertLogitAdjustedLoss(COUNTS, 0.5),
     ReweightedCrossEntropyLoss(COUNTS, beta=0.99),
     BalancedSoftmaxLoss(COUNTS),
 ]
@@ -217,6 +220,7 @@ def test_the_recipe_chooses_criterion_and_objective():
         "reweighted_cross_entropy": ReweightedCrossEntropyLoss,
         "balanced_softmax": BalancedSoftmaxLoss,
         "logit_adjusted": LogitAdjustedLoss,
+        "expert_logit_adjusted": ExpertLogitAdjustedLoss,
         "collaborative": CollaborativeLoss,
     }
     for loss, kind in kinds.items():
@@ -277,3 +281,29 @@ def test_logits_of_another_shape_are_refused():
         RideLoss(COUNTS)(torch.zeros(2, 2, 5), LABELS)
     with pytest.raises(ValueError, match=r"must be \(batch, experts, classes\), got \(2, 3\)"):
         CrossEntropyLoss()(torch.zeros(2, 3), LABELS)
+
+
+class TestExpertLogitAdjusted:
+    def test_each_expert_has_a_tau_of_its_own(self):
+        taus = (0.0, 1.0, 2.0)[: LOGITS.shape[1]]
+        expected = sum(LogitAdjustedLoss(COUNTS, tau)(LOGITS[:, [expert]], LABELS) for expert, tau in enumerate(taus))
+        torch.testing.assert_close(ExpertLogitAdjustedLoss(COUNTS, taus)(LOGITS, LABELS), expected)
+
+    def test_one_tau_is_that_of_all(self):
+        all_the_same = ExpertLogitAdjustedLoss(COUNTS, [0.5] * LOGITS.shape[1])(LOGITS, LABELS)
+        torch.testing.assert_close(ExpertLogitAdjustedLoss(COUNTS, 0.5)(LOGITS, LABELS), all_the_same)
+
+    def test_another_number_of_experts(self):
+        with pytest.raises(ValueError, match=r"has 2 numbers for \d experts; give one for all or one each"):
+            ExpertLogitAdjustedLoss(COUNTS, [0.0, 1.0])(LOGITS.repeat(1, 3, 1), LABELS)
+
+    def test_the_recipe_checks_the_number(self):
+        per_expert = {"loss": "expert_logit_adjusted", "reweight_epoch": None}
+        recipe = DIGITS_LT_RESNET32.with_overrides(**per_expert, logit_adjustment_tau=(0.0, 1.0, 2.0))
+        again = type(recipe).from_json(json.loads(recipe.as_json()))
+        assert again.logit_adjustment_tau == (0.0, 1.0, 2.0)
+        assert DIGITS_LT_RESNET32.with_overrides(**per_expert, logit_adjustment_tau=(1.0,)).logit_adjustment_tau == 1
+        with pytest.raises(ValueError, match=r"0\.0 1\.0 has 2 numbers for 3 experts"):
+            recipe.with_overrides(logit_adjustment_tau=(0.0, 1.0))
+        with pytest.raises(ValueError, match="set --loss expert_logit_adjusted"):
+            recipe.with_overrides(loss="logit_adjusted")

@@ -17,7 +17,17 @@ from ride_bf.methods.windows import BatchFormerWindows, set_window
 from ride_bf.recipes import RECIPES
 
 PROCESSES, IMAGES, COUNTS = 2, 32, [120, 40, 9, 3, 2]
-LOSSES = ("ride", "collaborative", "ldam", "focal", "cross_entropy", "reweighted_cross_entropy", "logit_adjusted")
+LOSSES = (
+)
+    "ride",
+    "expert_logit_adjusted",
+    "collaborative",
+    "ldam",
+    "focal",
+    "cross_entropy",
+    "reweighted_cross_entropy",
+    "logit_adjusted",
+)
 
 
 def batch():

@@ -143,15 +143,17 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
     counts, recipe, settings = saved.train_class_counts, saved.recipe, saved.settings
     if saved.dataset:
         images = f": {sum(counts):,} images, {max(counts):,} to {min(counts):,} a class" if counts else ""
-        options = saved.data.options if saved.data else {}
+        options = saved.data.without_place().options if saved.data else {}
         told = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in options.items())
         yield "Data", f"{_dataset_title(saved.dataset)}, {saved.config.num_labels:,} classes{images}{told}"
     if recipe:
+        optimizer = {"adamw": "AdamW"}.get(recipe.get("optimizer"), "SGD")
         yield "Recipe", f"`{recipe['name']}`; every setting is in [`recipe.json`](recipe.json)"
         yield (
             "Schedule",
-            f"{recipe['epochs']} epochs, {recipe['batch_size']} images a step, SGD at {recipe['learning_rate']:g}, "
-            f"{recipe['schedule']} schedule, loss `{recipe['loss']}`, seed {settings.get('seed')}",
+            f"{recipe['epochs']} epochs, {recipe['batch_size']} images a step, "
+            f"{optimizer} at {recipe['learning_rate']:g}, "
+            f"{recipe['schedule'].replace('_', ' ')} schedule, loss `{recipe['loss']}`, seed {settings.get('seed')}",
         )
         yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, only in training"
     for name, subject in (("init_from", "Started from"), ("teacher", "Distilled from")):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from data.augmentations import AUGMENTATIONS, AUTO_AUGMENT
 from data.sets import DATA_SETS
-from ride_bf.command_line.options import Need, check_values, not_with, only_with, option
+from ride_bf.command_line.options import Need, check_values, not_with, only_with, option, shown
 from ride_bf.methods.losses import loss_names, losses_that_read, options_read
 from ride_bf.methods.samplers import INSTANCE, SAMPLERS
 from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
@@ -218,9 +218,10 @@ class TrainingRecipe:
         0.9999,
         must_be="0 or more and less than 1",
     )
-    logit_adjustment_tau: float = _loss(
+    logit_adjustment_tau: float | tuple[float, ...] = _loss(
         "logit_adjustment_tau",
-        "factor on the log of a class's share of the images in the logit-adjusted loss",
+        "factor on the log of a class's share of the images in the logit-adjusted losses; expert_logit_adjusted takes "
+        "one for each expert too, such as 0 1 2 of BalPoE",
         1.0,
         must_be="0 or more",
     )
@@ -272,6 +273,7 @@ class TrainingRecipe:
             raise ValueError(f"a network has no options {unknown}; it has {', '.join(NETWORK_DEFAULTS)}")
         check_values(self)
         check_values(NetworkOptions(**self.network))
+        self._check_taus()
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} is that of a whole step and cannot be accumulated from "
@@ -306,6 +308,21 @@ class TrainingRecipe:
         if self.train_only != "all" and self.network.get("batchformer", "none") != "none":
             raise ValueError(
                 f"train_only {self.train_only!r} trains on the features of evaluation: set --batchformer none"
+            )
+
+    def _check_taus(self) -> None:
+        """Writes a single tau as a number. Raises ValueError for several that are not one for each expert."""
+        taus = self.logit_adjustment_tau
+        if isinstance(taus, tuple) and len(taus) == 1:
+            object.__setattr__(self, "logit_adjustment_tau", taus[0])
+        elif isinstance(taus, tuple) and self.loss != "expert_logit_adjusted":
+            raise ValueError(
+                f"logit_adjustment_tau {shown(taus)} has a number for each expert: set --loss expert_logit_adjusted"
+            )
+        elif isinstance(taus, tuple) and len(taus) != self.network_value("num_experts"):
+            raise ValueError(
+                f"logit_adjustment_tau {shown(taus)} has {len(taus)} numbers for {self.network_value('num_experts')} "
+                "experts; give one for all, or one each"
             )
 
     @property

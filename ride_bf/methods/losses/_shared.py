@@ -23,7 +23,7 @@ class Criterion(nn.Module):
     reweights: ClassVar[bool] = False
 
     def forward(self, expert_logits: Tensor, labels: Tensor, reweight: bool = False) -> Tensor:
-        classes = next((buffer.numel() for buffer in self.buffers() if buffer.numel() > 1), None)
+        classes = next((buffer.shape[-1] for buffer in self.buffers() if buffer.numel() > 1), None)
         if expert_logits.ndim != 3 or classes not in (None, expert_logits.shape[2]):
             expected = f"(batch, experts, {'classes' if classes is None else classes})"
             raise ValueError(f"expert_logits must be {expected}, got {tuple(expert_logits.shape)}")
