@@ -30,6 +30,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, help="by default the checkpoint's folder, or outputs/NAME for a model from the Hub"
     )
+    parser.add_argument(
+        "--views",
+        default="centre",
+        help="views of each image whose mean logits are evaluated: centre (default), flip (also mirrored) or five_crop "
+        "(centre and corners of an image that is 24 pixels larger)",
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of one process")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
     add_data_options(parser)
@@ -74,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             data = load_data_to_evaluate(place, options.split, options.other_images, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
     output_dir = options.output_dir or results_folder(place)
-    with errors_as_messages(BrokenImageError, FloatingPointError):
+    with errors_as_messages(BrokenImageError, FloatingPointError, ValueError):
         results = evaluate_split(
             accelerator.prepare_model(model, evaluation_mode=True),
             data.split,
@@ -86,9 +92,11 @@ def main(arguments: list[str] | None = None) -> None:
             options.batch_size,
             options.num_workers,
             data.training_images,
+            options.views,
         )
     if results is not None:
-        print(f"{place}: {len(data.split):,} images of {results['dataset']}'s {options.split} split\n")
+        seen = "" if options.views == "centre" else f", mean of the views {options.views}"
+        print(f"{place}: {len(data.split):,} images of {results['dataset']}'s {options.split} split{seen}\n")
         print(accuracy_table(results["metrics"], data.train_class_counts, data.class_names))
         if leakage := describe_leakage(results):
             print(f"\nnote: {leakage}")

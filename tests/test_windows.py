@@ -18,7 +18,6 @@ from ride_bf.recipes import RECIPES
 
 PROCESSES, IMAGES, COUNTS = 2, 32, [120, 40, 9, 3, 2]
 LOSSES = (
-)
     "ride",
     "expert_logit_adjusted",
     "collaborative",

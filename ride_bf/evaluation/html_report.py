@@ -176,6 +176,11 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Model", results["model"]),
         ("Data", f"{results['dataset']}, {results['split']} split" + (f", {options}" if options else "")),
+        *(
+            [("Views", f"mean logits of the views {results['views']}")]
+            if results.get("views", "centre") != "centre"
+            else []
+        ),
         *([("Trained on", _trained_on(trained_on))] if trained_on else []),
         ("Images' digest", results["images_digest"][:16]),
         (

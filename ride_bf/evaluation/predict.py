@@ -17,6 +17,7 @@ from data import FinishedBatches, ImageStream, class_counts, class_labels, evalu
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.leakage import also_trained_on, measure_leakage
 from ride_bf.evaluation.results import Predictions, describe_machine, main_metrics, write_results
+from ride_bf.evaluation.views import CENTRE, VIEWS, MeanOverViews
 
 # Smaller batches are padded. Other kernels compute small batches and round differently, and the size of the last batch
 # depends on the number of processes.
@@ -107,14 +108,17 @@ def evaluate_split(
     batch_size: int = 256,
     num_workers: int = 0,
     training_images: Dataset | ImageStream | None = None,
+    views: str = CENTRE,
 ) -> dict[str, Any] | None:
     """Evaluates a prepared model and writes `results.json`, `predictions.npz` and `report.html` into `output_dir`.
 
     `train_class_counts` (C,) are the training images of each class. `facts` are the keys of `results.json` about the
     model and the data, from `model` to `training_data`. With `training_images` the accuracy is also given without the
-    images that are among them. Every process calls this function. The first one writes the
+    images that are among them. `views` is a key of `VIEWS`. Every process calls this function. The first one writes the
     files and returns the contents of `results.json`; the others return None.
     """
+    if views != CENTRE:
+        model, processor = MeanOverViews(model, views), VIEWS[views].processor(processor)
     loader = evaluation_batches(split, processor, batch_size, num_workers, accelerator)
     started = time.perf_counter()
     images = predict(model, loader, accelerator)
@@ -130,6 +134,7 @@ def evaluate_split(
     seen = also_trained_on(split, training_images)
     facts = {
         **facts,
+        "views": views,
         **measure_leakage(images, seen, train_class_counts),
         "class_names": split.features["label"].names,
         "speed": {
