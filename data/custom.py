@@ -13,6 +13,7 @@ import pyarrow.parquet
 from datasets import ClassLabel, DatasetDict, Image
 
 from data.annotation_lists import load_own_lists
+from data.formats import image_suffixes
 from data.hub_ids import is_hub_id
 from data.rows import NamedRows, Rows, check_labels, load_rows, read_text
 
@@ -23,7 +24,6 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval"),
 }
 _TABLES = (".csv", ".parquet")
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 # What `datasets` raises if the Hub does not have an id; RuntimeError if the data set needs code of its own
 NOT_ON_THE_HUB = (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, RuntimeError)
 EXPECTED = (
@@ -95,7 +95,9 @@ def _load_folders(place: Path) -> DatasetDict:
     found = {split: _scan(place, top) for split, top in tops.items()}
     names = sorted({path[len(tops["train"]) :].split("/")[0] for path in found["train"]})
     if not names:
-        raise ValueError(f"{place} has no folders of images ({', '.join(sorted(IMAGE_SUFFIXES))}); {EXPECTED}")
+        raise ValueError(
+            f"{place} has no folders of images (.jpg, .png and other suffixes of images that PIL reads); {EXPECTED}"
+        )
 
     def read() -> NamedRows:
         rows = {}
@@ -126,7 +128,7 @@ def _scan(place: Path, top: str) -> list[str]:
         found += [
             f"{relative}/{name}"
             for name in sorted(files)
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes()
         ]
     return found
 

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BitImageProcessor
 
 from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_seed
+from data.formats import MAX_IMAGE_PIXELS
 from data.splits import undecoded
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
 from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken, only_whole
@@ -239,13 +240,15 @@ def evaluation_batches(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
     on_broken: OnBrokenImage | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> FinishedBatches:
     """Returns a loader of `pixel_values` (B, 3, height, width), prepared as `processor` does, and `labels` (B,).
 
     The images keep their order. With an accelerator the batches are on its device, and each process gets its share.
-    Broken images that `on_broken` skips have the label `data.BROKEN`.
+    Images of more than `max_image_pixels` are broken. Broken images that `on_broken` skips have the label
+    `data.BROKEN`.
     """
-    transform = evaluation_transform(processor, on_broken)
+    transform = evaluation_transform(processor, on_broken, max_image_pixels)
     streamed = isinstance(split, ImageStream)
     loader = DataLoader(
         split.rows if streamed else undecoded(split).with_transform(transform),

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     from accelerate import Accelerator
     from transformers.utils import logging
 
-    from data import BrokenImageError, FinishedBatches, evaluation_batches
+    from data import BrokenImageError, FinishedBatches, evaluation_batches, fixed_size
     from ride_bf.evaluation.decoupling import check_linear, choose_strength, correct, evaluate_both
     from ride_bf.evaluation.tables import shot_summary
     from ride_bf.runs.checkpoints import save_model
@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         check_linear(model, options.method)
+        fixed_size(processor)
         with accelerator.main_process_first():  # the other processes use the cache of the first
             splits, data = load_splits_of(place, **given_data_options(options))
         if options.strength is None and "validation" not in splits:
@@ -58,7 +59,14 @@ def main(arguments: list[str] | None = None) -> None:
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
 
     def loader(split: str) -> FinishedBatches:
-        return evaluation_batches(splits[split], processor, options.batch_size, options.num_workers, accelerator)
+        return evaluation_batches(
+            splits[split],
+            processor,
+            options.batch_size,
+            options.num_workers,
+            accelerator,
+            max_image_pixels=data.max_image_pixels,
+        )
 
     curve = {}
     with errors_as_messages(BrokenImageError, FloatingPointError):

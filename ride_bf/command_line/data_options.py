@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from data.formats import MAX_IMAGE_PIXELS_HELP
 from data.sets import DATA_SETS, data_options, with_option
 
 
@@ -12,13 +13,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "data",
         "A checkpoint knows the data that it was trained on, so none of these is needed. They are for models that do\n"
         "not know it, such as converted ones, and must be as in training. One that contradicts the checkpoint is an\n"
-        "error; --data_dir may be another place with the same images.",
+        "error; --data_dir may be another place with the same images, and --max_image_pixels any number.",
     )
     group.add_argument("--dataset", metavar="NAME", help=f"name of the data set: {', '.join(DATA_SETS)}")
     group.add_argument("--data_dir", metavar="PLACE", help="where the data are now, if they have been moved")
     group.add_argument(
         "--validation_fraction", metavar="X", type=float, help="share of the training images held out for validation"
     )
+    add_max_image_pixels(group, "by default as in training")
     for name, option in data_options().items():
         help = f"{option.help}; only with --dataset {' or '.join(with_option(name))}"
         if option.kind is bool:
@@ -27,7 +29,19 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
             group.add_argument(f"--{name}", type=option.kind, choices=option.choices, help=help)
 
 
+def add_max_image_pixels(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str) -> None:
+    """Adds `--max_image_pixels`, which is None if it is not given; `default` tells what that means."""
+    parser.add_argument("--max_image_pixels", metavar="N", type=_positive, help=f"{MAX_IMAGE_PIXELS_HELP}; {default}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"it must be 1 or more, not {text}")
+    return number
+
+
 def given_data_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, by the names of `ride_bf.runs.provenance.load_splits_of`."""
-    names = ("dataset", "data_dir", "validation_fraction", *data_options())
+    names = ("dataset", "data_dir", "validation_fraction", "max_image_pixels", *data_options())
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from data.formats import MAX_IMAGE_PIXELS, MAX_IMAGE_PIXELS_HELP
 from data.sets import data_options, with_option
 from ride_bf.command_line.options import (
     Option,
@@ -87,6 +88,7 @@ class RunArguments:
         None,
         must_be="between 0 and 1",
     )
+    max_image_pixels: int = _data(MAX_IMAGE_PIXELS_HELP, MAX_IMAGE_PIXELS, must_be="1 or more")
     on_broken_image: Literal["stop", "skip"] = _data(
         "what to do when an image cannot be read; skip: leave it out and list it in the results", "stop"
     )
