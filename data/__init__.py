@@ -17,7 +17,7 @@ _MODULES = {
     "streams": ("ImageStream",),
     "transforms": (
         *("BROKEN", "OnBrokenImage", "evaluation_processor", "evaluation_transform", "leave_out_broken"),
-        *("fixed_size", "prepared_size", "train_transform"),
+        *("prepared_size", "train_transform"),
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -26,7 +26,7 @@ from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_s
 from data.formats import MAX_IMAGE_PIXELS
 from data.splits import undecoded
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
-from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken, only_whole
+from data.transforms import OnBrokenImage, collate_prepared, evaluation_transform, leave_out_broken, only_whole
 
 
 def settle_worker(_worker: int) -> None:
@@ -254,7 +254,7 @@ def evaluation_batches(
         split.rows if streamed else undecoded(split).with_transform(transform),
         batch_size=batch_size,
         **_worker_options(num_workers),
-        collate_fn=StreamCollate(transform, split.codes, leave_out=False) if streamed else None,
+        collate_fn=StreamCollate(transform, split.codes, leave_out=False) if streamed else collate_prepared,
         pin_memory=accelerator is not None and accelerator.device.type == "cuda",
     )
     finish = EvaluationBatch.of_processor(processor)

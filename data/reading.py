@@ -57,7 +57,7 @@ _pil_limit = threading.Lock()
 
 
 class BrokenImageError(ValueError):
-    """An image cannot be read. The message names the file and what is wrong with it."""
+    """An image cannot be read or used. The message names the file and what is wrong with it."""
 
 
 def read_image(image: dict, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
@@ -180,11 +180,11 @@ def orientation(image: Image.Image, note: bytes = b"") -> int:
     `note` are EXIF data of the image that PIL does not know.
     """
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION)
     except Exception:  # PIL raises many kinds of errors for damaged metadata
-        value, note = 1, note or image.info.get("exif", b"")
-    if note:
-        value = _orientation_in(note)
+        value = None
+    if value is None:  # PIL gives up at the first damaged entry
+        value = _orientation_in(note or image.info.get("exif") or b"")
     return value if value in _TURNS else 1
 
 

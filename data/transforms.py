@@ -52,7 +52,8 @@ class _Rows:
     """A function for `Dataset.with_transform`. It is a class, so that it can be pickled for spawned workers."""
 
     prepare: Callable[[torch.Tensor], torch.Tensor]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
+    """Height and width of a prepared image; None if they depend on the image. Then broken images are not skipped."""
     on_broken: OnBrokenImage
     max_image_pixels: int
 
@@ -64,6 +65,8 @@ class _Rows:
                 labels.append(label)
             except BrokenImageError as error:
                 self.on_broken(image, error)
+                if self.size is None:
+                    raise
                 pixel_values.append(torch.zeros(3, *self.size, dtype=torch.uint8))
                 labels.append(BROKEN)
         return {"pixel_values": pixel_values, "labels": labels}
@@ -130,27 +133,14 @@ def prepared_size(processor: BaseImageProcessor) -> tuple[int, int] | None:
     return (size["height"], size["width"]) if "height" in size and "width" in size else None
 
 
-def fixed_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Returns `prepared_size`. Raises ValueError if it depends on the image, because such images make no batch."""
-    size = prepared_size(processor)
-    if size is None:
-        raise ValueError(
-            f"the {type(processor).__name__} does not give all images one size (do_center_crop "
-            f"{getattr(processor, 'do_center_crop', False)}, size {dict(processor.size)}), so they make no batch; set "
-            '"do_center_crop": true and a "crop_size" in its preprocessor_config.json'
-        )
-    return size
-
-
 def evaluation_transform(
     processor: BitImageProcessor, on_broken: OnBrokenImage | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
 ) -> Callable[[dict], dict]:
     """Returns a function for `Dataset.with_transform` that resizes and crops images as `processor` does.
 
-    Its rows are those of `train_transform`. `data.batches.EvaluationBatch` does the normalisation. Raises ValueError if
-    the prepared images have different sizes, because they make no batch.
+    Its rows are those of `train_transform`. `data.batches.EvaluationBatch` does the normalisation.
     """
-    return _Rows(_ProcessorSteps(processor), fixed_size(processor), on_broken or OnBrokenImage(), max_image_pixels)
+    return _Rows(_ProcessorSteps(processor), prepared_size(processor), on_broken or OnBrokenImage(), max_image_pixels)
 
 
 def only_whole(rows: list[dict]) -> int | None:
@@ -162,6 +152,21 @@ def only_whole(rows: list[dict]) -> int | None:
     """
     whole = [place for place, row in enumerate(rows) if row["labels"] != BROKEN]
     return whole[0] if len(whole) == 1 < len(rows) else None
+
+
+def collate_prepared(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """Makes a batch of rows of `evaluation_transform`, for `DataLoader(collate_fn)`.
+
+    Raises BrokenImageError if the images have different sizes, as some image processors leave them.
+    """
+    sizes = sorted({tuple(row["pixel_values"].shape[1:]) for row in rows})
+    if len(sizes) > 1:
+        shown = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
+        raise BrokenImageError(
+            f"the image processor makes images of different sizes, such as {shown} pixels, which cannot be in one "
+            'batch; set "do_center_crop": true and a "crop_size" in its preprocessor_config.json, or use --batch_size 1'
+        )
+    return default_collate(rows)
 
 
 def leave_out_broken(rows: list[dict], full: int = 1) -> dict[str, torch.Tensor]:

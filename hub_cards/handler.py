@@ -161,11 +161,11 @@ def _orientation(image: Image.Image, note: bytes = b"") -> int:
     `note` are EXIF data of the image that Pillow does not know.
     """
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION)
     except Exception:  # Pillow raises many kinds of errors for damaged metadata
-        value, note = 1, note or image.info.get("exif", b"")
-    if note:
-        value = _orientation_in(note)
+        value = None
+    if value is None:  # Pillow gives up at the first damaged entry
+        value = _orientation_in(note or image.info.get("exif") or b"")
     return value if value in _TURNS else 1
 
 

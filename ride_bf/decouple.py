@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     from accelerate import Accelerator
     from transformers.utils import logging
 
-    from data import BrokenImageError, FinishedBatches, evaluation_batches, fixed_size
+    from data import BrokenImageError, FinishedBatches, evaluation_batches
     from ride_bf.evaluation.decoupling import check_linear, choose_strength, correct, evaluate_both
     from ride_bf.evaluation.tables import shot_summary
     from ride_bf.runs.checkpoints import save_model
@@ -49,7 +49,6 @@ def main(arguments: list[str] | None = None) -> None:
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         check_linear(model, options.method)
-        fixed_size(processor)
         with accelerator.main_process_first():  # the other processes use the cache of the first
             splits, data = load_splits_of(place, **given_data_options(options))
         if options.strength is None and "validation" not in splits:

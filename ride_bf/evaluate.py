@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     from accelerate import Accelerator
     from transformers.utils import logging
 
-    from data import BrokenImageError, fixed_size
+    from data import BrokenImageError
     from ride_bf.evaluation.html_report import REPORT
     from ride_bf.evaluation.predict import evaluate_split
     from ride_bf.evaluation.tables import accuracy_table
@@ -67,7 +67,6 @@ def main(arguments: list[str] | None = None) -> None:
         check_precision(accelerator)
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
-        fixed_size(processor)
         with accelerator.main_process_first():  # the other processes use the cache of the first
             data = load_data_to_evaluate(place, options.split, options.other_images, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
