@@ -81,6 +81,12 @@ def read_image(image: dict, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
         name = image["path"] or "an image stored in the data set"
         if isinstance(error, UnidentifiedImageError):  # its message has a memory address, which changes
             reason = "it is no image of a known format" if content else "it is empty"
+        elif isinstance(error, Image.DecompressionBombError):
+            pixels = int(re.search(r"(\d+) pixels", str(error)).group(1))
+            reason = (
+                f"it has {pixels:,} pixels, and at most {max_image_pixels:,} are read; if it is meant to be that "
+                f"large, set --max_image_pixels {pixels}"
+            )
         else:
             reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error))  # without the line of torchvision's source
         raise BrokenImageError(f"{name} cannot be read: {reason or type(error).__name__}") from error
@@ -104,20 +110,16 @@ def _with_image(content: bytes, max_image_pixels: int, use: Callable[[Image.Imag
     """
     with _pil_refuses_more_than(max_image_pixels):
         try:
-            with _open(content, max_image_pixels) as image:
+            with _open(content) as image:
                 return use(image, content, b"")
-        except _TooManyPixelsError:
+        except Image.DecompressionBombError:
             raise
         except Exception:  # PIL raises many kinds of errors for damaged metadata
             bare, note = without_metadata(content)
             if bare == content:
                 raise
-        with _open(bare, max_image_pixels) as image:
+        with _open(bare) as image:
             return use(image, bare, note)
-
-
-class _TooManyPixelsError(ValueError):
-    """An image has more pixels than are read."""
 
 
 @contextmanager
@@ -134,21 +136,9 @@ def _pil_refuses_more_than(pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _open(content: bytes, max_image_pixels: int) -> Image.Image:
-    """Opens an image file without decoding it. Raises _TooManyPixelsError if its header says that it is too large."""
-    try:
-        image = Image.open(io.BytesIO(content), formats=image_formats())
-        width, height = image.size
-        size, pixels = f"{width} x {height} = {width * height:,} pixels", width * height
-    except Image.DecompressionBombError as error:  # PIL only says the number
-        pixels = int(re.search(r"(\d+) pixels", str(error)).group(1))
-        size = f"{pixels:,} pixels"
-    if pixels > max_image_pixels:
-        raise _TooManyPixelsError(
-            f"it has {size}, and at most {max_image_pixels:,} are read; if it is meant to be that large, set "
-            f"--max_image_pixels {pixels}"
-        )
-    return image
+def _open(content: bytes) -> Image.Image:
+    """Opens an image file without decoding it. Raises DecompressionBombError if its header claims too many pixels."""
+    return Image.open(io.BytesIO(content), formats=image_formats())
 
 
 def _decode(image: Image.Image, content: bytes, note: bytes) -> Tensor:
