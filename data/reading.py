@@ -50,6 +50,7 @@ _JPEG_METADATA = {0xE1, 0xE2, 0xED, 0xFE}  # markers of EXIF and XMP, colour pro
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the chunks that pixels depend on
 # Tags of names, resolution, dates, XMP, IPTC, Photoshop, EXIF, colour profile and GPS
 _TIFF_METADATA = {*range(269, 273), 282, 283, 296, 305, 306, 315, 316, 700, 33432, 33723, 34377, 34665, 34675, 34853}
+_AVIF_EXIF = re.compile(rb"(infe.{8}(?:..)?)Exif", re.DOTALL)  # an entry that says that an item is EXIF data
 _UNKNOWN_TAG = 65_000  # takes the place of a tag that is removed
 _STRIP_PIXELS = 2**24  # converted at once, to limit memory
 
@@ -150,7 +151,7 @@ def _decode(image: Image.Image, content: bytes, note: bytes) -> Tensor:
     image.load()
     # PIL turns a TIFF image while it loads it, and then forgets the orientation
     turn = _TURNS.get(orientation(image, note))
-    return pil_to_tensor(convert_to_rgb(image if turn is None else image.transpose(turn)))
+    return rgb_pixels(image if turn is None else image.transpose(turn))
 
 
 def _decode_jpeg(content: bytes) -> Tensor | None:
@@ -200,7 +201,7 @@ def _entries(content: bytes, start: int, order: Literal["little", "big"]) -> Ite
 
 
 def without_metadata(content: bytes) -> tuple[bytes, bytes]:
-    """Returns a JPEG, PNG or TIFF file without its metadata, and the EXIF data of a JPEG or PNG file.
+    """Returns a JPEG, PNG, TIFF or AVIF file without its metadata, and the EXIF data of a JPEG or PNG file.
 
     Other files are returned unchanged, with b"".
     """
@@ -210,6 +211,8 @@ def without_metadata(content: bytes) -> tuple[bytes, bytes]:
         return _png_without_metadata(content)
     if content[:4] in (b"II*\x00", b"MM\x00*"):
         return _tiff_without_metadata(content), b""
+    if content[4:8] == b"ftyp":  # AVIF turns images by another property, so its EXIF data are not needed
+        return _AVIF_EXIF.sub(rb"\1free", content), b""
     return content, b""
 
 
@@ -254,19 +257,20 @@ def _tiff_without_metadata(content: bytes) -> bytes:
     return bytes(bare)
 
 
-def convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a loaded image to RGB, with transparency on white.
+def rgb_pixels(image: Image.Image) -> Tensor:
+    """Returns the pixels of a loaded image as uint8 (3, height, width), with transparency on white.
 
     A bare pipeline of transformers differs here: it ignores transparency and cuts 16-bit grey off at 255.
     """
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // max(1, width))
     if height <= rows:
-        return _strip_to_rgb(image)
-    converted = Image.new("RGB", image.size)
+        return pil_to_tensor(_strip_to_rgb(image))
+    pixels = torch.empty(3, height, width, dtype=torch.uint8)
     for top in range(0, height, rows):
-        converted.paste(_strip_to_rgb(image.crop((0, top, width, min(top + rows, height)))), (0, top))
-    return converted
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[:, top : top + rows] = pil_to_tensor(_strip_to_rgb(strip))
+    return pixels
 
 
 def _strip_to_rgb(image: Image.Image) -> Image.Image:

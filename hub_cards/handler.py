@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import json
+import re
 import struct
 import threading
 import warnings
@@ -54,6 +55,7 @@ _JPEG_METADATA = {0xE1, 0xE2, 0xED, 0xFE}  # markers of EXIF and XMP, colour pro
 _PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the chunks that pixels depend on
 # Tags of names, resolution, dates, XMP, IPTC, Photoshop, EXIF, colour profile and GPS
 _TIFF_METADATA = {*range(269, 273), 282, 283, 296, 305, 306, 315, 316, 700, 33432, 33723, 34377, 34665, 34675, 34853}
+_AVIF_EXIF = re.compile(rb"(infe.{8}(?:..)?)Exif", re.DOTALL)  # an entry that says that an item is EXIF data
 _UNKNOWN_TAG = 65_000  # takes the place of a tag that is removed
 _STRIP_PIXELS = 2**24  # converted at once, to limit memory
 
@@ -191,7 +193,7 @@ def _entries(content: bytes, start: int, order: Literal["little", "big"]) -> Ite
 
 
 def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
-    """Returns a JPEG, PNG or TIFF file without its metadata, and the EXIF data of a JPEG or PNG file.
+    """Returns a JPEG, PNG, TIFF or AVIF file without its metadata, and the EXIF data of a JPEG or PNG file.
 
     Other files are returned unchanged, with b"".
     """
@@ -201,6 +203,8 @@ def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
         return _png_without_metadata(content)
     if content[:4] in (b"II*\x00", b"MM\x00*"):
         return _tiff_without_metadata(content), b""
+    if content[4:8] == b"ftyp":  # AVIF turns images by another property, so its EXIF data are not needed
+        return _AVIF_EXIF.sub(rb"\1free", content), b""
     return content, b""
 
 

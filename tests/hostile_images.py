@@ -42,6 +42,12 @@ def right_images() -> dict[str, bytes]:
     rotated[274] = 6
     mirrored = Image.Exif()
     mirrored[274] = 5
+    avif = {
+        "plain.avif": (rgb, {}),
+        "transparent.avif": (rgba, {}),
+        "rotated.avif": (rgb, {"exif": rotated}),
+    }
+    avif = {name: encoded(image, "AVIF", **options) for name, (image, options) in avif.items() if AVIF}
     frames = [rgb, rgb.rotate(90), rgb.rotate(180)]
     animated = {"save_all": True, "append_images": frames[1:]}
     return {
@@ -74,7 +80,7 @@ def right_images() -> dict[str, bytes]:
         "grey_transparent.tif": encoded(rgba.convert("LA"), "TIFF"),
         "palette_with_alphas.png": encoded(palette, "PNG", transparency=bytes(range(0, 256, 16))),
         "plain.ppm": encoded(rgb, "PPM"),
-        **({"plain.avif": encoded(rgb, "AVIF"), "transparent.avif": encoded(rgba, "AVIF")} if AVIF else {}),
+        **avif,
         "one_pixel.png": encoded(rgb.resize((1, 1)), "PNG"),
         "narrow.png": encoded(rgb.resize((2, 80)), "PNG"),
     }

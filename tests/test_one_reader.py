@@ -303,6 +303,18 @@ def test_odd_entries_of_a_tiff_do_not_cost_the_pixels(module, entry):  # noqa: F
     assert torch.equal(pil_to_tensor(module.read_image(content)), turned_pixels())
 
 
+@pytest.mark.skipif(not AVIF, reason="PIL reads AVIF from 11.3")
+def test_damaged_exif_data_of_avif_do_not_cost_the_pixels(module):  # noqa: F811
+    exif = Image.Exif()
+    exif[271] = "a camera"
+    content = encoded(Image.fromarray(PIXELS), "AVIF", exif=exif)
+    expected = read_image({"bytes": content, "path": None})
+    damaged = content.replace(exif.tobytes()[6:14], b"no notes")
+    assert damaged != content
+    assert torch.equal(read_image({"bytes": damaged, "path": None}), expected)
+    assert torch.equal(pil_to_tensor(module.read_image(damaged)), expected)
+
+
 @pytest.mark.parametrize(("orientation", "fast"), [(None, True), (1, True), (0, True), (9, True), (6, False)])
 def test_an_upright_jpeg_takes_the_fast_decoder(monkeypatch, orientation, fast):
     exif = Image.Exif()
@@ -449,7 +461,15 @@ def module_limit(model):
 def test_the_endpoint_has_the_same_limit_and_rules(module):  # noqa: F811
     assert module.MAX_PIXELS == MAX_IMAGE_PIXELS
     assert set(module.FORMATS) <= set(image_formats())
-    for name in ("_JPEG_METADATA", "_PNG_PIXELS", "_TIFF_METADATA", "_TURNS", "_STRIP_PIXELS", "_DECODER_ERRORS"):
+    for name in (
+        "_JPEG_METADATA",
+        "_PNG_PIXELS",
+        "_TIFF_METADATA",
+        "_AVIF_EXIF",
+        "_TURNS",
+        "_STRIP_PIXELS",
+        "_DECODER_ERRORS",
+    ):
         assert getattr(module, name) == getattr(reading, name.replace("_DECODER", "DECODER"))
 
 
