@@ -83,7 +83,7 @@ def read_image(image: dict, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
         if isinstance(error, UnidentifiedImageError):  # its message has a memory address, which changes
             reason = "it is no image of a known format" if content else "it is empty"
         elif isinstance(error, Image.DecompressionBombError):
-            pixels = int(re.search(r"(\d+) pixels", str(error)).group(1))
+            pixels = int(re.search(r"\d+", str(error)).group())  # PIL says nothing else about the size
             reason = (
                 f"it has {pixels:,} pixels, and at most {max_image_pixels:,} are read; if it is meant to be that "
                 f"large, set --max_image_pixels {pixels}"
