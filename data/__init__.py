@@ -9,6 +9,7 @@ import importlib
 _MODULES = {
     "augmentations": ("AUGMENTATIONS", "AUTO_AUGMENT"),
     "batches": ("EvaluationBatch", "FinishedBatches", "TrainBatch"),
+    "formats": ("MAX_IMAGE_PIXELS", "image_suffixes"),
     "loaders": ("evaluation_batches", "training_batches"),
     "reading": ("BrokenImageError", "read_image"),
     "sets": ("CUSTOM", "DATA_SETS", "DataSet"),
@@ -16,7 +17,7 @@ _MODULES = {
     "streams": ("ImageStream",),
     "transforms": (
         *("BROKEN", "OnBrokenImage", "evaluation_processor", "evaluation_transform", "leave_out_broken"),
-        "train_transform",
+        *("prepared_size", "train_transform"),
     ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

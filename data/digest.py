@@ -60,6 +60,7 @@ def _content(image: dict) -> bytes:
     if content[:2] == b"\xff\xd8" or content[8:12] == b"WEBP":
         return content
     try:
+        # the usual limit on pixels, so that the digest does not depend on --max_image_pixels
         pixels = read_image({**image, "bytes": content})
     except BrokenImageError:
         return content

@@ -10,10 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import DatasetDict
 
-from data.image_files import IMAGE_SUFFIXES
+from data.formats import image_suffixes
 from data.notices import notify, some
 from data.rows import NamedRows, Rows, check_labels, class_codes, load_rows
 from data.split_names import EXPECTED, folders_of_splits
+
+# Files that say that a folder was written by a command, as an --output_dir
+_WRITTEN = {"check_data.json", "run.json", "results.json", "checkpoint.json", "config.json"}
 
 
 @dataclass
@@ -90,11 +93,18 @@ def _refuse_folders_beside(place: Path, splits: dict[str, str]) -> None:
 
 
 def _count_images(folder: str) -> int:
-    return sum(_is_image(name) for _, _, files in os.walk(folder) for name in files)
+    """Counts the images in and below a folder, without those that our commands wrote: pictures of runs and reports."""
+    found = 0
+    for _, below, files in os.walk(folder):
+        if _WRITTEN.isdisjoint(files):
+            found += sum(map(_is_image, files))
+        else:
+            below.clear()
+    return found
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
 def _scan(place: Path, top: str) -> _Found:

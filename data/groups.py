@@ -1,7 +1,6 @@
 """Groups of images that belong in the same split: equal images, images that look alike, and images of one subject."""
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
-from data.reading import DECODER_ERRORS, convert_to_rgb, upright
+from data.reading import BrokenImageError, read_image
 from data.rows import GROUP
 from data.sets import PERCEPTUAL
 from data.splits import arrow_column, undecoded
@@ -145,14 +144,11 @@ def perceptual_hashes(split: Dataset) -> np.ndarray:
     images = _images(split)
 
     def phash(index: int) -> int:
-        image = images[index].as_py()
         try:
-            content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-            with Image.open(io.BytesIO(content)) as opened:
-                opened.draft("L", (256, 256))  # a JPEG need not be decoded in full
-                bits = imagehash.phash(convert_to_rgb(upright(opened))).hash
-        except DECODER_ERRORS:
+            pixels = read_image(images[index].as_py())
+        except BrokenImageError:
             return 0
+        bits = imagehash.phash(Image.fromarray(pixels.permute(1, 2, 0).numpy())).hash
         return int(np.packbits(bits).view(">u8")[0])
 
     def compute() -> np.ndarray:

@@ -23,9 +23,10 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BitImageProcessor
 
 from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_seed
+from data.formats import MAX_IMAGE_PIXELS
 from data.splits import undecoded
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
-from data.transforms import OnBrokenImage, evaluation_transform, leave_out_broken, only_whole
+from data.transforms import OnBrokenImage, collate_prepared, evaluation_transform, leave_out_broken, only_whole
 
 
 def settle_worker(_worker: int) -> None:
@@ -239,19 +240,21 @@ def evaluation_batches(
     num_workers: int = 0,
     accelerator: Accelerator | None = None,
     on_broken: OnBrokenImage | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> FinishedBatches:
     """Returns a loader of `pixel_values` (B, 3, height, width), prepared as `processor` does, and `labels` (B,).
 
     The images keep their order. With an accelerator the batches are on its device, and each process gets its share.
-    Broken images that `on_broken` skips have the label `data.BROKEN`.
+    Images of more than `max_image_pixels` are broken. Broken images that `on_broken` skips have the label
+    `data.BROKEN`.
     """
-    transform = evaluation_transform(processor, on_broken)
+    transform = evaluation_transform(processor, on_broken, max_image_pixels)
     streamed = isinstance(split, ImageStream)
     loader = DataLoader(
         split.rows if streamed else undecoded(split).with_transform(transform),
         batch_size=batch_size,
         **_worker_options(num_workers),
-        collate_fn=StreamCollate(transform, split.codes, leave_out=False) if streamed else None,
+        collate_fn=StreamCollate(transform, split.codes, leave_out=False) if streamed else collate_prepared,
         pin_memory=accelerator is not None and accelerator.device.type == "cuda",
     )
     finish = EvaluationBatch.of_processor(processor)

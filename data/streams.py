@@ -10,13 +10,12 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from torch import Tensor
-from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 
 from data.custom import NOT_ON_THE_HUB
 from data.hub_ids import is_hub_id
 from data.split_names import SPLIT_NAMES
-from data.transforms import leave_out_broken, only_whole
+from data.transforms import collate_prepared, leave_out_broken, only_whole
 
 # usual names of the two columns in WebDataset archives and on the Hub
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
@@ -62,7 +61,7 @@ class StreamCollate:
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
         prepared = self._prepare(rows)
         if not self.leave_out:
-            return default_collate(prepared)
+            return collate_prepared(prepared)
         alone = only_whole(prepared)
         return leave_out_broken(prepared if alone is None else [*prepared, *self._prepare([rows[alone]])])
 

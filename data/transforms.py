@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
-from transformers import BitImageProcessor
+from transformers import BaseImageProcessor, BitImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from data.augmentations import AUGMENTATIONS, AUTO_AUGMENT
+from data.formats import MAX_IMAGE_PIXELS
 from data.reading import BrokenImageError, read_image
 
 BROKEN = -100  # label of an image that cannot be read; torch's losses ignore it
@@ -51,37 +52,45 @@ class _Rows:
     """A function for `Dataset.with_transform`. It is a class, so that it can be pickled for spawned workers."""
 
     prepare: Callable[[torch.Tensor], torch.Tensor]
-    size: tuple[int, int]
+    size: tuple[int, int] | None
+    """Height and width of a prepared image; None if they depend on the image. Then broken images are not skipped."""
     on_broken: OnBrokenImage
+    max_image_pixels: int
 
     def __call__(self, rows: dict) -> dict:
         pixel_values, labels = [], []
         for image, label in zip(rows["image"], rows["label"], strict=True):
             try:
-                pixel_values.append(self.prepare(read_image(image)))
+                pixel_values.append(self.prepare(read_image(image, self.max_image_pixels)))
                 labels.append(label)
             except BrokenImageError as error:
                 self.on_broken(image, error)
+                if self.size is None:
+                    raise
                 pixel_values.append(torch.zeros(3, *self.size, dtype=torch.uint8))
                 labels.append(BROKEN)
         return {"pixel_values": pixel_values, "labels": labels}
 
 
 def train_transform(
-    augmentation: str, image_size: int, auto_augment: str = "none", on_broken: OnBrokenImage | None = None
+    augmentation: str,
+    image_size: int,
+    auto_augment: str = "none",
+    on_broken: OnBrokenImage | None = None,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Callable[[dict], dict]:
     """Returns a function for `Dataset.with_transform`. The column `image` must be undecoded (see `undecoded`).
 
     It turns rows of `image` and `label` into `labels` and uint8 `pixel_values` (3, image_size, image_size). The images
     are cropped and varied in geometry by `augmentation`, a key of `AUGMENTATIONS`, and then by `auto_augment`, a key of
-    `AUTO_AUGMENT`. `data.batches.TrainBatch` does the flips, the colours and the normalisation. Raises ValueError for
-    an unknown name.
+    `AUTO_AUGMENT`. `data.batches.TrainBatch` does the flips, the colours and the normalisation. Images of more than
+    `max_image_pixels` are broken. Raises ValueError for an unknown name.
     """
     for value, known, kind in ((augmentation, AUGMENTATIONS, "augmentation"), (auto_augment, AUTO_AUGMENT, "policy")):
         if value not in known:
             raise ValueError(f"no {kind} is called {value!r}; there are {', '.join(known)}")
     steps = [*AUGMENTATIONS[augmentation].crop(image_size), *AUTO_AUGMENT[auto_augment]()]
-    return _Rows(v2.Compose(steps), (image_size, image_size), on_broken or OnBrokenImage())
+    return _Rows(v2.Compose(steps), (image_size, image_size), on_broken or OnBrokenImage(), max_image_pixels)
 
 
 def evaluation_processor(
@@ -113,15 +122,25 @@ class _ProcessorSteps:
         return processor.center_crop(pixels, processor.crop_size) if processor.do_center_crop else pixels
 
 
+def prepared_size(processor: BaseImageProcessor) -> tuple[int, int] | None:
+    """Returns the height and width of the images that `processor` prepares; None if they depend on the image."""
+    if getattr(processor, "do_center_crop", False):
+        size = processor.crop_size
+    elif getattr(processor, "do_resize", False):
+        size = processor.size
+    else:
+        return None
+    return (size["height"], size["width"]) if "height" in size and "width" in size else None
+
+
 def evaluation_transform(
-    processor: BitImageProcessor, on_broken: OnBrokenImage | None = None
+    processor: BitImageProcessor, on_broken: OnBrokenImage | None = None, max_image_pixels: int = MAX_IMAGE_PIXELS
 ) -> Callable[[dict], dict]:
     """Returns a function for `Dataset.with_transform` that resizes and crops images as `processor` does.
 
     Its rows are those of `train_transform`. `data.batches.EvaluationBatch` does the normalisation.
     """
-    size = (processor.crop_size["height"], processor.crop_size["width"])
-    return _Rows(_ProcessorSteps(processor), size, on_broken or OnBrokenImage())
+    return _Rows(_ProcessorSteps(processor), prepared_size(processor), on_broken or OnBrokenImage(), max_image_pixels)
 
 
 def only_whole(rows: list[dict]) -> int | None:
@@ -133,6 +152,21 @@ def only_whole(rows: list[dict]) -> int | None:
     """
     whole = [place for place, row in enumerate(rows) if row["labels"] != BROKEN]
     return whole[0] if len(whole) == 1 < len(rows) else None
+
+
+def collate_prepared(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """Makes a batch of rows of `evaluation_transform`, for `DataLoader(collate_fn)`.
+
+    Raises BrokenImageError if the images have different sizes, as some image processors leave them.
+    """
+    sizes = sorted({tuple(row["pixel_values"].shape[1:]) for row in rows})
+    if len(sizes) > 1:
+        shown = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
+        raise BrokenImageError(
+            f"the image processor makes images of different sizes, such as {shown} pixels, which cannot be in one "
+            'batch; set "do_center_crop": true and a "crop_size" in its preprocessor_config.json, or use --batch_size 1'
+        )
+    return default_collate(rows)
 
 
 def leave_out_broken(rows: list[dict], full: int = 1) -> dict[str, torch.Tensor]:

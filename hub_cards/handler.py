@@ -8,57 +8,140 @@ cannot be answered raises `BadRequestError`. The toolkit sends its message back 
 import base64
 import binascii
 import io
+import json
+import re
 import struct
+import threading
 import warnings
-from typing import Any
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, features
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 MAX_BYTES = 20 * 2**20  # of one image file
-MAX_PIXELS = 50_000_000  # of one image; decoding such an image takes up to a gigabyte
+MAX_PIXELS = 178_956_970  # of one image, if training did not have another limit; it takes up to 2 GiB of memory
 MAX_ASPECT_RATIO = 50  # resizing an image's shorter side makes the longer one as many times as long
 MAX_IMAGES = 64  # in one request
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow reads all of these without another program
+# Pillow reads all of these without another program. Pillow 11.0 to 11.2 cannot read AVIF.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", *(("AVIF",) if features.check("avif") else ()))
 IMAGES_AT_ONCE = 16
 TOP_K = 5
 
 
 # Errors that Pillow raises for damaged files
-_DECODER_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, SyntaxError, EOFError, struct.error)
+_DECODER_ERRORS = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, SyntaxError, EOFError, AttributeError),
+    *(ArithmeticError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+
+_ORIENTATION = 0x0112  # an EXIF tag
+# Orientation -> how to turn the image upright. 1 is upright, and other values are damaged.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_JPEG_METADATA = {0xE1, 0xE2, 0xED, 0xFE}  # markers of EXIF and XMP, colour profiles, Photoshop, and comments
+_PNG_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # the chunks that pixels depend on
+# Tags of names, resolution, dates, XMP, IPTC, Photoshop, EXIF, colour profile and GPS
+_TIFF_METADATA = {*range(269, 273), 282, 283, 296, 305, 306, 315, 316, 700, 33432, 33723, 34377, 34665, 34675, 34853}
+_AVIF_EXIF = re.compile(rb"(infe.{8}(?:..)?)Exif", re.DOTALL)  # an entry that says that an item is EXIF data
+_UNKNOWN_TAG = 65_000  # takes the place of a tag that is removed
+_STRIP_PIXELS = 2**24  # converted at once, to limit memory
+
+_pil_limit = threading.Lock()
 
 
 class BadRequestError(ValueError):
     """A request that cannot be answered. The message tells the client why."""
 
 
-def read_image(source: Any) -> Image.Image:
+class _LimitError(BadRequestError):
+    """An image is too large or too narrow."""
+
+
+def read_image(source: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Reads an image as upright RGB. Transparent pixels become white; an animation gives its first frame.
 
     `source` is the bytes of a file, the same in base64 or as a data URL, or a PIL image. Raises BadRequestError for
-    anything else, and for files that are not images, are cut off, or exceed the limits above.
+    anything else, and for files that are not images, are cut off, have more than `max_pixels`, or exceed the limits
+    above. Damaged metadata are ignored.
     """
     if isinstance(source, str):
         source = _decode_base64(source)
-    if isinstance(source, bytes | bytearray):
-        source = _open(source)
-    if not isinstance(source, Image.Image):
+    if not isinstance(source, bytes | bytearray | Image.Image):
         raise BadRequestError(f"an image must be bytes, base64 or a PIL image, not {type(source).__name__}")
-    width, height = source.size
-    if width * height > MAX_PIXELS:
-        raise BadRequestError(f"the image has {width} x {height} pixels; at most {MAX_PIXELS:,} are read")
-    if width == 0 or height == 0 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise BadRequestError(
-            f"the image has {width} x {height} pixels; no side may be {MAX_ASPECT_RATIO} times the other"
-        )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged metadata, which is not needed
-            return _to_rgb(_upright(source))
-    except (*_DECODER_ERRORS, ArithmeticError, MemoryError) as error:
-        raise BadRequestError(f"the image cannot be read: {error}") from error
+        with warnings.catch_warnings(action="ignore"), _pil_refuses_more_than(max_pixels):
+            if isinstance(source, Image.Image):
+                return _decode(source, max_pixels)
+            return _read_file(bytes(source), max_pixels)
+    except BadRequestError:
+        raise
+    except _DECODER_ERRORS as error:
+        raise BadRequestError(f"the image cannot be read: {error}"[:300]) from error
+
+
+def _read_file(content: bytes, max_pixels: int) -> Image.Image:
+    if len(content) > MAX_BYTES:
+        raise BadRequestError(f"the image file is larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        with _open(content, max_pixels) as image:
+            return _decode(image, max_pixels)
+    except _LimitError:
+        raise
+    except Exception:  # Pillow raises many kinds of errors for damaged metadata
+        bare, note = _without_metadata(content)
+        if bare == content:
+            raise
+    with _open(bare, max_pixels) as image:
+        return _decode(image, max_pixels, note)
+
+
+def _open(content: bytes, max_pixels: int) -> Image.Image:
+    """Opens an image file without decoding it."""
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _LimitError(f"the image has too many pixels; at most {max_pixels:,} are read") from error
+    except Exception as error:
+        raise BadRequestError(f"not an image; supported formats: {', '.join(FORMATS)}") from error
+
+
+def _decode(image: Image.Image, max_pixels: int, note: bytes = b"") -> Image.Image:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _LimitError(f"the image has {width} x {height} pixels; at most {max_pixels:,} are read")
+    if width == 0 or height == 0 or max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise _LimitError(f"the image has {width} x {height} pixels; no side may be {MAX_ASPECT_RATIO} times the other")
+    image.load()
+    # Pillow turns a TIFF image while it loads it, and then forgets the orientation
+    turn = _TURNS.get(_orientation(image, note))
+    return _to_rgb(image if turn is None else image.transpose(turn))
+
+
+@contextmanager
+def _pil_refuses_more_than(pixels: int) -> Iterator[None]:
+    """Changes Pillow's limit, which holds for the whole program, if it is another one."""
+    if Image.MAX_IMAGE_PIXELS is not None and pixels == 2 * Image.MAX_IMAGE_PIXELS:
+        yield
+        return
+    with _pil_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels / 2
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _decode_base64(text: str) -> bytes:
@@ -74,37 +157,124 @@ def _decode_base64(text: str) -> bytes:
         raise BadRequestError(f"the image is text, but not valid base64: {error}") from error
 
 
-def _open(content: bytes | bytearray) -> Image.Image:
-    """Opens an image file without decoding it."""
-    if len(content) > MAX_BYTES:
-        raise BadRequestError(f"the image file is larger than {MAX_BYTES // 2**20} MiB")
+def _orientation(image: Image.Image, note: bytes = b"") -> int:
+    """Returns the EXIF orientation of an opened image, 1 to 8; 1 if there is none, or if it cannot be read.
+
+    `note` are EXIF data of the image that Pillow does not know.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about many pixels; their number is checked next
-            return Image.open(io.BytesIO(content), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadRequestError(f"the image has far more pixels than the {MAX_PIXELS:,} that are read") from error
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, OverflowError) as error:
-        raise BadRequestError(f"not an image; supported formats: {', '.join(FORMATS)}") from error
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises many kinds of errors for damaged metadata
+        value = None
+    if value is None:  # Pillow gives up at the first damaged entry
+        value = _orientation_in(note or image.info.get("exif") or b"")
+    return value if value in _TURNS else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF data say. Damaged EXIF data are ignored."""
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DECODER_ERRORS:
-        return image
+def _orientation_in(note: bytes) -> int | None:
+    """Looks for the orientation in the first directory of EXIF data, whatever else is damaged in them."""
+    note = note.removeprefix(b"Exif\x00\x00")
+    order = {b"II": "little", b"MM": "big"}.get(note[:2])
+    if order is None:
+        return None
+    start = int.from_bytes(note[4:8], order)
+    for entry in _entries(note, start, order):
+        tag, kind = (int.from_bytes(entry[place : place + 2], order) for place in (0, 2))
+        if tag == _ORIENTATION:
+            return int.from_bytes(entry[8 : 8 + {1: 1, 3: 2, 4: 4}.get(kind, 0)], order)
+    return None
+
+
+def _entries(content: bytes, start: int, order: Literal["little", "big"]) -> Iterator[bytes]:
+    """Yields the entries of 12 bytes of a TIFF directory, as far as they are there."""
+    count = int.from_bytes(content[start : start + 2], order)
+    for place in range(start + 2, min(start + 2 + 12 * count, len(content) - 11), 12):
+        yield content[place : place + 12]
+
+
+def _without_metadata(content: bytes) -> tuple[bytes, bytes]:
+    """Returns a JPEG, PNG, TIFF or AVIF file without its metadata, and the EXIF data of a JPEG or PNG file.
+
+    Other files are returned unchanged, with b"".
+    """
+    if content[:2] == b"\xff\xd8":
+        return _jpeg_without_metadata(content)
+    if content[:8] == b"\x89PNG\r\n\x1a\n":
+        return _png_without_metadata(content)
+    if content[:4] in (b"II*\x00", b"MM\x00*"):
+        return _tiff_without_metadata(content), b""
+    if content[4:8] == b"ftyp":  # AVIF turns images by another property, so its EXIF data are not needed
+        return _AVIF_EXIF.sub(rb"\1free", content), b""
+    return content, b""
+
+
+def _jpeg_without_metadata(content: bytes) -> tuple[bytes, bytes]:
+    kept, note, place = [content[:2]], b"", 2
+    while content[place : place + 1] == b"\xff" and len(content) >= place + 4:
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4], "big")
+        if marker == 0xFF:  # padding
+            place += 1
+            continue
+        if marker in (0xD8, 0xD9, 0xDA):  # the pixels start
+            break
+        segment = content[place : place + 2 + length]
+        if marker not in _JPEG_METADATA:
+            kept.append(segment)
+        elif not note and segment[4:10] == b"Exif\x00\x00":
+            note = segment[10:]
+        place += 2 + length
+    return b"".join([*kept, content[place:]]), note
+
+
+def _png_without_metadata(content: bytes) -> tuple[bytes, bytes]:
+    kept, note, place = [content[:8]], b"", 8
+    while place + 8 <= len(content):
+        length, kind = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        if kind in _PNG_PIXELS:
+            kept.append(content[place : place + 12 + length])
+        elif not note and kind == b"eXIf":
+            note = content[place + 8 : place + 8 + length]
+        place += 12 + length
+    return b"".join(kept), note
+
+
+def _tiff_without_metadata(content: bytes) -> bytes:
+    order = "little" if content[:1] == b"I" else "big"
+    start = int.from_bytes(content[4:8], order)
+    bare = bytearray(content)
+    for number, entry in enumerate(_entries(content, start, order)):
+        if int.from_bytes(entry[:2], order) in _TIFF_METADATA:
+            place = start + 2 + 12 * number
+            bare[place : place + 12] = _UNKNOWN_TAG.to_bytes(2, order) + (1).to_bytes(2, order) + bytes(8)
+    return bytes(bare)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts the image as in training and evaluation."""
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would cut off at 255
+    """Converts a loaded image as in training and evaluation."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // max(1, width))
+    if height <= rows:
+        return _strip_to_rgb(image)
+    converted = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        converted.paste(_strip_to_rgb(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return converted
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey: Pillow would clip it at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+
+
+def _limit_in_training(folder: Path) -> int:
+    """The largest number of pixels of an image that was read in training, if `checkpoint.json` says it."""
+    facts = folder / "checkpoint.json"
+    data = json.loads(facts.read_text(encoding="utf-8")).get("data") if facts.is_file() else None
+    return (data or {}).get("max_image_pixels", MAX_PIXELS)
 
 
 class EndpointHandler:
@@ -116,6 +286,7 @@ class EndpointHandler:
         model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
         self.model = model.to(self.device).eval()
         self.max_bytes = MAX_BYTES
+        self.max_pixels = _limit_in_training(Path(path))
         self.labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
 
     def __call__(self, data: dict[str, Any]) -> list:
@@ -161,7 +332,7 @@ class EndpointHandler:
     def _prepare(self, images: list | tuple, index: int) -> torch.Tensor:
         """The pixels of one image (1, 3, height, width). Only one image at a time is held in its full size."""
         try:
-            image = read_image(images[index])
+            image = read_image(images[index], self.max_pixels)
         except BadRequestError as error:
             raise BadRequestError(f"inputs[{index}]: {error}" if len(images) > 1 else str(error)) from error
         return self.processor(image, return_tensors="pt")["pixel_values"]

@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+from data.formats import MAX_IMAGE_PIXELS
+from ride_bf.command_line.data_options import add_max_image_pixels
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
 
@@ -26,6 +28,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         default=os.cpu_count(),
         help="processes that read; by default one a core",
     )
+    add_max_image_pixels(parser, f"{MAX_IMAGE_PIXELS} by default")
     options = parser.parse_args(arguments)
     if options.data_dir is None and options.dataset is None:
         parser.error("name the data: --data_dir, --dataset or both")
@@ -43,7 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
     with errors_as_messages():
         name = options.dataset or recognise(options.data_dir)
         splits = load_long_tailed(name, options.data_dir, **columns)
-        data = DataReport(splits, options.num_workers, lambda path: find_entry(name, options.data_dir, path))
+        data = DataReport(
+            splits,
+            options.num_workers,
+            lambda path: find_entry(name, options.data_dir, path),
+            options.max_image_pixels or MAX_IMAGE_PIXELS,
+        )
         report = {"dataset": name, "data_dir": options.data_dir, **data.to_dict()}
         options.output_dir.mkdir(parents=True, exist_ok=True)
         file, picture = options.output_dir / "check_data.json", options.output_dir / "long_tail.png"

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ride_bf.command_line.data_options import add_max_image_pixels
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
 
@@ -20,6 +21,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--top_k", type=int, default=3, help="classes to print for each image")
+    add_max_image_pixels(parser, "by default as in training")
     options = parser.parse_args(arguments)
     if options.top_k < 1:
         parser.error(f"--top_k must be 1 or more, not {options.top_k}")
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     logging.disable_progress_bar()
     with errors_as_messages():
-        classify = ImageClassifier(find_model(options.model))
+        classify = ImageClassifier(find_model(options.model), options.max_image_pixels)
     broken = 0
     for path in options.images:
         try:

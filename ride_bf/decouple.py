@@ -60,7 +60,14 @@ def main(arguments: list[str] | None = None) -> None:
     prepared = accelerator.prepare_model(model, evaluation_mode=True)
 
     def loader(split: str) -> FinishedBatches:
-        return evaluation_batches(splits[split], processor, options.batch_size, options.num_workers, accelerator)
+        return evaluation_batches(
+            splits[split],
+            processor,
+            options.batch_size,
+            options.num_workers,
+            accelerator,
+            max_image_pixels=data.max_image_pixels,
+        )
 
     curve = {}
     with errors_as_messages(BrokenImageError, FloatingPointError):

@@ -93,6 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.num_workers,
             data.training_images,
             options.views,
+            data.max_image_pixels,
         )
     if results is not None:
         seen = "" if options.views == "centre" else f", mean of the views {options.views}"

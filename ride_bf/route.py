@@ -51,7 +51,14 @@ def main(arguments: list[str] | None = None) -> None:
             data = load_data_to_evaluate(place, options.split, **given_data_options(options))
         if options.set_threshold is not None and accelerator.is_main_process:
             set_threshold(model.config, options.set_threshold, place)
-        loader = evaluation_batches(data.split, processor, options.batch_size, options.num_workers, accelerator)
+        loader = evaluation_batches(
+            data.split,
+            processor,
+            options.batch_size,
+            options.num_workers,
+            accelerator,
+            max_image_pixels=data.max_image_pixels,
+        )
         model = accelerator.prepare_model(model, evaluation_mode=True)
         curve = measure(model, loader, accelerator, data.train_class_counts)
     if curve is not None:

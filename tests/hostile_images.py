@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
+AVIF = features.check("avif")  # PIL reads it from 11.3
 _PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 4), dtype=np.uint8)
 
 
@@ -20,6 +21,15 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def _big_endian_grey_tiff() -> bytes:
+    """PIL writes little-endian files only."""
+    pixels = (_PIXELS[..., 0].astype(">u2") * 257).tobytes()
+    entries = {256: 60, 257: 40, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: 40, 279: len(pixels)}
+    directory = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in entries.items())
+    header = b"MM\x00*" + struct.pack(">I", 8 + len(pixels))
+    return header + pixels + struct.pack(">H", len(entries)) + directory + bytes(4)
 
 
 def right_images() -> dict[str, bytes]:
@@ -30,6 +40,14 @@ def right_images() -> dict[str, bytes]:
     palette = rgb.quantize(16)
     rotated = Image.Exif()
     rotated[274] = 6
+    mirrored = Image.Exif()
+    mirrored[274] = 5
+    avif = {
+        "plain.avif": (rgb, {}),
+        "transparent.avif": (rgba, {}),
+        "rotated.avif": (rgb, {"exif": rotated}),
+    }
+    avif = {name: encoded(image, "AVIF", **options) for name, (image, options) in avif.items() if AVIF}
     frames = [rgb, rgb.rotate(90), rgb.rotate(180)]
     animated = {"save_all": True, "append_images": frames[1:]}
     return {
@@ -55,6 +73,14 @@ def right_images() -> dict[str, bytes]:
         "plain.bmp": encoded(rgb, "BMP"),
         "compressed.tif": encoded(rgb, "TIFF", compression="tiff_lzw"),
         "cmyk.tif": encoded(rgb.convert("CMYK"), "TIFF"),
+        "big_endian_grey.tif": _big_endian_grey_tiff(),
+        "rotated.tif": encoded(rgb, "TIFF", exif=rotated),
+        "rotated.webp": encoded(rgb, "WEBP", lossless=True, exif=rotated),
+        "mirrored.jfif": encoded(rgb, "JPEG", exif=mirrored),
+        "grey_transparent.tif": encoded(rgba.convert("LA"), "TIFF"),
+        "palette_with_alphas.png": encoded(palette, "PNG", transparency=bytes(range(0, 256, 16))),
+        "plain.ppm": encoded(rgb, "PPM"),
+        **avif,
         "one_pixel.png": encoded(rgb.resize((1, 1)), "PNG"),
         "narrow.png": encoded(rgb.resize((2, 80)), "PNG"),
     }
@@ -82,7 +108,7 @@ def _bombs() -> dict[str, bytes]:
     return {
         "black.png": _png(20000, 20000, black),
         "claims_much.png": _png(100_000, 100_000, zlib.compress(b"\0\0")),
-        "just_too_many.png": _png(8000, 8000, zlib.compress(b"\0" * 100)),
+        "just_too_many.png": _png(13_400, 13_400, zlib.compress(b"\0" * 100)),
         "no_width.png": _png(0, 10, zlib.compress(b"")),
         "line.png": _png(60_000, 2, zlib.compress(bytes(2 * 60_001))),
         "thread.png": _png(1, 40_000, zlib.compress(bytes(2 * 40_000))),

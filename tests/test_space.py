@@ -252,7 +252,7 @@ def test_a_program_cannot_have_files_of_the_server_read(address, marked):
 def test_in_a_browser(address, tmp_path):
     from playwright.sync_api import expect, sync_playwright
 
-    broken = {"text.png": "not an image", "black.png": "far more pixels"}
+    broken = {"text.png": "not an image", "black.png": "too many pixels"}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FOR_CONTAINERS)
         page = browser.new_page(viewport={"width": 1180, "height": 900})

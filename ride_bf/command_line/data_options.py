@@ -3,12 +3,13 @@
 import argparse
 from typing import Any
 
+from data.formats import MAX_IMAGE_PIXELS_HELP
 from data.sets import DATA_SETS, SPLIT_OPTIONS, data_options, with_option
 
 _OF_A_CHECKPOINT = """\
 A checkpoint knows the data that it was trained on, so none of these is needed. They are for models that do
 not know it, such as converted ones, and must be as in training. One that contradicts the checkpoint is an
-error; --data_dir may be another place with the same images."""
+error; --data_dir may be another place with the same images, and --max_image_pixels any number."""
 
 
 def add_data_options(parser: argparse.ArgumentParser, description: str = _OF_A_CHECKPOINT) -> None:
@@ -18,6 +19,7 @@ def add_data_options(parser: argparse.ArgumentParser, description: str = _OF_A_C
     group.add_argument("--data_dir", metavar="PLACE", help="folder, table or Hub id of the data")
     for option in SPLIT_OPTIONS:
         group.add_argument(f"--{option.name}", metavar=option.metavar, type=option.kind, help=option.help)
+    add_max_image_pixels(group, "by default as in training")
     for name, option in data_options().items():
         help = f"{option.help}; only with --dataset {' or '.join(with_option(name))}"
         if option.kind is bool:
@@ -26,7 +28,20 @@ def add_data_options(parser: argparse.ArgumentParser, description: str = _OF_A_C
             group.add_argument(f"--{name}", type=option.kind, choices=option.choices, help=help)
 
 
+def add_max_image_pixels(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str) -> None:
+    """Adds `--max_image_pixels`, which is None if it is not given; `default` tells what that means."""
+    parser.add_argument("--max_image_pixels", metavar="N", type=_positive, help=f"{MAX_IMAGE_PIXELS_HELP}; {default}")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"it must be 1 or more, not {text}")
+    return number
+
+
 def given_data_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, by the names of `ride_bf.runs.provenance.load_splits_of`."""
-    names = ("dataset", "data_dir", *(option.name for option in SPLIT_OPTIONS), *data_options())
+    split_options = (option.name for option in SPLIT_OPTIONS)
+    names = ("dataset", "data_dir", *split_options, "max_image_pixels", *data_options())
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}

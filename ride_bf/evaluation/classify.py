@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from data import EvaluationBatch, evaluation_transform, read_image
+from data import read_image
 from ride_bf.runs.models import to_fast_layout
+from ride_bf.runs.provenance import limit_in_training
 
 
 class ImageClassifier:
@@ -16,14 +17,14 @@ class ImageClassifier:
 
     Args:
         place: folder of a checkpoint, or a model's id on the Hub. The model's own code is run.
+        max_image_pixels: images of more pixels are broken; None: the limit in training.
     """
 
-    def __init__(self, place: str | Path):
+    def __init__(self, place: str | Path, max_image_pixels: int | None = None):
         self.processor = AutoImageProcessor.from_pretrained(place)
         model = AutoModelForImageClassification.from_pretrained(place, trust_remote_code=True)
         self.model = to_fast_layout(model).eval()
-        self.resize_and_crop = evaluation_transform(self.processor).prepare
-        self.normalise = EvaluationBatch.of_processor(self.processor)
+        self.max_image_pixels = max_image_pixels or limit_in_training(place)
 
     def pixel_values(self, image: str | Path | bytes) -> Tensor:
         """Returns the pixels (1, 3, height, width) of an image file or of its bytes, prepared as in evaluation.
@@ -32,8 +33,9 @@ class ImageClassifier:
         """
         content = image if isinstance(image, bytes) else None
         stored = {"bytes": content, "path": None if content is not None else str(image)}
-        pixels = self.resize_and_crop(read_image(stored))
-        return self.normalise({"pixel_values": pixels[None]})["pixel_values"]
+        pixels = read_image(stored, self.max_image_pixels)
+        # The image processor cannot guess where the channels are if an image is 3 pixels high or wide.
+        return self.processor(pixels, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
 
     @torch.inference_mode()
     def __call__(self, image: str | Path | bytes, top_k: int) -> list[dict[str, Any]]:

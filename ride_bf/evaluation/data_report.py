@@ -1,10 +1,9 @@
 """A report on a data set, from reading every image: class counts, broken images, duplicates."""
 
-import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from data import (
     read_image,
     undecoded,
 )
-from data.reading import DECODER_ERRORS
+from data.formats import MAX_IMAGE_PIXELS
+from data.reading import stored_format
 from ride_bf.evaluation.metrics import shot_groups
 
 IMAGE_FINDINGS = {  # finding about single images -> its description
@@ -39,7 +39,6 @@ _CHUNK = 64  # images that a process reads between two progress reports
 _SHOWN = 5  # images or groups of a finding that are printed
 _LISTED, _LISTED_MEMBERS = 1_000, 20  # images or groups of a finding, and images of a group, in the report
 _VERY_SMALL = 1 / 8  # of the median shorter side
-_ORIENTATION = 0x0112  # an EXIF tag; 1 is upright, 2 to 8 are rotated or mirrored, other values are damaged
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ImageFacts:
     findings: list[tuple[str, int, str]]
 
 
-def inspect_images(images: Sequence[dict], start: int = 0) -> ImageFacts:
+def inspect_images(images: Sequence[dict], start: int = 0, max_image_pixels: int = MAX_IMAGE_PIXELS) -> ImageFacts:
     """Reads images, values of a `datasets.Image(decode=False)` column. Findings count from `start`."""
     digests = np.zeros(len(images), dtype=np.uint64)
     sizes = np.zeros((len(images), 2), dtype=np.int32)
@@ -66,14 +65,14 @@ def inspect_images(images: Sequence[dict], start: int = 0) -> ImageFacts:
         path = image["path"]
         try:
             content = image["bytes"] if image["bytes"] is not None else Path(path).read_bytes()
-            pixels = read_image({"bytes": content, "path": path})
+            pixels = read_image({"bytes": content, "path": path}, max_image_pixels)
         except (BrokenImageError, OSError) as error:
             findings.append(("broken", start + index, str(error).rpartition(" cannot be read: ")[2]))
             continue
         digests[index] = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
         sizes[index] = pixels.shape[:0:-1]  # from (3, height, width)
-        stored, orientation = _format_and_orientation(content)
-        if orientation in range(2, 9):
+        stored, orientation = stored_format(content, max_image_pixels)
+        if orientation > 1:
             findings.append(("turned", start + index, f"EXIF orientation {orientation}"))
         named = Image.registered_extensions().get(Path(path or "").suffix.lower(), stored)
         if named != stored:
@@ -81,18 +80,7 @@ def inspect_images(images: Sequence[dict], start: int = 0) -> ImageFacts:
     return ImageFacts(digests, sizes, findings)
 
 
-def _format_and_orientation(content: bytes) -> tuple[str, Any]:
-    """Returns PIL's name of the format and the EXIF orientation of a readable image."""
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as opened:
-            stored = "JPEG" if opened.format == "MPO" else opened.format  # a JPEG file that contains more images
-            return stored, opened.getexif().get(_ORIENTATION)
-    except DECODER_ERRORS:
-        # PIL refuses a very large JPEG or one with damaged EXIF data, but training reads it.
-        return "JPEG", None
-
-
-def read_all(images: Dataset, num_workers: int) -> ImageFacts:
+def read_all(images: Dataset, num_workers: int, max_image_pixels: int = MAX_IMAGE_PIXELS) -> ImageFacts:
     """Reads all `images` with `num_workers` processes and a progress bar."""
     starts = range(0, len(images), _CHUNK)
     parts = []
@@ -100,7 +88,7 @@ def read_all(images: Dataset, num_workers: int) -> ImageFacts:
         ProcessPoolExecutor(num_workers, initializer=_open_images, initargs=(images,)) as pool,
         tqdm(total=len(images), desc="reading", unit="image") as bar,
     ):
-        for part in pool.map(_inspect_chunk, starts):
+        for part in pool.map(partial(_inspect_chunk, max_image_pixels=max_image_pixels), starts):
             parts.append(part)
             bar.update(len(part.digests))
     return ImageFacts(
@@ -120,8 +108,8 @@ def _open_images(images: Dataset) -> None:
     _images = images
 
 
-def _inspect_chunk(start: int) -> ImageFacts:
-    return inspect_images(_images[start : start + _CHUNK]["image"], start)
+def _inspect_chunk(start: int, max_image_pixels: int) -> ImageFacts:
+    return inspect_images(_images[start : start + _CHUNK]["image"], start, max_image_pixels)
 
 
 def duplicates(digests: np.ndarray) -> Iterator[np.ndarray]:
@@ -140,9 +128,16 @@ class DataReport:
         splits: from `load_long_tailed`.
         num_workers: processes that read images.
         find: returns where an image is listed, or None. It is called only for images that are printed.
+        max_image_pixels: images of more pixels are broken.
     """
 
-    def __init__(self, splits: DatasetDict, num_workers: int, find: Callable[[str], str | None]):
+    def __init__(
+        self,
+        splits: DatasetDict,
+        num_workers: int,
+        find: Callable[[str], str | None],
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+    ):
         self.splits, self.find = splits, find
         self.names = list(splits)
         self.images = concatenate_datasets([undecoded(rows) for rows in splits.values()])
@@ -150,7 +145,7 @@ class DataReport:
         self.split_of = np.repeat(np.arange(len(splits)), [len(rows) for rows in splits.values()])  # (N,)
         self.class_names = splits["train"].features["label"].names
         self.train_counts = class_counts(splits["train"])
-        self.facts = read_all(self.images, num_workers)
+        self.facts = read_all(self.images, num_workers, max_image_pixels)
         self.broken = np.array([index for kind, index, _ in self.facts.findings if kind == "broken"], dtype=int)
 
     @property

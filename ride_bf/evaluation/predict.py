@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
-from data import FinishedBatches, ImageStream, class_counts, class_labels, evaluation_batches
+from data import MAX_IMAGE_PIXELS, FinishedBatches, ImageStream, class_counts, class_labels, evaluation_batches
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.leakage import also_trained_on, measure_leakage
 from ride_bf.evaluation.results import Predictions, describe_machine, main_metrics, write_results
@@ -109,6 +109,7 @@ def evaluate_split(
     num_workers: int = 0,
     training_images: Dataset | ImageStream | None = None,
     views: str = CENTRE,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> dict[str, Any] | None:
     """Evaluates a prepared model and writes `results.json`, `predictions.npz` and `report.html` into `output_dir`.
 
@@ -119,7 +120,9 @@ def evaluate_split(
     """
     if views != CENTRE:
         model, processor = MeanOverViews(model, views), VIEWS[views].processor(processor)
-    loader = evaluation_batches(split, processor, batch_size, num_workers, accelerator)
+    loader = evaluation_batches(
+        split, processor, batch_size, num_workers, accelerator, max_image_pixels=max_image_pixels
+    )
     started = time.perf_counter()
     images = predict(model, loader, accelerator)
     seconds = time.perf_counter() - started

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data import BrokenImageError
+from data import BrokenImageError, prepared_size
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.classify import ImageClassifier
 from ride_bf.evaluation.html_report import write_report
@@ -24,6 +24,7 @@ ONNX = "model.onnx"
 # Example images in this repository, for models that were trained on that data set
 _EXAMPLES = {"digits_lt": "examples/*.png"}
 _TOP_K = 5  # number of answers for an example
+_ANY_SIZE = 224  # of images for a network whose image processor does not give all images one size
 
 
 def export(
@@ -99,9 +100,9 @@ def check_same_logits(
 
 
 def _random_images(processor: Any) -> torch.Tensor:
-    """Four random images (4, 3, height, width) of the processor's size."""
-    size = processor.crop_size
-    return torch.randn(4, 3, size["height"], size["width"], generator=torch.Generator().manual_seed(0))
+    """Four random images (4, 3, height, width) of the processor's size, if it has one."""
+    height, width = prepared_size(processor) or (_ANY_SIZE, _ANY_SIZE)
+    return torch.randn(4, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example]:

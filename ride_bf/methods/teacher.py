@@ -13,6 +13,7 @@ from transformers import AutoModelForImageClassification, BaseImageProcessor, Pr
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from data import prepared_size
 from ride_bf.runs.models import check_weights, class_names, find_model, load_processor, loading_errors
 
 # A colour whose channels differ from each other, from black and from white
@@ -46,7 +47,9 @@ class Teacher(nn.Module):
     ):
         super().__init__()
         self.model, self.autocast = model, autocast
-        size = (student_processor.crop_size["height"], student_processor.crop_size["width"])
+        size = prepared_size(student_processor)
+        if size is None:
+            raise ValueError("the student's image processor does not give all images one size; set a crop_size in it")
         student_black, student_white, _ = _shown(student_processor, size)
         black, white, self.size = _shown(processor, size)
         self.same_pixels = self.size == size and torch.equal(black, student_black) and torch.equal(white, student_white)

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from data import CUSTOM, ImageStream, class_counts, load_long_tailed
+from data import CUSTOM, MAX_IMAGE_PIXELS, ImageStream, class_counts, load_long_tailed
 from data.digest import images_digest
 from data.sets import SPLIT_OPTIONS, data_options
 from ride_bf.runs.checkpoints import FACTS, read_facts
@@ -48,6 +48,7 @@ class TrainingData:
         class_names: (C,), in the order of the labels.
         train_class_counts: (C,), training images of each class.
         splits: "train", "test" and, if there is one, "validation".
+        max_image_pixels: images of more pixels were not read.
     """
 
     dataset: str
@@ -56,6 +57,7 @@ class TrainingData:
     class_names: list[str]
     train_class_counts: list[int]
     splits: dict[str, SplitData]
+    max_image_pixels: int = MAX_IMAGE_PIXELS
 
     def as_dict(self) -> dict[str, Any]:
         """The dict that is written to `checkpoint.json`."""
@@ -73,7 +75,14 @@ class TrainingData:
         return replace(self, data_dir=place, options=_without_folders(self.options))
 
 
-def describe_data(splits: Splits, dataset: str, data_dir: str | Path | None = None, **options: Any) -> TrainingData:
+def describe_data(
+    splits: Splits,
+    dataset: str,
+    data_dir: str | Path | None = None,
+    *,
+    max_image_pixels: int | None = None,
+    **options: Any,
+) -> TrainingData:
     """Describes the splits that `data.load_long_tailed(dataset, data_dir, **options)` returned."""
     return TrainingData(
         dataset=dataset,
@@ -82,6 +91,7 @@ def describe_data(splits: Splits, dataset: str, data_dir: str | Path | None = No
         class_names=list(splits["train"].features["label"].names),
         train_class_counts=class_counts(splits["train"]),
         splits={name: SplitData(images=len(split), digest=images_digest(split)) for name, split in splits.items()},
+        max_image_pixels=max_image_pixels or MAX_IMAGE_PIXELS,
     )
 
 
@@ -120,13 +130,34 @@ def data_of(facts: Mapping[str, Any], place: str | Path) -> TrainingData | None:
         raise ValueError(f"{place}: the entry {DATA!r} of {FACTS} is damaged: {error!r}") from error
 
 
+def limit_in_training(place: str | Path) -> int:
+    """Returns the largest number of pixels of an image that was read in training, for a model by folder or Hub id.
+
+    It is the usual limit if the checkpoint does not say it, or if the Hub cannot be reached.
+    """
+    found = find_model(place)
+    if not isinstance(found, Path):
+        try:
+            found = Path(hf_hub_download(found, FACTS)).parent
+        except EntryNotFoundError:  # LocalEntryNotFoundError, if the Hub cannot be reached, is one of these
+            return MAX_IMAGE_PIXELS
+    data = data_of(read_facts(found), found)
+    return MAX_IMAGE_PIXELS if data is None else data.max_image_pixels
+
+
 def load_splits_of(
-    place: str | Path, *, dataset: str | None = None, data_dir: str | Path | None = None, **options: Any
+    place: str | Path,
+    *,
+    dataset: str | None = None,
+    data_dir: str | Path | None = None,
+    max_image_pixels: int | None = None,
+    **options: Any,
 ) -> tuple[Splits, TrainingData]:
     """Loads the data that a model was trained on, as they were in training. Returns the splits and their record.
 
     `place` is the folder of a checkpoint or a run, or a Hub id. Nothing else needs to be given. Options that are given
-    must agree with the checkpoint. Only `data_dir` may differ, if the same images have been moved there.
+    must agree with the checkpoint. Only `data_dir` may differ, if the same images have been moved there, and
+    `max_image_pixels`, which is in the record that is returned.
 
     Raises OtherDataError, with both values, if an option or the images differ from training; ValueError if the
     checkpoint does not say what it was trained on and `dataset` is not given; and the errors of
@@ -136,7 +167,8 @@ def load_splits_of(
     data = data_of(facts, place)
     options = _given(options)
     if data is None:
-        return _load_as_told(place, facts.get("train_class_counts"), dataset, data_dir, options)
+        splits, data = _load_as_told(place, facts.get("train_class_counts"), dataset, data_dir, options)
+        return splits, replace(data, max_image_pixels=max_image_pixels or MAX_IMAGE_PIXELS)
     said = {"dataset": data.dataset, **data.options}
     for name, value in {"dataset": dataset or data.dataset, **options}.items():
         if name in said and said[name] != value and name not in _PATHS:
@@ -164,7 +196,7 @@ def load_splits_of(
         ) from error
     new = {name: value for name, value in options.items() if name not in said}
     check_same_data(place, data, describe_data(splits, data.dataset, where, **data.options), new)
-    return splits, data
+    return splits, replace(data, max_image_pixels=max_image_pixels or data.max_image_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +213,7 @@ class EvaluationData:
         class_names: (C,).
         train_class_counts: (C,), images of each class that the model was trained on.
         training_images: the images that the model was trained on; None if they were not loaded.
+        max_image_pixels: images of more pixels are not read.
     """
 
     split: Dataset | ImageStream
@@ -192,6 +225,7 @@ class EvaluationData:
     trained_on: TrainingData | None
     class_names: list[str]
     train_class_counts: list[int]
+    max_image_pixels: int
     training_images: Dataset | ImageStream | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -212,15 +246,22 @@ class EvaluationData:
 
 
 def load_data_to_evaluate(
-    place: str | Path, split: str = "test", other_images: bool = False, **given: Any
+    place: str | Path,
+    split: str = "test",
+    other_images: bool = False,
+    *,
+    max_image_pixels: int | None = None,
+    **given: Any,
 ) -> EvaluationData:
     """Loads a split of the data that a model was trained on, with `load_splits_of`.
 
     With `other_images` the split is from another data set, which the options `given` name. If its name or place is not
-    given, that of training is used; no other option is. Raises ValueError if its classes differ from those of
-    training.
+    given, that of training is used; no other option is, except `max_image_pixels`. Raises ValueError if its classes
+    differ from those of training.
     """
     known = read_data(place)
+    if max_image_pixels is None:
+        max_image_pixels = MAX_IMAGE_PIXELS if known is None else known.max_image_pixels
     if other_images:
         dataset, options, splits = _load_other(place, known, **given)
     else:
@@ -245,6 +286,7 @@ def load_data_to_evaluate(
         class_names=list(here.features["label"].names),
         train_class_counts=class_counts(here) if known is None else known.train_class_counts,
         training_images=None if other_images else here,
+        max_image_pixels=max_image_pixels,
     )
 
 

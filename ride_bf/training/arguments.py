@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from data.formats import MAX_IMAGE_PIXELS, MAX_IMAGE_PIXELS_HELP
 from data.sets import SPLIT_OPTIONS, data_options, with_option
 from ride_bf.command_line.options import (
     Option,
@@ -86,6 +87,7 @@ class RunArguments:
     validation_fraction: float | None = _data(_SPLIT_HELP["validation_fraction"], None, must_be="between 0 and 1")
     group_by: str | None = _data(_SPLIT_HELP["group_by"], None, metavar="COLUMN")
     exclude: str | None = _data(_SPLIT_HELP["exclude"], None, metavar="FILE")
+    max_image_pixels: int = _data(MAX_IMAGE_PIXELS_HELP, MAX_IMAGE_PIXELS, must_be="1 or more")
     on_broken_image: Literal["stop", "skip"] = _data(
         "what to do when an image cannot be read; skip: leave it out and list it in the results", "stop"
     )

@@ -111,7 +111,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     with accelerator.main_process_first(), printed_notices(accelerator.print):
         splits = load_long_tailed(recipe.dataset, **run.data_options())
     check_effect_of_options(run, splits)
-    data = describe_data(splits, recipe.dataset, **run.data_options())
+    data = describe_data(splits, recipe.dataset, max_image_pixels=run.max_image_pixels, **run.data_options())
     counts, names = data.train_class_counts, data.class_names
     processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
     loaders = make_loaders(splits, processor, run, recipe, accelerator)
@@ -262,13 +262,15 @@ def make_loaders(
         run.on_broken_image, partial(find_entry, recipe.dataset, run.data_dir), Path(run.output_dir) / BROKEN_IMAGES
     )
     loaders = {
-        name: evaluation_batches(split, processor, run.eval_batch_size, run.num_workers, accelerator, on_broken)
+        name: evaluation_batches(
+            split, processor, run.eval_batch_size, run.num_workers, accelerator, on_broken, run.max_image_pixels
+        )
         for name, split in splits.items()
         if name != "train"
     }
     loaders["train"] = training_batches(
         splits["train"],
-        train_transform(recipe.augmentation, recipe.image_size, recipe.auto_augment, on_broken),
+        train_transform(recipe.augmentation, recipe.image_size, recipe.auto_augment, on_broken, run.max_image_pixels),
         TrainBatch(recipe.augmentation, recipe.image_mean, recipe.image_std, recipe.mixup_alpha, recipe.cutmix_alpha),
         recipe.batch_size // recipe.gradient_accumulation_steps,
         accelerator,
