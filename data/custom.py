@@ -7,7 +7,7 @@ from datasets import DatasetDict
 
 from data import folders, tables
 from data.annotation_lists import load_own_lists
-from data.hub_ids import is_hub_id
+from data.hub_ids import hub_id_of, is_hub_id
 from data.notices import notify, some
 from data.split_names import EXPECTED, split_files
 from data.tables import Columns
@@ -39,6 +39,9 @@ def load_custom(
     columns = Columns(image=image_column or "image", label=label_column or "label", group=group_column)
     if lists is not None:
         return _load_lists(place, Path(lists), named)
+    if (hub_id := hub_id_of(data_dir)) is not None:
+        _refuse(named, data_dir, "allow_empty_classes", "no class folders")
+        return _load_from_hub(hub_id, columns, skip_empty_rows)
     if place.is_file():
         if place.suffix.lower() not in tables.SUFFIXES:
             known = ", ".join(tables.SUFFIXES)
