@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-from data.hub_images import load_from_hub
+from data.hub_loading import load_from_hub
 from data.sets.cifar_lt import CifarLT
 
 

@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Image, concatenate_datasets
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from data.annotation_lists import read_annotation_list, read_benchmark
 from data.hub_ids import HUB_PREFIX
+from data.hub_loading import load_from_hub, why_not
 from data.notices import notify, some
 from data.rows import Rows
 from data.sets._benchmark import Benchmark
@@ -26,7 +26,7 @@ _SUFFIX = r"(?i)\.(jpe?g|png|webp|bmp|gif|tiff?)$"
 def load_hub_benchmark(benchmark: Benchmark, hub_id: str) -> DatasetDict:
     """Loads the splits that a benchmark's lists define, with the images that a data set on the Hub stores.
 
-    The lists are read first, because the images may take a day to download. The rows are those of the Hub, in the order
+    The lists are read first, because the images may take hours to download. The rows are those of the Hub, in the order
     of the lists: nothing is decoded or copied. Raises FileNotFoundError, with their number and the first of them, if
     listed images are not found exactly once, and the errors of `find_lists`, `load_from_hub` and
     `data.annotation_lists.read_benchmark`.
@@ -68,7 +68,7 @@ def find_lists(benchmark: Benchmark, hub_id: str) -> dict[str, Path]:
                 f"put the lists {', '.join(benchmark.lists.values())} into {folder}. The images need not be there"
             ) from error
         except HfHubHTTPError as error:  # it is gated, private, or does not exist
-            raise ValueError(_why_not(hub_id, error)) from error
+            raise ValueError(why_not(hub_id, error)) from error
     return lists
 
 
@@ -81,40 +81,6 @@ def find_listed(benchmark: Benchmark, lists: Iterable[Path], image: str) -> str 
         if len(lines) == 1:
             return rows.where(int(lines[0]))
     return None
-
-
-def load_from_hub(hub_id: str) -> DatasetDict:
-    """Loads all splits of a data set on the Hub, downloaded or from the cache.
-
-    Raises ValueError, with the remedy, if it is gated, does not exist or is not cached.
-    """
-    try:
-        return datasets.load_dataset(hub_id)
-    except (datasets.exceptions.DatasetNotFoundError, HfHubHTTPError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(_why_not(hub_id, error)) from error
-
-
-def _is_gated(error: BaseException) -> bool:
-    # `datasets` hides the cause of its error, so that only its text tells
-    return isinstance(error, GatedRepoError) or "is a gated dataset" in str(error)
-
-
-def _why_not(hub_id: str, error: Exception) -> str:
-    said = " ".join(str(error).split())
-    if _is_gated(error):
-        return (
-            f"{hub_id} is gated: accept its terms at https://huggingface.co/datasets/{hub_id}, and log in with "
-            f"`hf auth login` ({said})"
-        )
-    if isinstance(error, ConnectionError | LocalEntryNotFoundError) or datasets.config.HF_HUB_OFFLINE:
-        return (
-            f"{hub_id} is not in the cache, and the Hub cannot be reached ({said}); load it once with a connection and "
-            "without HF_HUB_OFFLINE"
-        )
-    return (
-        f"{hub_id} cannot be loaded from the Hub ({said}); is the id right? If it is private, log in with "
-        "`hf auth login`"
-    )
 
 
 def _join_splits(loaded: DatasetDict, hub_id: str) -> Dataset:

@@ -20,6 +20,7 @@ from data import DATA_SETS, class_counts, find_entry, list_facts, load_long_tail
 from data.annotation_lists import list_digest, read_annotation_list
 from data.digest import images_digest
 from data.hub_images import MISSING, SEVERAL, file_names, match_names
+from data.hub_loading import load_from_hub
 from ride_bf import check_data, evaluate
 from ride_bf.evaluation.results import read_results
 from ride_bf.runs.provenance import load_splits_of, read_data
@@ -232,6 +233,9 @@ class TestErrors:
             "Dataset 'user/name' is a gated dataset on the Hub."
         )
         assert remedy in error_of(hub, ValueError)
+        for place in (HUB, "user/name"):
+            with pytest.raises(ValueError, match=re.escape(remedy)):
+                load_long_tailed("custom", place)
         (tmp_path / "ImageNet_LT").rename(tmp_path / "elsewhere")
         monkeypatch.setattr("data.hub_images.hf_hub_download", raising(http_error(GatedRepoError, 401)))
         assert remedy in error_of(hub, ValueError)
@@ -239,6 +243,11 @@ class TestErrors:
     def test_no_connection(self, hub):
         hub["user/name"] = ConnectionError("Couldn't reach 'user/name' on the Hub (OfflineModeIsEnabled)")
         assert "user/name is not in the cache, and the Hub cannot be reached (Couldn't" in error_of(hub, ValueError)
+
+    def test_what_the_library_says_offline_is_understood(self):
+        message = r"^nobody/nothing is not in the cache, and the Hub cannot be reached \(.*; load it once with"
+        with pytest.raises(ValueError, match=message):
+            load_from_hub("nobody/nothing")
 
     def test_no_such_data_set(self, hub, tmp_path, monkeypatch):
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
