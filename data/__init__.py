@@ -13,7 +13,10 @@ _MODULES = {
     "loaders": ("evaluation_batches", "training_batches"),
     "reading": ("BrokenImageError", "read_image"),
     "sets": ("CUSTOM", "DATA_SETS", "DataSet"),
-    "splits": ("class_counts", "class_labels", "find_entry", "load_long_tailed", "recognise", "undecoded"),
+    "splits": (
+        *("class_counts", "class_labels", "find_entry", "list_facts", "load_long_tailed", "recognise"),
+        "undecoded",
+    ),
     "streams": ("ImageStream",),
     "transforms": (
         *("BROKEN", "OnBrokenImage", "evaluation_processor", "evaluation_transform", "leave_out_broken"),

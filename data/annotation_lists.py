@@ -1,20 +1,25 @@
 """Annotation lists with a line `relative/path.jpg label` for each image, for the benchmarks and for your own images."""
 
+import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import DatasetDict
 
+from data.notices import some
 from data.rows import NamedRows, Rows, check_labels, load_rows, read_text, with_slashes
 from data.sets._benchmark import MARKER, Benchmark
+from data.sets._data_set import DataSet
 
 CLASS_NAMES = "class_names.txt"
+CLASS_COUNTS = Path(__file__).with_name("class_counts.json")  # training images of each class of the benchmarks
 
 
 def read_annotation_list(path: Path, folder: Path | None = None) -> Rows:
@@ -53,6 +58,33 @@ def read_annotation_list(path: Path, folder: Path | None = None) -> Rows:
     rows = Rows(paths, labels, path, numbers)
     rows.check_paths()
     return rows
+
+
+def list_digest(rows: Rows) -> str:
+    """Returns a digest that identifies a list: of its lines, in order, as 32 hexadecimal digits.
+
+    It is the BLAKE2b of the lines "path label", each with a line feed. For a list that is written that way,
+    `b2sum -l 128 FILE` prints the same. Windows' line ends, tabs, empty lines and comments make no difference. In
+    contrast, `data.digest.images_digest` is of the images that were loaded, whether a list names them or not.
+    """
+    lines = pc.binary_join_element_wise(rows.paths, pa.array(rows.labels).cast(pa.string()), " ")
+    return hashlib.blake2b("\n".join([*lines.to_pylist(), ""]).encode(), digest_size=16).hexdigest()
+
+
+def describe_lists(data_set: DataSet, place: str | Path) -> dict[str, dict[str, Any]]:
+    """Returns `file`, `images`, `digest` and `known` for the list of each split, or nothing for data without lists.
+
+    `known` says whether the digest is that of the public list, or None if that is not known here.
+    """
+    facts = {}
+    known = getattr(data_set, "known_lists", {})
+    folder = None if isinstance(data_set, Benchmark) else Path(place)
+    for split, path in data_set.list_files(place).items():
+        rows = read_annotation_list(path, folder)
+        digest = list_digest(rows)
+        is_known = digest == known[split] if split in known else None
+        facts[split] = {"file": str(path), "images": len(rows.labels), "digest": digest, "known": is_known}
+    return facts
 
 
 def class_names(rows: Rows, num_classes: int) -> list[str]:
@@ -98,25 +130,39 @@ def imagenet_names(synsets: Sequence[str]) -> list[str]:
 
 def load_benchmark(benchmark: Benchmark, data_dir: Path) -> DatasetDict:
     """Loads the splits of a benchmark whose lists and images are in `data_dir`. See `data.load_long_tailed`."""
-    name = benchmark.name
-    lists = {split: data_dir / file for split, file in benchmark.lists.items()}
+    lists = benchmark.list_files(data_dir)
     missing = [str(path) for path in lists.values() if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{name} needs the lists {', '.join(missing)}, which do not exist; put them and the images into "
+            f"{benchmark.name} needs the lists {', '.join(missing)}, which do not exist; put them and the images into "
             f"{data_dir}, or name another folder with --data_dir. For your own images, use --dataset custom"
         )
 
     def read() -> NamedRows:
-        rows = {split: read_annotation_list(path) for split, path in lists.items()}
-        expected = _expected(benchmark, data_dir)
-        check_labels(rows, expected.num_classes)
-        _check_counts(expected, rows)
-        names = class_names(rows["train"], expected.num_classes)
-        return NamedRows(rows, benchmark.class_names(names) if benchmark.class_names else names)
+        return read_benchmark(benchmark, lists)
 
     marker = data_dir / MARKER
-    return load_rows(name, data_dir, [*lists.values(), *([marker] if marker.is_file() else [])], read)
+    return load_rows(benchmark.name, data_dir, [*lists.values(), *([marker] if marker.is_file() else [])], read)
+
+
+def read_benchmark(benchmark: Benchmark, lists: Mapping[str, Path]) -> NamedRows:
+    """Reads the list of each split. Raises ValueError if they do not have the published labels and counts.
+
+    A notice says so if a list has the published counts but not the digest of the public list.
+    """
+    rows = {split: read_annotation_list(path) for split, path in lists.items()}
+    expected, counts = _expected(benchmark, lists["train"].parent)
+    check_labels(rows, expected.num_classes)
+    _check_counts(expected, counts, rows)
+    names = class_names(rows["train"], expected.num_classes)
+    notices = []
+    for split, known in benchmark.known_lists.items() if expected is benchmark else ():
+        if (digest := list_digest(rows[split])) != known:
+            notices.append(
+                f"{rows[split].source} has as many images as the public {split} list of {benchmark.title}, but other "
+                f"lines or another order (its digest is {digest}, not {known}): results may not be comparable"
+            )
+    return NamedRows(rows, benchmark.class_names(names) if benchmark.class_names else names, notices)
 
 
 def load_own_lists(data_dir: Path, lists: dict[str, Path]) -> DatasetDict:
@@ -161,24 +207,28 @@ def find_line(lists: Sequence[Path], data_dir: Path, image: str | Path) -> str |
     return None
 
 
-def _expected(benchmark: Benchmark, data_dir: Path) -> Benchmark:
-    """Returns the counts that the lists must have: the published ones, or those of synthetic data."""
+def _expected(benchmark: Benchmark, data_dir: Path) -> tuple[Benchmark, list[int] | None]:
+    """Returns what the lists must have: the published facts, or those of synthetic data; and the counts (C,) if known.
+
+    The counts of `CLASS_COUNTS` apply to the published facts alone, not to a variant of the benchmark.
+    """
     marker = data_dir / MARKER
     if not marker.is_file():
-        return benchmark
+        counts = json.loads(CLASS_COUNTS.read_text()).get(benchmark.name, [])
+        published = (len(counts), sum(counts)) == (benchmark.num_classes, benchmark.images["train"])
+        return benchmark, counts if published else None
     try:
         facts = json.loads(marker.read_text())
         counts = facts["class_counts"]
-        return replace(
-            benchmark, num_classes=facts["num_classes"], images=facts["images"], most=max(counts), least=min(counts)
-        )
+        changes = {"num_classes": facts["num_classes"], "images": facts["images"]}
+        return replace(benchmark, **changes, most=max(counts), least=min(counts)), counts
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{marker} is damaged ({error!r}); create the data again with python -m data.synthesize"
         ) from error
 
 
-def _check_counts(published: Benchmark, rows: dict[str, Rows]) -> None:
+def _check_counts(published: Benchmark, of_classes: list[int] | None, rows: dict[str, Rows]) -> None:
     counts = np.bincount(rows["train"].labels)
     expected = {f"{split} images": count for split, count in published.images.items()}
     expected |= {"images of the commonest class": published.most, "images of the rarest class": published.least}
@@ -189,9 +239,14 @@ def _check_counts(published: Benchmark, rows: dict[str, Rows]) -> None:
         for fact in expected
         if expected[fact] != found[fact]
     ]
+    if not wrong and of_classes is not None and (differing := np.flatnonzero(counts != np.array(of_classes))).size:
+        shown = [f"{label} ({of_classes[label]:,} expected, {counts[label]:,} found)" for label in differing.tolist()]
+        wrong = [f"training images of {differing.size:,} classes differ, of class {some(shown)}"]
     if wrong:
         hint = f" {published.other_lists}" if published.other_lists else ""
+        found = ", ".join(f"{r.source.name} ({len(r.labels):,} images, digest {list_digest(r)})" for r in rows.values())
         raise ValueError(
             f"the lists in {rows['train'].source.parent} are not those of {published.name}: {'; '.join(wrong)}.{hint} "
-            "Are they cut off, or from another data set? To train on them as they are, use --dataset custom"
+            "Are they cut off, or from another data set? To train on them as they are, use --dataset custom. "
+            f"Found: {found}"
         )

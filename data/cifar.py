@@ -6,9 +6,9 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from data.hub_loading import load_from_hub
 from data.sets.cifar_lt import CifarLT
 
 
@@ -63,8 +63,16 @@ def long_tailed_subset(labels: np.ndarray, counts: list[int]) -> np.ndarray:
 
 def load_cifar_lt(files: CifarLT, data_dir: Path, imbalance_factor: float, imbalance_type: str) -> DatasetDict:
     """Loads `train`, the standard long-tailed subset, and `test`, all 10,000 images. See `data.load_long_tailed`."""
+    counts = long_tailed_counts(files.num_classes, files.images_per_class, imbalance_factor, imbalance_type)
     if not (data_dir / files.folder).exists() and not (data_dir / files.archive).exists():
-        return _load_from_hub(files, data_dir, imbalance_factor, imbalance_type)
+        try:
+            return load_hub_copy(files, counts)
+        except ValueError as error:
+            raise FileNotFoundError(
+                f"neither {data_dir / files.folder} nor {data_dir / files.archive} exists; put {files.archive} from "
+                f"the CIFAR page of the University of Toronto into {data_dir}, or name another folder with --data_dir. "
+                f"The Hub's copy, {files.hub_id}, cannot be loaded either: {error}"
+            ) from error
     names = _read(files, data_dir, files.meta)[files.names_key]
     batches = [_read(files, data_dir, part) for part in files.train]
     images = np.concatenate([batch["data"] for batch in batches])
@@ -74,7 +82,6 @@ def load_cifar_lt(files: CifarLT, data_dir: Path, imbalance_factor: float, imbal
         raise ValueError(
             f"{files.name} has {wanted} training images; {data_dir} has {len(images)} and {len(labels)} labels"
         )
-    counts = long_tailed_counts(len(names), files.images_per_class, imbalance_factor, imbalance_type)
     subset = long_tailed_subset(labels, counts)
     test = _read(files, data_dir, files.test)
     return DatasetDict(
@@ -83,25 +90,35 @@ def load_cifar_lt(files: CifarLT, data_dir: Path, imbalance_factor: float, imbal
     )
 
 
-def _load_from_hub(files: CifarLT, data_dir: Path, imbalance_factor: float, imbalance_type: str) -> DatasetDict:
-    """Loads the Hub's copy. Its images are in the same order as in the files."""
-    try:
-        loaded = load_dataset(files.hub_id)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
-        raise FileNotFoundError(
-            f"neither {data_dir / files.folder} nor {data_dir / files.archive} exists; put {files.archive} from the "
-            f"CIFAR page of the University of Toronto into {data_dir}, or name another folder with --data_dir. The "
-            f"Hub's copy, {files.hub_id}, cannot be loaded either: {error}"
-        ) from error
-    splits = {
-        split: loaded[split]
-        .select_columns(["img", files.hub_label])
-        .rename_columns({"img": "image", files.hub_label: "label"})
-        for split in ("train", "test")
-    }
+def load_hub_copy(files: CifarLT, counts: list[int]) -> DatasetDict:
+    """Loads `files.hub_id`, a copy on the Hub. Its images must be in the same order as in the files.
+
+    `counts` (C,) are the training images to keep of each class. Raises ValueError if the copy cannot be loaded, or if
+    it has not all images and labels of CIFAR.
+    """
+    loaded = load_from_hub(files.hub_id)
+    splits = {}
+    for split in ("train", "test"):
+        features = loaded[split].features if split in loaded else {}
+        image = next((name for name in ("img", "image") if name in features), None)
+        label = next((name for name in (files.hub_label, "label") if name in features), None)
+        if image is None or not isinstance(features.get(label), ClassLabel):
+            there = {name: list(rows.features) for name, rows in loaded.items()}
+            raise ValueError(
+                f"{files.hub_id} needs the splits train and test with the columns img or image, and {files.hub_label} "
+                f"or label with names of classes; it has {there}"
+            )
+        rows = loaded[split].select_columns([image, label])
+        renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
+        splits[split] = rows.rename_columns(renamed) if renamed else rows
     labels = splits["train"].with_format("arrow")["label"].to_numpy()
-    num_classes = splits["train"].features["label"].num_classes
-    counts = long_tailed_counts(num_classes, files.images_per_class, imbalance_factor, imbalance_type)
+    found = np.bincount(labels, minlength=files.num_classes).tolist()
+    if found != [files.images_per_class] * files.num_classes:
+        raise ValueError(
+            f"{files.hub_id} is no copy of the data set of {files.name}: {files.num_classes} classes with "
+            f"{files.images_per_class} training images each expected, {len(found)} with {min(found)} to {max(found)} "
+            "found. The default copy is loaded without --data_dir"
+        )
     subset = long_tailed_subset(labels, counts)
     return DatasetDict(train=splits["train"].select(subset), test=splits["test"])
 

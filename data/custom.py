@@ -7,7 +7,8 @@ from datasets import DatasetDict
 
 from data import folders, tables
 from data.annotation_lists import load_own_lists
-from data.hub_ids import is_hub_id
+from data.hub_ids import hub_id_of, is_hub_id
+from data.hub_loading import is_gated, load_from_hub, why_not
 from data.notices import notify, some
 from data.split_names import EXPECTED, split_files
 from data.tables import Columns
@@ -39,6 +40,9 @@ def load_custom(
     columns = Columns(image=image_column or "image", label=label_column or "label", group=group_column)
     if lists is not None:
         return _load_lists(place, Path(lists), named)
+    if (hub_id := hub_id_of(data_dir)) is not None:
+        _refuse(named, data_dir, "allow_empty_classes", "no class folders")
+        return tables.standardise(load_from_hub(hub_id), hub_id, columns, skip_empty_rows)
     if place.is_file():
         if place.suffix.lower() not in tables.SUFFIXES:
             known = ", ".join(tables.SUFFIXES)
@@ -86,6 +90,8 @@ def _load_from_hub(name: str, columns: Columns, skip_empty_rows: bool) -> Datase
     try:
         loaded = datasets.load_dataset(name)
     except (*NOT_ON_THE_HUB, ValueError) as error:
+        if is_gated(error):
+            raise ValueError(why_not(name, error)) from error
         raise ValueError(
             f"{name!r} does not exist here, and the Hub has no data set of that id to load ({error}); {EXPECTED}"
         ) from error

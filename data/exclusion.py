@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from data.groups import content_digest
+from data.hub_ids import hub_id_of
 from data.notices import notify, some
 from data.rows import read_text
 from data.splits import arrow_column, class_labels, undecoded
@@ -28,14 +29,16 @@ def content_line(digest: int) -> str:
 def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> DatasetDict:
     """Returns the splits without the images that `file` lists, with a notice of their number.
 
-    Paths are relative to the folder `place`, or to the folder of the table `place`. Raises ValueError for lines that
+    Paths are relative to the folder `place`, or to the folder of the table `place`; for "hf:USER/NAME" they are those
+    of the images there. Raises ValueError for lines that
     name no image, and for a class that loses its last training image. Raises OSError if the file cannot be read.
     """
     lines = dict.fromkeys(
         line.strip() for line in read_text(file).splitlines() if line.strip() and not line.startswith("# ")
     )
     contents = {int(match.group(1), 16): line for line in lines if (match := _CONTENT.fullmatch(line))}
-    folder = "" if place is None else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
+    nowhere = place is None or hub_id_of(place) is not None  # paths are as the Hub's data set has them
+    folder = "" if nowhere else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
     paths = {os.path.join(folder, line): line for line in lines if not _CONTENT.fullmatch(line)}
     kept, used, removed = {}, set(), 0
     for split, rows in splits.items():

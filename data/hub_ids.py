@@ -4,6 +4,8 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+HUB_PREFIX = "hf:"  # before the id of a data set on the Hub, where a folder could stand as well
+
 
 def is_hub_id(place: str | Path) -> bool:
     """Whether `place` is a valid id, "user/name" or "name". The check is offline: the id need not exist."""
@@ -12,6 +14,16 @@ def is_hub_id(place: str | Path) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def hub_id_of(place: str | Path | None) -> str | None:
+    """Returns the id in "hf:USER/NAME", or None for any other place. Raises ValueError if no valid id follows "hf:"."""
+    if place is None or not str(place).startswith(HUB_PREFIX):
+        return None
+    hub_id = str(place).removeprefix(HUB_PREFIX)
+    if not is_hub_id(hub_id):
+        raise ValueError(f"{place}: {hub_id!r} is no id of a data set on the Hub; write {HUB_PREFIX}USER/NAME")
+    return hub_id
 
 
 def check_repo_id(repo_id: str, option: str) -> None:

@@ -211,7 +211,7 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
     called.
     """
 
-    VERSION = datasets.Version("2.1.0")  # raise it if the checks or the stored columns change
+    VERSION = datasets.Version("2.2.0")  # raise it if the checks or the stored columns change
 
     def __init__(self, *, folder: Path, read: Callable[[], NamedRows], **kwargs):
         self.folder, self.read = folder, read

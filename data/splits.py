@@ -1,11 +1,13 @@
 """`load_long_tailed` loads every data set by name, with the same splits and columns."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
+from data.annotation_lists import describe_lists
 from data.drawing import draw_share
 from data.drawing import long_tail as draw_long_tail
 from data.notices import notify, some
@@ -33,8 +35,9 @@ def load_long_tailed(
             time, and a notice says so.
         data_dir: the folder with the annotation lists (`data/ImageNet_LT`). For CIFAR, the folder that contains
             `cifar-100-python/` (`data`); without these files the Hub's copy is loaded. For "custom", a folder, a table
-            or the id of a data set on the Hub. digits_lt needs none, its images come with scikit-learn. None: the
-            benchmark's usual folder below `data/`.
+            or the id of a data set on the Hub. "hf:USER/NAME" is always a data set on the Hub, for a benchmark the one
+            that has its images, see `data.hub_images`. digits_lt needs none, its images come with scikit-learn. None:
+            the benchmark's usual folder below `data/`.
         validation_fraction: share of each class's training images to hold out as the validation split of a data set
             that has none (CIFAR, iNaturalist): at least one image, but never a class's last one. The training counts
             and shot groups are those of the remaining images.
@@ -195,6 +198,13 @@ def find_entry(name: str, data_dir: str | Path | None, image: str) -> str | None
     data_set = get_data_set(name)
     place = data_set.usual_place if data_dir is None else data_dir
     return None if place is None else data_set.find_entry(place, image)
+
+
+def list_facts(name: str, data_dir: str | Path | None) -> dict[str, dict[str, Any]]:
+    """Returns what `data.annotation_lists.describe_lists` finds of the lists of a data set."""
+    data_set = get_data_set(name)
+    place = data_set.place(data_dir)
+    return {} if place is None else describe_lists(data_set, place)
 
 
 def class_counts(split: Dataset | ImageStream) -> list[int]:

@@ -39,7 +39,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    from data import find_entry, load_long_tailed, recognise
+    from data import find_entry, list_facts, load_long_tailed, recognise
     from ride_bf.evaluation.data_report import DataReport, draw, refusal, summary
 
     columns = {name: getattr(options, name) for name in ("image_column", "label_column") if getattr(options, name)}
@@ -52,12 +52,16 @@ def main(arguments: list[str] | None = None) -> None:
             lambda path: find_entry(name, options.data_dir, path),
             options.max_image_pixels or MAX_IMAGE_PIXELS,
         )
-        report = {"dataset": name, "data_dir": options.data_dir, **data.to_dict()}
+        lists = list_facts(name, options.data_dir)
+        report = {"dataset": name, "data_dir": options.data_dir, "lists": lists, **data.to_dict()}
         options.output_dir.mkdir(parents=True, exist_ok=True)
         file, picture = options.output_dir / "check_data.json", options.output_dir / "long_tail.png"
         file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         draw(report["classes"], name, picture)
     print(f"{name}{f' in {options.data_dir}' if options.data_dir else ''}\n\n{summary(report)}\n")
+    for facts in lists.values():
+        known = {True: ", the public list", False: ", not the public list", None: ""}[facts["known"]]
+        print(f"list {facts['file']}: {facts['images']:,} images, digest {facts['digest']}{known}")
     print(f"full report: {file}\nlong tail: {picture}")
     if not data.may_start:
         raise SystemExit(f"error: {refusal(report)}")

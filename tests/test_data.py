@@ -1,6 +1,7 @@
 """Splits, their files and their mistakes; augmentation and the pixels that evaluation sees."""
 
 import pickle
+import re
 import tarfile
 from dataclasses import replace
 
@@ -66,6 +67,30 @@ class TestCifar:
     )
     def test_counts(self, arguments, expected):
         assert long_tailed_counts(*arguments) == expected
+
+    @pytest.mark.parametrize("classes", [10, 100])
+    @pytest.mark.parametrize("factor", [10, 50, 100, 200])
+    def test_the_factors_of_papers(self, classes, factor):
+        """The totals are frozen. The smallest class of both types is the largest over the factor, rounded down."""
+        totals = {
+            10: {10: 20_431, 50: 13_996, 100: 12_406, 200: 11_203},
+            100: {10: 19_573, 50: 12_608, 100: 10_847, 200: 9_502},
+        }
+        largest = 50_000 // classes
+        decaying = long_tailed_counts(classes, largest, factor, "exp")
+        assert sum(decaying) == totals[classes][factor]
+        assert decaying == sorted(decaying, reverse=True)
+        assert (decaying[0], decaying[-1]) == (largest, largest // factor)
+        half = classes // 2
+        step = long_tailed_counts(classes, largest, factor, "step")
+        assert step == [largest] * half + [largest // factor] * half
+
+    def test_the_factors_are_named_where_they_are_chosen(self):
+        options = {option.name: option for option in DATA_SETS["cifar100_lt"].options}
+        for factor in ("10", "50", "100", "200"):
+            for text in (options["imbalance_factor"].help, RECIPES["cifar100_lt_resnet32"].description):
+                assert re.search(rf"\b{factor}\b", text)
+        assert options["imbalance_type"].choices == ("exp", "step")
 
     def test_cifar100_counts(self):
         counts = long_tailed_counts(100, 500, 100, "exp")

@@ -75,6 +75,10 @@ class DataSet:
         """Whether a folder contains its files. `data.recognise` asks each data set."""
         return False
 
+    def list_files(self, place: str | Path) -> dict[str, Path]:
+        """Returns split -> its annotation list, for data that have lists."""
+        return {}
+
     def find_entry(self, place: str | Path, image: str) -> str | None:
         """Returns where an image is listed, as "FILE, line N", or None if it is not listed."""
         return None

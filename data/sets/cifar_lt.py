@@ -1,6 +1,6 @@
 """CIFAR-10-LT and CIFAR-100-LT: long-tailed subsets of Krizhevsky's CIFAR, after Cao et al., 2019."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ class CifarLT(DataSet):
     """A long-tailed subset of CIFAR, from the files that CIFAR's authors distribute.
 
     Attributes:
-        hub_id, hub_label: id of the Hub's copy, and its column of labels.
+        hub_id, hub_label: id of the Hub's copy, and its column of labels. "hf:USER/NAME" as the place names another
+            copy, with the images in the same order: the standard subset depends on it.
         folder, archive: names of the unpacked folder and of the archive, inside `data_dir`.
         train, test, meta: names of the files.
         label_key, names_key: keys of the labels and of the class names in the files.
@@ -38,7 +39,8 @@ class CifarLT(DataSet):
         DataOption(
             name="imbalance_factor",
             kind=float,
-            help="images of the largest class divided by those of the smallest; 100 by default",
+            help="images of the largest class divided by those of the smallest: 100 by default; papers also use 10, 50 "
+            "and 200",
         ),
         DataOption(
             name="imbalance_type",
@@ -49,8 +51,12 @@ class CifarLT(DataSet):
     )
 
     def load(self, place: str | Path, imbalance_factor: float = 100, imbalance_type: str = "exp") -> "DatasetDict":
-        from data.cifar import load_cifar_lt
+        from data.cifar import load_cifar_lt, load_hub_copy, long_tailed_counts
+        from data.hub_ids import hub_id_of
 
+        if (hub_id := hub_id_of(place)) is not None:
+            counts = long_tailed_counts(self.num_classes, self.images_per_class, imbalance_factor, imbalance_type)
+            return load_hub_copy(replace(self, hub_id=hub_id), counts)
         return load_cifar_lt(self, Path(place), imbalance_factor, imbalance_type)
 
     def is_in(self, folder: Path) -> bool:

@@ -28,20 +28,25 @@ class OwnImages(DataSet):
             from data.custom import load_custom
 
             return load_custom(place, **options)
+        from data.hub_ids import hub_id_of
         from data.streams import load_streams
 
         columns = {name: options.pop(name, None) for name in ("image_column", "label_column")}
         options.pop("skip_empty_rows", None)
         if given := [f"--{name}" for name, value in options.items() if value]:
             raise ValueError(f"{', '.join(given)} cannot act with --streaming; leave it out")
-        return load_streams(place, **columns)
+        return load_streams(hub_id_of(place) or place, **columns)
+
+    def list_files(self, place: str | Path) -> dict[str, Path]:
+        from data.split_names import split_files
+
+        files = split_files(Path(place), ".txt") if Path(place).is_dir() else {}
+        return files if "train" in files else {}
 
     def find_entry(self, place: str | Path, image: str) -> str | None:
         from data.annotation_lists import find_line
-        from data.split_names import split_files
 
-        folder = Path(place)
-        return find_line(list(split_files(folder, ".txt").values()), folder, image) if folder.is_dir() else None
+        return find_line(list(self.list_files(place).values()), Path(place), image)
 
 
 DATA_SETS = (

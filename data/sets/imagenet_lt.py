@@ -22,5 +22,7 @@ DATA_SETS = (
         most=1280,
         least=5,
         class_names=_names,
+        known_lists={"validation": "d5e93687a7752da6e8472ddad60d3133"},
+        hub_ending=r"_n\d{8}",  # ILSVRC/imagenet-1k names n01440764_762.JPEG n01440764_762_n01440764.JPEG
     ),
 )

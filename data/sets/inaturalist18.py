@@ -12,5 +12,6 @@ DATA_SETS = (
         images={"train": 437_513, "test": 24_426},
         most=1000,
         least=2,
+        other_lists="The iNaturalist data sets of other years, such as 2021, have other lists.",
     ),
 )

@@ -12,6 +12,6 @@ DATA_SETS = (
         images={"train": 62_500, "validation": 7_300, "test": 36_500},
         most=4980,
         least=5,
-        other_lists="There are two training lists of Places-LT; this may be the other one.",
+        other_lists="There are two training lists of Places-LT; the published one has 62,500 images.",
     ),
 )

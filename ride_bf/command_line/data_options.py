@@ -16,7 +16,7 @@ def add_data_options(parser: argparse.ArgumentParser, description: str = _OF_A_C
     """Adds the options of `data.load_long_tailed`, none of which is required; `given_data_options` reads them."""
     group = parser.add_argument_group("data", description)
     group.add_argument("--dataset", metavar="NAME", help=f"name of the data set: {', '.join(DATA_SETS)}")
-    group.add_argument("--data_dir", metavar="PLACE", help="folder, table or Hub id of the data")
+    group.add_argument("--data_dir", metavar="PLACE", help="folder, table or Hub id (hf:USER/NAME) of the data")
     for option in SPLIT_OPTIONS:
         group.add_argument(f"--{option.name}", metavar=option.metavar, type=option.kind, help=option.help)
     add_max_image_pixels(group, "by default as in training")

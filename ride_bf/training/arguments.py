@@ -79,8 +79,8 @@ class RunArguments:
     logging_steps: int = _run("log the loss to the tracker every N steps", 10, must_be="1 or more")
 
     data_dir: str | None = _data(
-        "folder of the data set's lists and images, if it is not in its usual place in data/; with --dataset custom: a "
-        "folder, a table, or the id of a data set on the Hub",
+        "folder of the data set's lists and images, if it is not in its usual place in data/; or hf:USER/NAME, a data "
+        "set on the Hub that has the images; with --dataset custom also a table or the id of a data set on the Hub",
         None,
         metavar="PLACE",
     )
