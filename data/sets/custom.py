@@ -30,8 +30,7 @@ class OwnImages(DataSet):
             return load_custom(place, **options)
         from data.streams import load_streams
 
-        columns = {name: options.pop(name, None) for name in ("image_column", "label_column")}
-        options.pop("skip_empty_rows", None)
+        columns = {name: options.pop(name, None) for name in ("image_column", "label_column", "skip_empty_rows")}
         if given := [f"--{name}" for name, value in options.items() if value]:
             raise ValueError(f"{', '.join(given)} cannot act with --streaming; leave it out")
         return load_streams(place, **columns)
