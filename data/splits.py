@@ -158,7 +158,10 @@ def _hold_out(
         notify(f"{place}: {said}")
     splits = dict(loaded)
     for split, fraction in fractions.items():
-        drawn = draw_share(class_labels(train), fraction, groups, seed)
+        try:
+            drawn = draw_share(class_labels(train), fraction, groups, seed)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
         if split == "test":
             share = "a fifth" if fraction == _TEST_FRACTION else f"{100 * fraction:g} %"
             notify(

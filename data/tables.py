@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
-from datasets import ClassLabel, DatasetDict, Image
+from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
 from data.notices import notify, some
 from data.rows import GROUP, NamedRows, Rows, check_labels, class_codes, load_rows, read_text, with_slashes
@@ -65,9 +65,7 @@ def load_tables(
         schema = _parquet_schema(files["train"][0])
         kind = schema.field(columns.image).type if columns.image in schema.names else pa.string()
         if not _holds_text(kind):
-            for of_split in files.values():
-                for path in of_split:
-                    columns.check(_parquet_schema(path).names, path)
+            _check_labels_of_files([path for of_split in files.values() for path in of_split], columns)
             data_files = {split: as_data_files(of_split) for split, of_split in files.items()}
             try:
                 loaded = datasets.load_dataset("parquet", data_files=data_files)
@@ -107,6 +105,27 @@ def load_tables(
     used = [path for of_split in files.values() for path in of_split]
     key = "\0".join([*columns.options, str(skip_empty_rows), *(f"{split} {len(files[split])}" for split in files)])
     return load_rows("custom", folder, used, read, key=hashlib.blake2b(key.encode()).hexdigest()[:16])
+
+
+def _check_labels_of_files(files: Sequence[Path], columns: Columns) -> None:
+    """Raises ValueError if the labels of files differ in kind. `datasets` would give them all the kind of the first."""
+    first: str | None = None
+    for path in files:
+        schema = _parquet_schema(path)
+        columns.check(schema.names, path)
+        feature = Features.from_arrow_schema(schema)[columns.label]
+        if isinstance(feature, ClassLabel):
+            kind = f"the classes {some(feature.names)}"
+        elif pa.types.is_null(feature.pa_type if isinstance(feature, Value) else pa.bool_()):
+            continue
+        else:
+            kind = "text" if _holds_text(schema.field(columns.label).type) else "numbers"
+        first = first or kind
+        if kind != first:
+            raise ValueError(
+                f"{path}: column {columns.label!r} has {kind}, but {first} in {files[0]}; write the same kind in all "
+                "files"
+            )
 
 
 def _joined(parts: Sequence[pa.Array]) -> pa.Array:
