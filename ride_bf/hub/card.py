@@ -143,7 +143,7 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
     counts, recipe, settings = saved.train_class_counts, saved.recipe, saved.settings
     if saved.dataset:
         images = f": {sum(counts):,} images, {max(counts):,} to {min(counts):,} a class" if counts else ""
-        options = saved.data.options if saved.data else {}
+        options = saved.data.without_place().options if saved.data else {}
         told = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in options.items())
         yield "Data", f"{_dataset_title(saved.dataset)}, {saved.config.num_labels:,} classes{images}{told}"
     if recipe:
