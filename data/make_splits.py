@@ -128,7 +128,8 @@ def write_lists(splits, place: str | Path, output_dir: Path, command: str, overw
                 raise ValueError(f"{place} has images that are not files in it, so a list cannot name them; save them")
             if path.strip() != path or "\n" in path:
                 raise ValueError(f"the file name {path!r} does not fit on a line of a list; rename the file")
-            lines.append(f"{path[len(folder) :]} {label}")
+            start = "./" if path.startswith("# ", len(folder)) else ""  # or it would be read as a comment
+            lines.append(f"{start}{path[len(folder) :]} {label}")
         files[_LISTS[split]] = "".join(f"{line}\n" for line in lines)
     output_dir.mkdir(parents=True, exist_ok=True)
     for name in there:

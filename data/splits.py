@@ -185,7 +185,9 @@ def _tell_classes_without(rows: Dataset, drawn: np.ndarray, split: str) -> None:
     )
     if without.size:
         names = [feature.names[label] for label in without.tolist()]
-        notify(f"classes without an image in the {split} split, because all of theirs are one group: {some(names)}")
+        notify(
+            f"classes without an image in the {split} split, because they have a single image or group: {some(names)}"
+        )
 
 
 def recognise(data_dir: str | Path) -> str:
