@@ -89,11 +89,12 @@ def main(arguments: list[str] | None = None) -> None:
     for split, rows in splits.items():
         counts = class_counts(rows)
         print(f"{split:<12} {len(rows):>9,} images, {max(counts):,} to {min(counts):,} of a class")
-    lists = "" if options.output_dir.resolve() == _folder(options.data_dir) else f" --lists {options.output_dir}"
-    place = shlex.quote(
-        str(options.data_dir if not Path(options.data_dir).is_file() else Path(options.data_dir).parent)
-    )
-    print(f"train on them: accelerate launch train_accelerate.py --dataset custom --data_dir {place}{lists}")
+    place = Path(options.data_dir)
+    place = place.parent if place.is_file() else place
+    command = f"accelerate launch train_accelerate.py --dataset custom --data_dir {shlex.quote(str(place))}"
+    if options.output_dir.resolve() != _folder(place):
+        command += f" --lists {shlex.quote(str(options.output_dir))}"
+    print(f"train on them: {command}")
 
 
 def _folder(place: str | Path) -> Path:

@@ -30,7 +30,8 @@ _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
 _LABEL_COLUMNS = ("label", "cls")
 SHUFFLE_BUFFER = 1000  # encoded images to draw the next one from: about 100 MB in each worker
 EXPECTED = (
-    "streaming reads a folder of tar archives in WebDataset's format, train-*.tar and test-*.tar (and val-*.tar), or "
+    "streaming reads a folder of tar archives in WebDataset's format, train-*.tar and test-*.tar (and val-*.tar) or "
+    "train/*.tar and test/*.tar, or "
     "a data set's id on the Hub"
 )
 

@@ -255,6 +255,17 @@ class TestGroupBy:
         drawn = draw_share(np.array([0, 1] * 12), 0.2, groups)
         assert len(loaded["test"]) == drawn.sum() == 4
 
+    def test_a_run_knows_its_groups(self, table, tmp_path):
+        run = train(tmp_path / "run", *TINY, "--data_dir", table, "--group_by", "animal")
+        data = read_data(run)
+        assert data.options == {"group_by": "animal"}
+        assert data.splits["test"].digest == images_digest(load(table, group_by="animal")[0]["test"])
+        assert data.splits["test"].digest != images_digest(load(table)[0]["test"])
+        evaluate.main(["--model", str(run)])
+        assert read_results(run / "last")["dataset_options"] == {"group_by": "animal"}
+        with pytest.raises(SystemExit, match="was trained with --group_by animal, not perceptual"):
+            evaluate.main(["--model", str(run), "--group_by", "perceptual"])
+
     def test_equal_images_join_groups(self):
         assert join_groups(np.array([0, 0, 1, 2, 3]), np.array([5, 6, 6, 7, 8])).tolist() == [0, 0, 0, 1, 2]
         one = picture()
