@@ -105,7 +105,7 @@ def equal_images(splits: Sequence[Dataset]) -> np.ndarray:
             groups = _refine(groups, read, f"comparing the {what} of images of equal size")
         return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
-    if (lengths < 0).all() or not in_file.size:
+    if len(in_file) < count:  # nothing but the content shows whether a stored image has changed
         return compute()
     return _cached("equal", [paths, lengths, changed], compute)
 
@@ -164,8 +164,8 @@ def perceptual_hashes(split: Dataset) -> np.ndarray:
 def similar_images(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
     """Returns the same number for images whose hashes (N,) uint64 differ in at most `near` bits, (N,) int64.
 
-    So do images that are connected by a chain of such images. Hashes of 0 belong to no other image: they are those of
-    broken images and of images without any structure, such as blank ones.
+    So do images that are connected by a chain of such images. A hash of at most one bit belongs to no other image: it
+    is that of a broken image, or of an image without any structure, such as a blank one.
     """
     values, codes = np.unique(hashes, return_inverse=True)
     pairs = [np.zeros((2, 0), dtype=np.int64)]
@@ -182,7 +182,7 @@ def similar_images(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
     graph = coo_matrix((np.ones(len(first), dtype=bool), (first, second)), shape=(len(values), len(values)))
     _, together = connected_components(graph, directed=False)
     groups = together[codes].astype(np.int64)
-    alone = np.flatnonzero(hashes == 0)
+    alone = np.flatnonzero(np.bitwise_count(hashes) <= 1)
     groups[alone] = len(values) + np.arange(len(alone))
     return groups
 

@@ -161,7 +161,10 @@ def _hold_out(
         notify(f"{place}: {said}")
     splits = dict(loaded)
     for split, fraction in fractions.items():
-        drawn = draw_share(class_labels(train), fraction, groups, seed)
+        try:
+            drawn = draw_share(class_labels(train), fraction, groups, seed)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
         if split == "test":
             share = "a fifth" if fraction == _TEST_FRACTION else f"{100 * fraction:g} %"
             notify(
@@ -185,7 +188,9 @@ def _tell_classes_without(rows: Dataset, drawn: np.ndarray, split: str) -> None:
     )
     if without.size:
         names = [feature.names[label] for label in without.tolist()]
-        notify(f"classes without an image in the {split} split, because all of theirs are one group: {some(names)}")
+        notify(
+            f"classes without an image in the {split} split, because they have a single image or group: {some(names)}"
+        )
 
 
 def recognise(data_dir: str | Path) -> str:

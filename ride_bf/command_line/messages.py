@@ -5,14 +5,16 @@ from contextlib import contextmanager
 
 @contextmanager
 def errors_as_messages(*kinds: type[Exception]):
-    """Ends the program with the message of an error of these kinds. The default is ValueError and OSError.
+    """Ends the program with the message of an error of these kinds.
+
+    The default is ValueError, OSError and ModuleNotFoundError, whose message says which package an option needs.
 
     Errors that `RideBfConfig` raises for an impossible network count as ValueError.
     """
     try:
         yield
     except Exception as error:
-        mendable = kinds or (ValueError, OSError)
+        mendable = kinds or (ValueError, OSError, ModuleNotFoundError)
         if type(error).__name__.startswith("StrictDataclass") and ValueError in mendable:
             error = error.__cause__ or error  # the outer error only names the validator
         elif not isinstance(error, mendable):
