@@ -25,6 +25,11 @@ def content_line(digest: int) -> str:
     return f"content {digest:016x}"
 
 
+def folder_of(place: str | Path | None) -> str:
+    """The folder to which paths are relative: the data set's, or that of its table; "" without a place."""
+    return "" if place is None else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
+
+
 def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> DatasetDict:
     """Returns the splits without the images that `file` lists, with a notice of their number.
 
@@ -35,7 +40,7 @@ def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> Data
         line.strip() for line in read_text(file).splitlines() if line.strip() and not line.startswith("# ")
     )
     contents = {int(match.group(1), 16): line for line in lines if (match := _CONTENT.fullmatch(line))}
-    folder = "" if place is None else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
+    folder = folder_of(place)
     paths = {os.path.join(folder, line): line for line in lines if not _CONTENT.fullmatch(line)}
     kept, used, removed = {}, set(), 0
     for split, rows in splits.items():
