@@ -8,7 +8,7 @@ from typing import Any
 
 from torchvision.transforms.v2.functional import to_pil_image
 
-from data import BrokenImageError, read_image
+from data import CUSTOM, BrokenImageError, read_image
 from ride_bf.evaluation.data_report import (
     GROUP_FINDINGS,
     IMAGE_FINDINGS,
@@ -29,8 +29,9 @@ _IMAGES, _GROUPS, _ALIKE = (
 )  # images and groups of a finding that the page shows, and images of a similar group
 _NAMED = 6  # images of a group of duplicates that are named
 _LINES = 50  # classes of a proposal, and broken images, that the page lists
-_CLASSES = 20_000  # rows of the table of classes
+_CLASSES = 10_000  # rows of the table of classes
 _SIDE = 144  # pixels of the longer side of a thumbnail; the page shows it at half the size or a little more
+_BYTES, _QUALITIES = 6_000, (80, 60, 40, 20, 10)  # of a thumbnail: the page with all of them stays below 5 MB
 _HEADINGS = {
     "turned": "Turned images",
     "very_small": "Very small images",
@@ -64,11 +65,11 @@ def write_data_page(report: dict[str, Any], pixels_of: Callable[[dict[str, Any]]
         "data_page.jinja",
         {
             "report": report,
-            "title": f"{report['dataset']}: what the images are like",
+            "title": f"Data check of {_title(report)}",
             "splits": list(report["splits"]),
             "tiles": _tiles(report),
             "tail": to_svg("long_tail", long_tail(report["classes"])),
-            "how_to": [line for line in how_to_exclude(report.get("lists", {})) if line],
+            "how_to": how_to_exclude(report.get("lists", {})),
             "broken": {
                 "count": broken["count"],
                 "images": [{"name": name.of(image), **image} for image in broken["images"][:_LINES]],
@@ -117,6 +118,12 @@ def write_data_page(report: dict[str, Any], pixels_of: Callable[[dict[str, Any]]
             "classes": classes[:_CLASSES],
         },
     )
+
+
+def _title(report: dict[str, Any]) -> str:
+    if report["dataset"] != CUSTOM or report["data_dir"] is None:
+        return report["dataset"]
+    return Path(report["data_dir"]).resolve().name or report["data_dir"]
 
 
 def _tiles(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -197,6 +204,9 @@ class _Thumbnails:
         except BrokenImageError:
             return None
         picture.thumbnail((_SIDE, _SIDE))
-        file = io.BytesIO()
-        picture.save(file, format="JPEG", quality=80)
+        for quality in _QUALITIES:
+            file = io.BytesIO()
+            picture.save(file, format="JPEG", quality=quality)
+            if file.tell() <= _BYTES:
+                break
         return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,5 +1,6 @@
 """A report on a data set, from reading every image: class counts, broken images, duplicates, proposals."""
 
+import shlex
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict, concatenate_datasets
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from data import class_counts, class_labels, load_long_tailed, undecoded
@@ -323,7 +325,10 @@ def summary(report: dict[str, Any]) -> str:
                 lines += [f"  {shown[0]}", *(f"    {sign} {line}" for line in shown[1:])]
                 lines += _and_more(group["count"], "    ")
             lines += _and_more(found["count"], "  ")
-    return "\n".join([*lines, *_proposal_lines(report["proposals"]), *how_to_exclude(report.get("lists", {}))])
+    lines += _proposal_lines(report["proposals"])
+    for sentence, command in how_to_exclude(report.get("lists", {})):
+        lines += ["", sentence, f"  {command}"]
+    return "\n".join(lines)
 
 
 def _proposal_lines(proposals: dict[str, Any]) -> list[str]:
@@ -354,20 +359,21 @@ def describe_leak(leak: dict[str, Any]) -> str:
     return f"{leak['class']}: {leak['images']:,} of {leak['of']:,} are {leak['value']}, {others}"
 
 
-def how_to_exclude(lists: dict[str, str]) -> list[str]:
-    """Says how to use the lists of `DataReport.write_lists`."""
-    lines = []
+def how_to_exclude(lists: dict[str, str]) -> list[tuple[str, str]]:
+    """Says how to use the lists of `DataReport.write_lists`: sentences, each with an option or a command."""
+    said = []
     if path := lists.get("two_labels"):
-        lines += [
-            "",
-            f"To leave out images under two labels, delete the lines of those to keep from {path} and add to each "
-            f"command: --exclude {path}",
-        ]
+        edit = (
+            f"To leave out images under two labels, delete the lines of those to keep from {path}. Add to each command:"
+        )
+        said.append((edit, f"--exclude {shlex.quote(path)}"))
     if path := lists.get("broken"):
-        lines += ["", f"To leave out broken images, add to each command: --exclude {path}"]
+        said.append(("To leave out broken images, add to each command:", f"--exclude {shlex.quote(path)}"))
     if len(lists) > 1:
-        lines += ["To leave out both, join the two files to one: --exclude takes a single file."]
-    return lines
+        both = " ".join(shlex.quote(path) for path in lists.values())
+        out = shlex.quote(str(Path(lists["broken"]).with_name("exclude.txt")))
+        said.append(("The option takes a single file. To leave out both, join them:", f"cat {both} > {out}"))
+    return said
 
 
 def refusal(report: dict[str, Any]) -> str:
@@ -411,8 +417,9 @@ def long_tail(classes: list[dict[str, Any]], title: str = "") -> Figure:
     """Plots the long tail: training images of each class, in descending order, on a logarithmic scale."""
     ordered = by_count(classes)
     counts = np.array([of_class["train"] for of_class in ordered])
-    figure = Figure(figsize=(7, 3.2))
+    figure = Figure(figsize=(5.6, 3))
     axes = figure.subplots()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for group in ("many", "medium", "few"):
         members = np.flatnonzero([of_class["group"] == group for of_class in ordered])
         if members.size:
@@ -420,6 +427,7 @@ def long_tail(classes: list[dict[str, Any]], title: str = "") -> Figure:
             label = f"{group}-shot: {members.size:,} classes, {counts[members].sum():,} images"
             axes.stairs(counts[members], edges, baseline=0.5, fill=True, color=COLOURS[group], label=label)
     axes.set_yscale("log")
+    axes.minorticks_off()
     axes.set(
         xlabel="classes, most frequent first",
         ylabel="training images",
@@ -433,4 +441,4 @@ def long_tail(classes: list[dict[str, Any]], title: str = "") -> Figure:
 
 def draw(classes: list[dict[str, Any]], title: str, picture: Path) -> None:
     """Writes the plot of `long_tail` to a PNG file."""
-    save(long_tail(classes, title), picture, dpi=150)
+    save(long_tail(classes, title), picture, dpi=180)

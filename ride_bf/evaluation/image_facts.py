@@ -9,7 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -190,7 +190,9 @@ def _read_in_processes(
     chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
     pool = ProcessPoolExecutor(min(num_workers, len(chunks)), initializer=_open_images, initargs=(images, known))
     try:
-        yield from zip(chunks, pool.map(_inspect_chunk, chunks), strict=True)
+        waiting = {pool.submit(_inspect_chunk, chunk): chunk for chunk in chunks}
+        for done in as_completed(list(waiting)):  # in any order: a slow chunk does not hold up what can be saved
+            yield waiting.pop(done), done.result()
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a process that reads images has died, most often for lack of memory; run the same command again, with "
@@ -237,7 +239,8 @@ class FactCache:
     """
 
     def __init__(self, data_set: str):
-        readers = (f"Pillow {PIL.__version__}", f"torchvision {torchvision.__version__}", str(_CACHE_VERSION))
+        # What an image is depends on the libraries that read it, and whether it is too large, on a limit.
+        readers = (PIL.__version__, torchvision.__version__, str(Image.MAX_IMAGE_PIXELS), str(_CACHE_VERSION))
         name = blake2b("\0".join((data_set, *readers)).encode(errors="surrogateescape"), digest_size=16).hexdigest()
         self.folder = Path(datasets.config.HF_DATASETS_CACHE) / "image_facts" / name
         self.of_files: dict[Key, ImageFacts] = {}

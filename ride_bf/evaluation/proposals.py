@@ -17,7 +17,7 @@ _LEAK_IMAGES = 5  # fewer images of a class may look the same by chance
 _FORMS = 16  # singular forms of a name that are tried
 
 # Signs between two numbers are part of a number, as in 1.5 or 10-20.
-_SEPARATOR = re.compile(r"[\s_]+|(?<=[^\W\d])[-/.&]+(?=\w)|(?<=\w)[-/.&]+(?=[^\W\d])")
+_SEPARATOR = re.compile(r"\.?[\s_]+|(?<=[^\W\d])[-/.&]+(?=\w)|(?<=\w)[-/.&]+(?=[^\W\d])")
 
 _IRREGULAR = {
     "calves": "calf",
