@@ -27,6 +27,15 @@ def content_line(digest: int) -> str:
     return f"content {digest:016x}"
 
 
+def folder_of(place: str | Path | None) -> str:
+    """The folder to which paths are relative: the data set's, or that of its table.
+
+    It is "" without a place, and for images on the Hub, whose paths are as the data set there has them.
+    """
+    nowhere = place is None or hub_id_of(place) is not None
+    return "" if nowhere else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
+
+
 def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> DatasetDict:
     """Returns the splits without the images that `file` lists, with a notice of their number.
 
@@ -42,8 +51,7 @@ def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> Data
     if not lines:
         raise ValueError(f"{file} lists no image, so --exclude would do nothing; leave it out")
     contents = {int(match.group(1), 16): line for line in lines if (match := _CONTENT.fullmatch(line))}
-    nowhere = place is None or hub_id_of(place) is not None  # paths are as the Hub's data set has them
-    folder = "" if nowhere else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
+    folder = folder_of(place)
     named = [line for line in lines if not _CONTENT.fullmatch(line)]
     written = with_slashes(pa.array(named, pa.string()), Path(folder)).to_pylist()
     paths = {os.path.join(folder, path): line for path, line in zip(written, named, strict=True)}

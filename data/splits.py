@@ -18,6 +18,10 @@ from data.streams import ImageStream
 _TEST_FRACTION = 0.2  # of your own images, if they have no test split
 
 
+class NothingToGroupError(ValueError):
+    """`group_by` was given, but no images are held out."""
+
+
 def load_long_tailed(
     name: str,
     data_dir: str | Path | None = None,
@@ -70,7 +74,7 @@ def load_long_tailed(
             raise ValueError(f"{name} has a validation split of its own; leave validation_fraction out")
         fractions["validation"] = validation_fraction
     if group_by is not None and not fractions:
-        raise ValueError(
+        raise NothingToGroupError(
             f"group_by {group_by} would do nothing: {data_dir or name} has a test split of its own, and no validation "
             "split is taken from the training images; leave it out"
         )

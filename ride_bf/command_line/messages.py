@@ -1,5 +1,6 @@
 """Ends a command with one line, not a traceback, for errors that the user can fix."""
 
+import sys
 from contextlib import contextmanager
 
 
@@ -21,6 +22,16 @@ def errors_as_messages(*kinds: type[Exception]):
             raise
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # without the traceback of a loader worker
         raise SystemExit(f"error: {message}") from error
+
+
+@contextmanager
+def stops_as_messages(remedy: str):
+    """Ends the program with a message and the usual exit code if the user stops it with Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped: {remedy}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 @contextmanager
