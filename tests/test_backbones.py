@@ -1,24 +1,39 @@
 """Backbones of transformers: every family against its own classifier, taken apart, saved, and with everything else."""
 
 import copy
+import importlib.util
 import json
 import os
 import pickle
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+from tiny_run import COUNTS, NAMES, write_run
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from backbone_ride_bf import FAMILIES, RideBfSkipped, family_name
 from configuration_ride_bf import RideBfConfig
+from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
+from ride_bf.evaluation.compute import inference_cost, multiply_adds, profile
+from ride_bf.evaluation.decoupling import correct, corrected_logits
+from ride_bf.hub.export import export
+from ride_bf.hub.onnx import export_onnx
+from ride_bf.hub.run_files import read_saved_run
 from ride_bf.methods.losses import RideLoss
 from ride_bf.methods.objectives import ClassificationObjective, SharedClassifierObjective
+from ride_bf.methods.teacher import load_teacher
+from ride_bf.recipes import RECIPES
+from ride_bf.training.cost import activation_bytes, run_cost
+from ride_bf.training.freezing import set_train_mode, train_only
+from ride_bf.training.start_weights import initialise_from
 
 TRANSFORMER = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 VIT = {**TRANSFORMER, "image_size": 32, "patch_size": 8}
@@ -193,7 +208,7 @@ def test_the_trunk_runs_once_and_owns_what_the_experts_do_not(name, images):
 def test_every_parameter_learns(name, layers, images):
     options = {"batchformer": "insert", "classifier": "cosine", "expert_adapter_size": 3}
     model = moved(tiny_model(name, num_expert_layers=layers, **options)).train()
-    loss = ClassificationObjective(RideLoss([50, 20, 10, 5, 2]))(
+    loss = ClassificationObjective(RideLoss(COUNTS))(
         model(images), {"labels": torch.tensor([0, 1, 2, 3])}, reweight=True
     )
     loss.backward()
@@ -532,7 +547,7 @@ def test_it_compiles_without_a_break(name, images):
 def test_batchformer(layers, mode, gate, images):
     options = {"expert_adapter_size": 3, "classifier": "cosine", "batchformer_layer_scale_init_value": gate}
     model = moved(tiny_model("vit", num_expert_layers=layers, batchformer=mode, **options)).train()
-    criterion = RideLoss([50, 20, 10, 5, 2])
+    criterion = RideLoss(COUNTS)
     objective = (SharedClassifierObjective if mode == "shared_classifier" else ClassificationObjective)(criterion)
     objective(model(images), {"labels": torch.tensor([0, 1, 2, 3])}, reweight=True).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -571,8 +586,6 @@ def test_hidden_states(images):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_profile_counts_every_part_once(name):
-    from ride_bf.evaluation.compute import inference_cost, multiply_adds, profile
-
     config = tiny_config(name, num_expert_layers=1, expert_adapter_size=3, batchformer="insert")
     with torch.device("meta"):  # on a CPU torch does not count attention
         model, image = RideBfForImageClassification(config).eval(), torch.zeros(1, 3, 32, 32)
@@ -583,9 +596,6 @@ def test_profile_counts_every_part_once(name):
 
 
 def test_dry_run_cost():
-    from ride_bf.recipes import RECIPES
-    from ride_bf.training.cost import activation_bytes, run_cost
-
     model = tiny_model("timm_resnet", num_expert_layers=1)
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert activation_bytes(model, 32) > 0
@@ -598,15 +608,11 @@ def test_dry_run_cost():
 def test_onnx(name, images, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
-    from ride_bf.hub.onnx import export_onnx
-
     model = moved(tiny_model(name, num_expert_layers=1, expert_adapter_size=3)).eval()
     assert export_onnx(model, images, tmp_path / "model.onnx") < 1e-4
 
 
 def test_a_run_starts_from_another_with_the_same_backbone_only(tmp_path):
-    from ride_bf.training.start_weights import initialise_from
-
     start = moved(tiny_model("vit", num_expert_layers=1))
     start.save_pretrained(tmp_path)
     model = tiny_model("vit", num_expert_layers=1)
@@ -616,3 +622,62 @@ def test_a_run_starts_from_another_with_the_same_backbone_only(tmp_path):
         initialise_from(tiny_model("vit"), tmp_path)
     with pytest.raises(ValueError, match="backbone_config vit there, dinov2 here"):
         initialise_from(tiny_model("dinov2", num_expert_layers=1), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "timm_efficientnet"])
+def test_a_published_model_and_its_handler(name, tmp_path):
+    """The folder holds what an endpoint needs, and the endpoint answers as the network does."""
+    run = write_run(tmp_path / "run")
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {label: place for place, label in enumerate(NAMES)}}
+    model = moved(tiny_model(name, num_expert_layers=1, batchformer="insert", **labels)).eval()
+    model.save_pretrained(run / "best")
+    evaluation_processor(32, 32, (0.5,) * 3, (0.25,) * 3).save_pretrained(run / "best")
+    folder = tmp_path / "published"
+    export(read_saved_run(run), folder, "user/name")
+    needed = (folder / "requirements.txt").read_text()
+    assert ("timm" in needed) == (name == "timm_efficientnet")
+    assert all((folder / f"{file}.py").is_file() for file in ("backbone_ride_bf", "modeling_ride_bf", "handler"))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    spec = importlib.util.spec_from_file_location("handler_of_a_backbone", folder / "handler.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    answers = module.EndpointHandler(str(folder))({"inputs": image})
+    pixels = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        probabilities = model(pixels).logits[0].softmax(dim=0)
+    expected = {NAMES[label]: probability.item() for label, probability in enumerate(probabilities)}
+    assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_teacher_with_a_backbone(tmp_path, images):
+    model = moved(tiny_model("vit", num_expert_layers=1)).eval()
+    model.save_pretrained(tmp_path)
+    processor = evaluation_processor(32, 32, (0.5,) * 3, (0.25,) * 3)
+    processor.save_pretrained(tmp_path)
+    teacher = load_teacher(tmp_path, [f"class {label}" for label in range(5)], processor)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images).logits, model(images).logits)
+
+
+@pytest.mark.parametrize("method", ["tau_normalisation", "logit_adjustment"])
+def test_decoupling(method, images):
+    model = moved(tiny_model("vit", num_expert_layers=1)).eval()
+    with torch.no_grad():
+        features = model(images).expert_features
+        expected = corrected_logits(features, model.classifiers, method, 0.7, COUNTS)
+        correct(model, method, 0.7, COUNTS)
+        torch.testing.assert_close(model(images).expert_logits, expected)
+
+
+@pytest.mark.parametrize("name", ["vit", "timm_resnet"])
+def test_only_the_classifiers_train(name, images):
+    """The rest keeps its weights, and its norm statistics."""
+    model = moved(tiny_model(name, num_expert_layers=1))
+    train_only(model, "classifiers")
+    before = copy.deepcopy(model.state_dict())
+    set_train_mode(model)
+    optimizer = torch.optim.SGD([tensor for tensor in model.parameters() if tensor.requires_grad], lr=0.1)
+    model(images, labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"classifiers.{expert}.{kind}" for expert in (0, 1) for kind in ("weight", "bias")}
