@@ -129,7 +129,7 @@ class Family:
         embed: (model, pixel_values, **options) -> the hidden state before the blocks, and what all blocks take too.
         step: (model, one of its blocks, hidden state, **what all blocks take) -> hidden state.
         finish: (model, hidden state after the blocks) -> `last_hidden_state`.
-        pooler: (model, `last_hidden_state`) -> `pooler_output`.
+        pooler: (model, `last_hidden_state`) -> `pooler_output`, or None.
         prefix_tokens: (model) -> how many tokens precede those of the patches. The first one is the class token.
     """
 
@@ -139,7 +139,7 @@ class Family:
     embed: Callable[..., tuple[Tensor, dict[str, Any]]]
     step: Callable[..., Tensor]
     finish: Callable[[nn.Module, Tensor], Tensor]
-    pooler: Callable[[nn.Module, Tensor], Tensor] = lambda model, states: states[:, 0]
+    pooler: Callable[[nn.Module, Tensor], Tensor | None] = lambda model, states: states[:, 0]
     pooler_only: tuple[str, ...] = ()
     prefix_tokens: Callable[[nn.Module], int] = lambda model: 0
 
@@ -178,7 +178,7 @@ _SIGLIP = Family(
     embed=_embed_with("embeddings"),
     step=_step_without_mask,
     finish=_finish_with("post_layernorm"),
-    pooler=lambda model, states: model.head(states),
+    pooler=lambda model, states: None if _get(model, "head") is None else model.head(states),
 )
 _CONVNEXT = Family(
     blocks="encoder.stages",
@@ -403,6 +403,13 @@ def _pool(states: Tensor, pooler_output: Tensor | None, pooling: str, prefix_tok
     return torch.cat([states[:, 0], mean], dim=1) if pooling == "cls_mean" else mean
 
 
+# What transformers gathers from the children of a model, and so from the trunk, but not from a model further inside.
+_OF_A_NESTED_MODEL = (
+    *("_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules"),
+    *("_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing"),
+)
+
+
 class RideBfBackboneTrunk(nn.Module):
     """The part of the backbone that all experts share.
 
@@ -421,6 +428,8 @@ class RideBfBackboneTrunk(nn.Module):
         self.whole = config.num_expert_layers == 0
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
         self.family_name = family_name(backbone)
+        for name in _OF_A_NESTED_MODEL:
+            setattr(self, name, getattr(backbone, name, None))
         if self.pooling in ("cls", "cls_mean") and (self.family is None or self.family.prefix_tokens(backbone) < 1):
             raise ValueError(
                 f"backbone_pooling {self.pooling!r} needs a class token, and {self.family_name} is not known to have "
@@ -537,7 +546,13 @@ class RideBfBackboneExpert(nn.Module):
 
 def build_backbone(config: RideBfConfig) -> tuple[RideBfBackboneTrunk, nn.ModuleList]:
     """Makes the trunk and the experts. All experts start equal."""
-    trunk, tail = take_apart(AutoModel.from_config(config.backbone_config), config)
+    backbone = AutoModel.from_config(config.backbone_config)
+    if backbone.main_input_name != "pixel_values":
+        raise ValueError(
+            f"the backbone {family_name(backbone)} reads {backbone.main_input_name}, not images; choose a vision model "
+            "such as 'vit', 'dinov2' or 'convnext'"
+        )
+    trunk, tail = take_apart(backbone, config)
     tails = [None if tail is None else _copy_without(tail, []) for _ in range(config.num_experts)]
     experts = nn.ModuleList(RideBfBackboneExpert(tail, config) for tail in tails)
     return RideBfBackboneTrunk(trunk, config), experts

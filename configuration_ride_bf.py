@@ -299,16 +299,15 @@ class RideBfConfig(PreTrainedConfig):
 
 def _backbone_config(given: dict | PreTrainedConfig) -> PreTrainedConfig:
     """A configuration of its own for the network, which sets the type of the weights and the attention in it."""
-    if isinstance(given, dict):
-        model_type = given.get("model_type")
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(
-                f"backbone_config has the model_type {model_type!r}, which this version of transformers does not know; "
-                "pass the configuration of one of its vision models, such as 'vit', 'dinov2' or 'convnext'"
-            )
-        config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(given))
-    else:
-        config = copy.deepcopy(given)
+    model_type = given.get("model_type") if isinstance(given, dict) else given.model_type
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config has the model_type {model_type!r}, which this version of transformers does not know; "
+            "pass the configuration of one of its vision models, such as 'vit', 'dinov2' or 'convnext'"
+        )
+    config = copy.deepcopy(given)
+    if isinstance(config, dict):
+        config = CONFIG_MAPPING[model_type].from_dict(config)
     vision = getattr(config, "vision_config", None)
     if isinstance(vision, PreTrainedConfig):
         raise ValueError(

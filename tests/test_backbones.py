@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 from ride_bf.evaluation.compute import inference_cost, multiply_adds, profile
 from ride_bf.evaluation.decoupling import correct, corrected_logits
-from ride_bf.hub.export import export
+from ride_bf.hub.export import TIMM, export
 from ride_bf.hub.onnx import export_onnx
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.methods.losses import RideLoss
@@ -302,6 +303,24 @@ def test_options_of_a_backbone_need_one(option):
 def test_more_blocks_than_there_are():
     with pytest.raises(ValueError, match="num_expert_layers must be 0 to 3, the blocks of this vit, not 4"):
         tiny_model("vit", num_expert_layers=4)
+
+
+def test_a_backbone_that_reads_no_images():
+    with pytest.raises(ValueError, match="the backbone bert reads input_ids, not images; choose a vision model"):
+        RideBfModel(RideBfConfig(backbone_config=transformers.BertConfig(**TRANSFORMER), num_labels=5))
+
+
+def test_a_pooler_that_there_is_not(images):
+    nested = transformers.SiglipVisionConfig(**VIT, vision_use_head=False)
+    for layers in (0, 1):
+        config = RideBfConfig(backbone_config=nested, backbone_pooling="pooler", num_expert_layers=layers)
+        with pytest.raises(ValueError, match="'pooler' needs a pooler_output, this backbone has none; use 'mean'"):
+            RideBfModel(config)(images)
+
+
+def test_a_device_map_does_not_split_what_the_backbone_keeps_together():
+    for part in (tiny_model("vit"), tiny_model("vit", num_expert_layers=1)):
+        assert {"ViTEmbeddings", "ViTLayer"} <= part._no_split_modules
 
 
 def test_of_two_towers_the_error_names_the_one_to_take():
@@ -604,12 +623,14 @@ def test_dry_run_cost():
     assert "multiply-adds an image" in run_cost(model, recipe, batches_per_epoch=2, draws_per_epoch=64)
 
 
-@pytest.mark.parametrize("name", ["vit", "convnext"])
+@pytest.mark.parametrize("name", ["swin", "siglip2"])
 def test_onnx(name, images, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     model = moved(tiny_model(name, num_expert_layers=1, expert_adapter_size=3)).eval()
     assert export_onnx(model, images, tmp_path / "model.onnx") < 1e-4
+    assert "TRANSFORMERS_DISABLE_TORCH_CHECK" not in os.environ
+    assert model.config.backbone_config._attn_implementation == "sdpa", "the exported one is a copy"
 
 
 def test_a_run_starts_from_another_with_the_same_backbone_only(tmp_path):
@@ -635,7 +656,8 @@ def test_a_published_model_and_its_handler(name, tmp_path):
     folder = tmp_path / "published"
     export(read_saved_run(run), folder, "user/name")
     needed = (folder / "requirements.txt").read_text()
-    assert ("timm" in needed) == (name == "timm_efficientnet")
+    assert (TIMM in needed) == (name == "timm_efficientnet")
+    assert f"{TIMM} " in (ROOT / "requirements-extras.txt").read_text()
     assert all((folder / f"{file}.py").is_file() for file in ("backbone_ride_bf", "modeling_ride_bf", "handler"))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     spec = importlib.util.spec_from_file_location("handler_of_a_backbone", folder / "handler.py")
