@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ from tiny_run import COUNTS, NAMES, write_run
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from backbone_ride_bf import FAMILIES, RideBfSkipped, family_name
-from configuration_ride_bf import RideBfConfig
+from configuration_ride_bf import OWN_POOLING, RideBfConfig
 from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 from ride_bf.evaluation.compute import inference_cost, multiply_adds, profile
@@ -703,3 +704,20 @@ def test_only_the_classifiers_train(name, images):
     optimizer.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {f"classifiers.{expert}.{kind}" for expert in (0, 1) for kind in ("weight", "bias")}
+
+
+def test_the_page_about_backbones(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    backbone = AutoModel.from_config(backbone_config("dinov2"))
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda place: backbone)
+    exec(page.partition("```python\n")[2].partition("```")[0], names := {})
+    loaded = RideBfForImageClassification.from_pretrained(tmp_path / "outputs" / "dinov2")
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in names["model"].state_dict().items())
+    documented = page.partition("## Families")[2].partition("## What")[0]
+    assert set(re.findall(r"`(\w+)`", documented)) >= {name.split()[0] for name in FAMILIES}
+    for row in documented.splitlines():
+        types = [
+            word for word in re.findall(r"`(\w+)`", row.partition("|")[2].partition("|")[0]) if word in OWN_POOLING
+        ]
+        assert all(f"| `{OWN_POOLING[model_type]}` |" in row for model_type in types)
