@@ -23,9 +23,8 @@ _HUGGING_FACE_KEYWORDS = {
 }
 
 # What only the residual network reads, and what only a backbone reads.
-RESIDUAL_OPTIONS = (
-    *("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_shared_stages"),
-)
+RESIDUAL_OPTIONS = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group")
+RESIDUAL_OPTIONS += ("num_shared_stages",)
 BACKBONE_OPTIONS = ("backbone_config", "backbone_pooling", "num_expert_layers", "expert_adapter_size")
 
 # Model type of a backbone -> the features that the family's own classifier takes. DINOv3 has no classifier in
@@ -244,13 +243,14 @@ class RideBfConfig(PreTrainedConfig):
             )
 
     def _check_backbone(self):
-        unread = BACKBONE_OPTIONS if self.backbone_config is None else RESIDUAL_OPTIONS
+        if self.backbone_config is None:
+            unread, why = BACKBONE_OPTIONS, "is read only with a backbone_config"
+        else:
+            unread, why = RESIDUAL_OPTIONS, "describes the residual network, which backbone_config replaces"
         for name in unread:
             value, default = getattr(self, name), getattr(type(self), name)
             if value != (list(default) if isinstance(default, tuple) else default):
-                does = "is read only with a backbone_config" if self.backbone_config is None else "describes the "
-                does += "" if self.backbone_config is None else "residual network, which backbone_config replaces"
-                raise ValueError(f"{name} {value!r} {does}; leave it at {default!r}")
+                raise ValueError(f"{name} {value!r} {why}; leave it at {default!r}")
         for name in ("num_expert_layers", "expert_adapter_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
