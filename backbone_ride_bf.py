@@ -8,13 +8,14 @@ Shapes are written with B images, N tokens, c channels and D features.
 import copy
 import inspect
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedModel
 
 try:
@@ -45,13 +46,6 @@ def _plain_step(model: nn.Module, block: nn.Module, hidden: Tensor, **context: A
 
 def _step_without_mask(model: nn.Module, block: nn.Module, hidden: Tensor) -> Tensor:
     return block(hidden, None)  # these blocks insist on an attention mask
-
-
-def _timm_step(model: nn.Module, block: nn.Module, hidden: Tensor) -> Tensor:
-    timm_model = model.timm_model
-    if getattr(timm_model, "grad_checkpointing", False) and model.training and torch.is_grad_enabled():
-        return checkpoint(block, hidden, use_reentrant=False)
-    return block(hidden)
 
 
 def _swin_step(model: nn.Module, stage: nn.Module, hidden: Tensor) -> Tensor:
@@ -223,7 +217,7 @@ def _timm(
         first=own(first + parameters),
         last=own(last + head),
         embed=embed or _embed_with(*own(first)),
-        step=_timm_step,
+        step=_plain_step,
         finish=_finish_with(*own(last)),
         pooler=lambda model, states: model.timm_model.forward_head(states),
         prefix_tokens=prefix_tokens,
@@ -388,6 +382,46 @@ def _remove_what_never_learns(backbone: PreTrainedModel, family: Family | None, 
                 setattr(backbone, name, RideBfSkipped())
 
 
+@contextmanager
+def _running_statistics_kept(module: nn.Module):
+    """Batch normalisation uses the statistics of the batch, and its running statistics stay as they are."""
+    # Copies are updated in their place. That holds for every kind of batch normalisation.
+    kept = [
+        (norm, name, buffer)
+        for norm in module.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in norm._buffers.items()
+        if buffer is not None
+    ]
+    for norm, name, buffer in kept:
+        norm._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            norm._buffers[name] = buffer
+
+
+def checkpoint_once(
+    block: nn.Module, checkpoint_function: Callable[..., Any], function: Callable[..., Any], *inputs: Any
+) -> Any:
+    """Checkpoints `function`, the forward of `block`. Only its first call updates the running statistics.
+
+    The calls after the first are recomputations for the backward pass. They must not count the batch again.
+    """
+    called = False
+
+    def counted_once(*inputs: Any) -> Any:
+        nonlocal called
+        if called:
+            with _running_statistics_kept(block):
+                return function(*inputs)
+        called = True
+        return function(*inputs)
+
+    return checkpoint_function(counted_once, *inputs)
+
+
 # --- The network's parts ----------------------------------------------------------------------------------------------
 
 
@@ -410,7 +444,44 @@ _OF_A_NESTED_MODEL = (
 )
 
 
-class RideBfBackboneTrunk(nn.Module):
+class _RunsBlocks(nn.Module):
+    """Runs the blocks of a part of a backbone. Layers of transformers checkpoint themselves, blocks of timm do not."""
+
+    def __init__(self, part: PreTrainedModel | None):
+        super().__init__()
+        self.family_name = None if part is None else family_name(part)
+        if self.family is not None and hasattr(part, "timm_model"):
+            self.gradient_checkpointing = False  # transformers sets it, and the function, where it finds it
+
+    @property
+    def family(self) -> Family | None:
+        # Not an attribute: a network can be pickled, functions of the table cannot.
+        return FAMILIES.get(self.family_name)
+
+    @property
+    def checkpoints(self) -> bool:
+        return getattr(self, "gradient_checkpointing", False) and self.training and torch.is_grad_enabled()
+
+    def run_blocks(self, part: PreTrainedModel, hidden: Tensor, context: dict[str, Any]) -> list[Tensor]:
+        """The states after each block."""
+        states = []
+        for block in self.family.blocks_of(part):
+            step = partial(self.family.step, part, block, **context)
+            if self.checkpoints:
+                hidden = checkpoint_once(block, self._gradient_checkpointing_func, step, hidden)
+            else:
+                hidden = step(hidden)
+            states.append(hidden)
+        return states
+
+    def features(self, part: PreTrainedModel, hidden: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
+        """Returns `last_hidden_state` and the pooled features, from the state after the last block."""
+        states = self.family.finish(part, hidden)
+        pooler_output = self.family.pooler(part, states) if pooling == "pooler" else None
+        return states, _pool(states, pooler_output, pooling, self.family.prefix_tokens(part))
+
+
+class RideBfBackboneTrunk(_RunsBlocks):
     """The part of the backbone that all experts share.
 
     `forward` returns the states, the last of which the experts start from, and what their blocks take beside it. If
@@ -422,12 +493,11 @@ class RideBfBackboneTrunk(nn.Module):
     """
 
     def __init__(self, backbone: PreTrainedModel, config: RideBfConfig):
-        super().__init__()
+        super().__init__(backbone)
         self.backbone = backbone
         self.pooling = config.pooling
         self.whole = config.num_expert_layers == 0
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
-        self.family_name = family_name(backbone)
         for name in _OF_A_NESTED_MODEL:
             setattr(self, name, getattr(backbone, name, None))
         if self.pooling in ("cls", "cls_mean") and (self.family is None or self.family.prefix_tokens(backbone) < 1):
@@ -437,22 +507,21 @@ class RideBfBackboneTrunk(nn.Module):
             )
 
     @property
-    def family(self) -> Family | None:
-        # Not an attribute: a network can be pickled, functions of the table cannot.
-        return FAMILIES.get(self.family_name)
+    def has_own_switch(self) -> bool:
+        """Whether gradient checkpointing is switched on in the network of timm itself."""
+        return hasattr(self.backbone, "timm_model") and self.family is None
 
     def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
         inputs = self._inputs(pixel_values)
         backbone, family = self.backbone, self.family
-        if self.whole:
+        if self.whole and not self.checkpoints:
             outputs = backbone(**inputs, return_dict=True)
             states, pooler_output = outputs.last_hidden_state, getattr(outputs, "pooler_output", None)
             prefix_tokens = 0 if family is None else family.prefix_tokens(backbone)
             return [states, _pool(states, pooler_output, self.pooling, prefix_tokens)], {}
         hidden, context = family.embed(backbone, **inputs)
-        for block in family.blocks_of(backbone):
-            hidden = family.step(backbone, block, hidden, **context)
-        return [hidden], context
+        hidden = [hidden, *self.run_blocks(backbone, hidden, context)][-1]
+        return ([*self.features(backbone, hidden, self.pooling)], {}) if self.whole else ([hidden], context)
 
     def _inputs(self, pixel_values: Tensor) -> dict[str, Any]:
         """The arguments of the backbone for images (B, num_channels, height, width)."""
@@ -517,30 +586,24 @@ class RideBfAdapter(nn.Module):
         return features + self.up(F.gelu(self.down(self.norm(features))))
 
 
-class RideBfBackboneExpert(nn.Module):
+class RideBfBackboneExpert(_RunsBlocks):
     """One expert: its own blocks and what follows them, if it has any, and its adapter.
 
     Takes the trunk's last state and what it gave beside it. Returns features (B, D) and the states after its blocks.
     """
 
     def __init__(self, tail: PreTrainedModel | None, config: RideBfConfig):
-        super().__init__()
+        super().__init__(tail)
         self.tail = tail
         self.pooling = config.pooling
-        self.family_name = None if tail is None else family_name(tail)
         size = config.expert_adapter_size
         self.adapter = RideBfAdapter(config.feature_size, size) if size else None
 
     def forward(self, hidden: Tensor, **context: Any) -> tuple[Tensor, list[Tensor]]:
         features, hidden_states = hidden, []
         if self.tail is not None:
-            tail, family = self.tail, FAMILIES[self.family_name]
-            for block in family.blocks_of(tail):
-                hidden = family.step(tail, block, hidden, **context)
-                hidden_states.append(hidden)
-            states = family.finish(tail, hidden)
-            pooler_output = family.pooler(tail, states) if self.pooling == "pooler" else None
-            features = _pool(states, pooler_output, self.pooling, family.prefix_tokens(tail))
+            hidden_states = self.run_blocks(self.tail, hidden, context)
+            _, features = self.features(self.tail, hidden_states[-1], self.pooling)
         return (features if self.adapter is None else self.adapter(features)), hidden_states
 
 
@@ -592,7 +655,7 @@ def check_gradient_checkpointing(trunk: RideBfBackboneTrunk) -> None:
     backbone = trunk.backbone
     if not backbone.supports_gradient_checkpointing:
         raise ValueError(f"the backbone {family_name(backbone)} has no gradient checkpointing; use smaller batches")
-    if batch_norm_names(backbone):
+    if trunk.has_own_switch and batch_norm_names(backbone):
         raise ValueError(
             f"gradient checkpointing would count each batch twice in the batch normalisation of {family_name(backbone)}"
             "; use smaller batches with gradient accumulation"
@@ -614,6 +677,7 @@ __all__ = [
     "batch_norm_names",
     "build_backbone",
     "check_gradient_checkpointing",
+    "checkpoint_once",
     "copy_backbone_weights",
     "family_name",
     "take_apart",

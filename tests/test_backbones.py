@@ -517,8 +517,8 @@ def test_attention_implementations(layers, images, tmp_path):
 
 
 @pytest.mark.parametrize("layers", [0, 1])
-@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "clip", "swin", "timm_vit", "timm_convnext"])
-def test_gradient_checkpointing_changes_no_gradient(name, layers, images):
+@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "swin", "timm_vit", "timm_resnet", "timm_efficientnet"])
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(name, layers, images):
     plain = moved(tiny_model(name, num_expert_layers=layers)).train()
     checkpointed = copy.deepcopy(plain)
     newer = "activation_checkpointing_enable"  # its name since transformers 5.23
@@ -536,16 +536,21 @@ def test_gradient_checkpointing_changes_no_gradient(name, layers, images):
     assert kept[checkpointed] < 0.8 * kept[plain], "nothing was checkpointed"
     for (key, expected), actual in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(actual.grad, expected.grad, msg=key)
+    for (key, expected), actual in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
+        assert torch.equal(actual, expected), key
+    with torch.no_grad():
+        assert torch.equal(checkpointed.eval()(images).logits, plain.eval()(images).logits)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("resnet", "the backbone resnet has no gradient checkpointing; use smaller batches"),
-        ("timm_resnet", "count each batch twice in the batch normalisation of timm_wrapper ResNet"),
+        ("timm_mobilenet", "count each batch twice in the batch normalisation of timm_wrapper MobileNetV3"),
     ],
 )
-def test_gradient_checkpointing_that_there_is_not(name, message):
+def test_gradient_checkpointing_that_there_is_not(name, message, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "timm_mobilenet", ("timm_wrapper", {"architecture": "mobilenetv3_small_050"}))
     model = tiny_model(name)
     newer = "activation_checkpointing_enable"
     with pytest.raises(ValueError, match=message):
