@@ -66,10 +66,19 @@ def _embed_dinov3(model: nn.Module, pixel_values: Tensor, **options: Any) -> tup
     return model.embeddings(pixel_values), {"position_embeddings": model.rope_embeddings(pixel_values)}
 
 
-def _embed_siglip2(
-    model: nn.Module, pixel_values: Tensor, spatial_shapes: Tensor, **options: Any
-) -> tuple[Tensor, dict[str, Any]]:
-    return model.embeddings(pixel_values, spatial_shapes), {}
+def _embed_siglip2(model: nn.Module, pixel_values: Tensor, **options: Any) -> tuple[Tensor, dict[str, Any]]:
+    # Its model takes patches of images of many sizes in one batch, each with a mask. All of ours have one size.
+    embeddings = model.embeddings
+    size = embeddings.patch_size
+    height, width = pixel_values.shape[2] // size, pixel_values.shape[3] // size
+    patches = pixel_values.unflatten(3, (width, size)).unflatten(2, (height, size))  # (B, c, h, p, w, p)
+    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h w, p p c)
+    positions, grid = embeddings.position_embedding.weight, embeddings.position_embedding_size  # (N, c)
+    if (height, width) != (grid, grid):
+        maps = positions.float().T.unflatten(1, (1, grid, grid)).transpose(0, 1)  # (N, c) -> (1, c, grid, grid)
+        maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        positions = maps[0].flatten(1).T.to(positions.dtype)  # (1, c, h, w) -> (h w, c)
+    return embeddings.patch_embedding(patches) + positions, {}
 
 
 def _embed_swin(model: nn.Module, pixel_values: Tensor, **options: Any) -> tuple[Tensor, dict[str, Any]]:
@@ -125,6 +134,7 @@ class Family:
         finish: (model, hidden state after the blocks) -> `last_hidden_state`.
         pooler: (model, `last_hidden_state`) -> `pooler_output`, or None.
         prefix_tokens: (model) -> how many tokens precede those of the patches. The first one is the class token.
+        whole_patches: its model takes patches, not images, so that `embed` makes them.
     """
 
     blocks: str | tuple[str, ...]
@@ -136,6 +146,7 @@ class Family:
     pooler: Callable[[nn.Module, Tensor], Tensor | None] = lambda model, states: states[:, 0]
     pooler_only: tuple[str, ...] = ()
     prefix_tokens: Callable[[nn.Module], int] = lambda model: 0
+    whole_patches: bool = False
 
     def blocks_of(self, model: nn.Module) -> list[nn.Module]:
         """The blocks that a model, or a part of one, has."""
@@ -262,7 +273,7 @@ FAMILIES: dict[str, Family] = {
         }
     ),
     "siglip_vision_model": _SIGLIP,
-    "siglip2_vision_model": Family(**{**vars(_SIGLIP), "embed": _embed_siglip2}),
+    "siglip2_vision_model": Family(**{**vars(_SIGLIP), "embed": _embed_siglip2, "whole_patches": True}),
     "convnext": _CONVNEXT,
     "convnextv2": _CONVNEXT,
     "swin": _SWIN,
@@ -514,7 +525,7 @@ class RideBfBackboneTrunk(_RunsBlocks):
     def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
         inputs = self._inputs(pixel_values)
         backbone, family = self.backbone, self.family
-        if self.whole and not self.checkpoints:
+        if self.whole and not self.checkpoints and not (family is not None and family.whole_patches):
             outputs = backbone(**inputs, return_dict=True)
             states, pooler_output = outputs.last_hidden_state, getattr(outputs, "pooler_output", None)
             prefix_tokens = 0 if family is None else family.prefix_tokens(backbone)
@@ -533,8 +544,11 @@ class RideBfBackboneTrunk(_RunsBlocks):
                 f"images of {height} x {width} pixels are smaller than a patch of the backbone, {patch_height} x "
                 f"{patch_width}; pass larger ones"
             )
-        if config.model_type == "siglip2_vision_model":
-            return _siglip2_inputs(pixel_values, patch_height)
+        if self.family is not None and self.family.whole_patches and (height % patch_height or width % patch_width):
+            raise ValueError(
+                f"images of {height} x {width} pixels do not consist of patches of {patch_height} x {patch_width}; "
+                "resize them to multiples of it"
+            )
         patches = _get(self.backbone, "timm_model.patch_embed")
         if getattr(patches, "strict_img_size", False) and (height, width) != _pair(patches.img_size):
             raise ValueError(
@@ -550,23 +564,6 @@ class RideBfBackboneTrunk(_RunsBlocks):
 
 def _pair(size: int | Iterable[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _siglip2_inputs(pixel_values: Tensor, patch_size: int) -> dict[str, Any]:
-    """What SigLIP 2 takes for whole images without padding: patches (B, h w, patch_size^2 num_channels) and (h, w)."""
-    batch_size, _, height, width = pixel_values.shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"images of {height} x {width} pixels do not consist of patches of {patch_size} x {patch_size}; resize "
-            f"them to multiples of {patch_size}"
-        )
-    patches = pixel_values.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, c, h, p, w, p)
-    grid = torch.tensor([height // patch_size, width // patch_size], device="cpu")
-    return {
-        "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),  # (B, h w, p p c)
-        "pixel_attention_mask": None,
-        "spatial_shapes": grid.expand(batch_size, 2),
-    }
 
 
 class RideBfZeroLinear(nn.Linear):

@@ -2,9 +2,6 @@
 
 import copy
 import importlib.util
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,8 +11,6 @@ from modeling_ride_bf import RideBfForImageClassification
 
 OUTPUTS = ("logits", "expert_logits")
 TOLERANCE = 1e-4  # relative to the largest logit; summing float32 in another order differs by less
-
-_SWITCH = "TRANSFORMERS_DISABLE_TORCH_CHECK"
 
 
 class _Logits(nn.Module):
@@ -46,18 +41,17 @@ def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path)
     if model.config.backbone_config is not None:
         # The exporter cannot take every backbone's fused attention apart. ONNX Runtime fuses it again.
         network.model.set_attn_implementation("eager")
-    with _no_checks_of_values():
-        torch.onnx.export(
-            network,
-            (images,),
-            path,
-            input_names=["pixel_values"],
-            output_names=list(OUTPUTS),
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
+    torch.onnx.export(
+        network,
+        (images,),
+        path,
+        input_names=["pixel_values"],
+        output_names=list(OUTPUTS),
+        dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
     difference = max(_difference(network, images, path), _difference(network, images[:1], path))
     with torch.no_grad():
         allowed = TOLERANCE * network(images)[1].abs().max().item()
@@ -67,20 +61,6 @@ def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path)
             f"ONNX Runtime's logits differ from PyTorch's by {difference:.2g}, more than {allowed:.2g}; no file is kept"
         )
     return difference
-
-
-@contextmanager
-def _no_checks_of_values() -> Iterator[None]:
-    """transformers leaves out the checks of values that some backbones make. ONNX has no operator for them."""
-    before = os.environ.get(_SWITCH)
-    os.environ[_SWITCH] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_SWITCH]
-        else:
-            os.environ[_SWITCH] = before
 
 
 @torch.no_grad()
