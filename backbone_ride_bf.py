@@ -7,7 +7,7 @@ Shapes are written with B images, N tokens, c channels and D features.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -473,17 +473,15 @@ class _RunsBlocks(nn.Module):
     def checkpoints(self) -> bool:
         return getattr(self, "gradient_checkpointing", False) and self.training and torch.is_grad_enabled()
 
-    def run_blocks(self, part: PreTrainedModel, hidden: Tensor, context: dict[str, Any]) -> list[Tensor]:
-        """The states after each block."""
-        states = []
+    def run_blocks(self, part: PreTrainedModel, hidden: Tensor, context: dict[str, Any]) -> Iterator[Tensor]:
+        """Yields the state after each block."""
         for block in self.family.blocks_of(part):
             step = partial(self.family.step, part, block, **context)
             if self.checkpoints:
                 hidden = checkpoint_once(block, self._gradient_checkpointing_func, step, hidden)
             else:
                 hidden = step(hidden)
-            states.append(hidden)
-        return states
+            yield hidden
 
     def features(self, part: PreTrainedModel, hidden: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
         """Returns `last_hidden_state` and the pooled features, from the state after the last block."""
@@ -531,7 +529,8 @@ class RideBfBackboneTrunk(_RunsBlocks):
             prefix_tokens = 0 if family is None else family.prefix_tokens(backbone)
             return [states, _pool(states, pooler_output, self.pooling, prefix_tokens)], {}
         hidden, context = family.embed(backbone, **inputs)
-        hidden = [hidden, *self.run_blocks(backbone, hidden, context)][-1]
+        for state in self.run_blocks(backbone, hidden, context):
+            hidden = state  # the states before it are not kept
         return ([*self.features(backbone, hidden, self.pooling)], {}) if self.whole else ([hidden], context)
 
     def _inputs(self, pixel_values: Tensor) -> dict[str, Any]:
@@ -599,7 +598,7 @@ class RideBfBackboneExpert(_RunsBlocks):
     def forward(self, hidden: Tensor, **context: Any) -> tuple[Tensor, list[Tensor]]:
         features, hidden_states = hidden, []
         if self.tail is not None:
-            hidden_states = self.run_blocks(self.tail, hidden, context)
+            hidden_states = list(self.run_blocks(self.tail, hidden, context))
             _, features = self.features(self.tail, hidden_states[-1], self.pooling)
         return (features if self.adapter is None else self.adapter(features)), hidden_states
 
