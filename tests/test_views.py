@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import tiny_model
 from test_evaluate import PROCESSOR, run, save_model
 from torchvision.transforms.v2.functional import five_crop
@@ -11,6 +12,12 @@ from transformers import BitImageProcessor
 from data import evaluation_processor, load_long_tailed
 from ride_bf.evaluation.results import Predictions
 from ride_bf.evaluation.views import VIEWS, MeanOverViews
+
+
+@pytest.fixture(autouse=True)
+def no_precision_of_other_tests():
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
 
 
 def seen(folder, name):
