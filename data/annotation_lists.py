@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -209,9 +210,17 @@ def find_line(lists: Sequence[Path], data_dir: Path, image: str | Path) -> str |
     for path in lists:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, start=1):
-                if line.startswith(relative) and line[len(relative) :].strip().isdecimal():
+                listed, _, label = line.strip().rpartition(" ")
+                if label.isdecimal() and _same_path(listed.rstrip(), relative):
                     return f"{path}, line {number}"
     return None
+
+
+def _same_path(listed: str, relative: str) -> bool:
+    """Whether a list means the image `relative`, by that path or another form of it; see `data.rows.with_slashes`."""
+    return listed == relative or (
+        listed.endswith(relative.rpartition("/")[2]) and posixpath.normpath(listed.replace("\\", "/")) == relative
+    )
 
 
 def _expected(benchmark: Benchmark, data_dir: Path) -> tuple[Benchmark, list[int] | None]:

@@ -10,14 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from data.groups import content_digest
 from data.hub_ids import hub_id_of
 from data.notices import notify, some
 from data.rows import read_text, with_slashes
-from data.splits import arrow_column, class_labels, undecoded
+from data.splits import class_labels, image_field
 
 _CONTENT = re.compile(r"content ([0-9a-f]{16})")
 
@@ -46,7 +45,7 @@ def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> Data
     if not file.is_file():
         raise FileNotFoundError(f"{file} is no file; --exclude names a file with a line for each image to leave out")
     lines = dict.fromkeys(
-        line.strip() for line in read_text(file).splitlines() if line.strip() and not line.startswith("# ")
+        line for line in map(str.strip, read_text(file).splitlines()) if line not in ("", "#") and line[:2] != "# "
     )
     if not lines:
         raise ValueError(f"{file} lists no image, so --exclude would do nothing; leave it out")
@@ -67,7 +66,8 @@ def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> Data
     if unused := [line for line in lines if line not in used]:
         raise ValueError(
             f"{file} lists {len(unused):,} image(s) that are not in {place}: {some(unused)}. A line has a path "
-            "relative to the data set's folder; remove these lines, or write the file again with check_data"
+            "relative to the data set's folder; a comment starts with '# '. Remove these lines, or write the file "
+            "again with check_data"
         )
     feature = splits["train"].features["label"]
     lost = np.flatnonzero(np.bincount(class_labels(kept["train"]), minlength=feature.num_classes) == 0)
@@ -80,10 +80,14 @@ def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> Data
 
 def _lines_of(rows: Dataset, paths: dict[str, str], contents: dict[int, str]) -> list[str | None]:
     """Returns the line that lists each image of a split, or None, (N,)."""
-    images = arrow_column(undecoded(rows), "image")
-    found: list[str | None] = [paths.get(path) for path in pc.struct_field(images, "path").to_pylist()]
+    found: list[str | None] = [paths.get(path) for path in image_field(rows, "path").to_pylist()]
     if contents:
-        for index, content in enumerate(pc.struct_field(images, "bytes")):
+        for index, content in enumerate(image_field(rows, "bytes")):
             if content.is_valid:
-                found[index] = contents.get(content_digest(content.as_py()))
+                found[index] = contents.get(content_digest(content.as_py())) or found[index]
     return found
+
+
+def below(path: str, folder: str) -> str:
+    """A path relative to `folder`, from `folder_of`. A path outside the folder stays as it is, and with "" all do."""
+    return path.removeprefix(f"{folder.rstrip('/')}/") if folder else path

@@ -15,8 +15,8 @@ from data.notices import notify, some
 from data.rows import NamedRows, Rows, check_labels, check_utf8, class_codes, load_rows
 from data.split_names import EXPECTED, folders_of_splits
 
-# Files that say that a folder was written by a command, as an --output_dir
-_WRITTEN = {"check_data.json", "run.json", "results.json", "checkpoint.json", "config.json"}
+# A folder with such a file was written by one of our commands, as an --output_dir: its pictures are no data.
+_WRITTEN = {"check_data.json", "run.json", "checkpoint.json"}
 
 
 @dataclass
@@ -125,13 +125,19 @@ def _refuse_folders_beside(place: Path, splits: dict[str, str]) -> None:
 
 
 def count_images(folder: str | Path) -> int:
-    """Returns the images in and below a folder, without those that our commands wrote: pictures of runs and reports."""
-    found = 0
-    for _, below, files in os.walk(folder):
+    """Returns the number of images in and below a folder, without the output folders of our commands.
+
+    A notice names such folders.
+    """
+    found, passed_over = 0, []
+    for inner, below, files in os.walk(folder):
         if _WRITTEN.isdisjoint(files):
             found += sum(map(_is_image, files))
         else:
+            passed_over.append(inner)
             below.clear()
+    if passed_over:
+        notify(f"output folders of earlier commands are skipped: {some(passed_over)}")
     return found
 
 

@@ -1,9 +1,11 @@
 """Groups of images that belong in the same split: equal images, images that look alike, and images of one subject."""
 
 import hashlib
+import importlib.metadata
 import multiprocessing
 import os
 import sys
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import torchvision
 from datasets import Dataset
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -22,14 +26,15 @@ from tqdm import tqdm
 from data.reading import BrokenImageError, read_image
 from data.rows import GROUP
 from data.sets import PERCEPTUAL
-from data.splits import arrow_column, undecoded
+from data.splits import arrow_column, image_field, undecoded
 
 HASH_BITS = 64
 NEAR = 4  # bits in which the hashes of images that look alike may differ
 _TAIL = 4096  # bytes at the end of a file; of photographs they differ, though the sizes are equal
 _THREADS = 8
+_BROKEN = 2**64 - 1  # in place of the hash of an image that cannot be read
 _CHUNK = 32  # images that a process gets at once
-_PROGRESS_FROM = 20_000  # images; less take a few seconds
+_PROGRESS_FROM = 20_000  # images; fewer take a few seconds
 
 
 def group_images(split: Dataset, by: str | None = None) -> np.ndarray:
@@ -77,12 +82,12 @@ def equal_images(splits: Sequence[Dataset]) -> np.ndarray:
     Only files of equal length are read: first their ends, then, where these are equal too, the whole. The result is
     cached until a file changes. A file that cannot be read is equal to none.
     """
-    images = pa.chunked_array([chunk for split in splits for chunk in _images(split).chunks])
-    count = len(images)
+    count = sum(map(len, splits))
     if not count:
         return np.zeros(0, dtype=np.int64)
-    paths = pc.struct_field(images, "path").to_pylist()
-    lengths = _signed(pc.binary_length(pc.struct_field(images, "bytes")))  # -1: the image is in a file
+    paths = [path for split in splits for path in image_field(split, "path").to_pylist()]
+    stored = _StoredBytes(splits)
+    lengths = stored.lengths()  # -1: the image is in a file
     in_file = np.flatnonzero(lengths < 0)
     changed = np.zeros(count, dtype=np.int64)
     for index, facts in zip(in_file.tolist(), _in_threads(_size_and_time, [paths[i] for i in in_file]), strict=True):
@@ -90,13 +95,13 @@ def equal_images(splits: Sequence[Dataset]) -> np.ndarray:
 
     def compute() -> np.ndarray:
         def content(index: int) -> bytes:
-            stored = images[index]["bytes"].as_py()
-            return Path(paths[index]).read_bytes() if stored is None else stored
+            inside = stored.of(index)
+            return Path(paths[index]).read_bytes() if inside is None else inside
 
         def end(index: int) -> bytes:
-            stored = images[index]["bytes"].as_py()
-            if stored is not None:
-                return stored[-_TAIL:]
+            inside = stored.of(index)
+            if inside is not None:
+                return inside[-_TAIL:]
             with open(paths[index], "rb") as file:
                 file.seek(max(0, lengths[index] - _TAIL))
                 return file.read()
@@ -112,6 +117,26 @@ def equal_images(splits: Sequence[Dataset]) -> np.ndarray:
     if len(in_file) < count:  # nothing but the content shows whether a stored image has changed
         return compute()
     return _cached("equal", [paths, lengths, changed], compute)
+
+
+class _StoredBytes:
+    """The images that tables contain, of several splits one after the other. Selected rows are not copied."""
+
+    def __init__(self, splits: Sequence[Dataset]):
+        self._columns = [pc.struct_field(undecoded(split).data.column("image"), "bytes") for split in splits]
+        self._rows = [
+            np.arange(len(split)) if split._indices is None else split._indices.column(0).to_numpy() for split in splits
+        ]
+        self._starts = np.cumsum([0, *map(len, splits)])
+
+    def lengths(self) -> np.ndarray:
+        """Bytes of each image (N,); -1 for an image in a file."""
+        each = zip(self._columns, self._rows, strict=True)
+        return np.concatenate([_signed(pc.binary_length(column))[rows] for column, rows in each])
+
+    def of(self, index: int) -> bytes | None:
+        split = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._columns[split][int(self._rows[split][index - self._starts[split]])].as_py()
 
 
 def _refine(groups: np.ndarray, read: Callable[[int], bytes], doing: str) -> np.ndarray:
@@ -143,28 +168,32 @@ def perceptual_hashes(split: Dataset) -> np.ndarray:
         raise ModuleNotFoundError(
             "--group_by perceptual needs the package ImageHash; install it: pip install imagehash"
         ) from error
-    images = _images(split)
 
     def compute() -> np.ndarray:
         # Processes, not threads: `read_image` silences warnings, and that is for the whole program.
-        with ProcessPoolExecutor(mp_context=_forking(), initializer=_hash_these, initargs=(images,)) as pool:
-            hashes = pool.map(_phash, range(len(images)), chunksize=_CHUNK)
-            quiet = len(images) < _PROGRESS_FROM // 10
-            bar = tqdm(hashes, "comparing images by their looks", total=len(images), unit="image", disable=quiet)
-            return np.fromiter(bar, np.uint64, len(images))
+        with ProcessPoolExecutor(mp_context=_forking(), initializer=_hash_these, initargs=(undecoded(split),)) as pool:
+            hashes = pool.map(_phash, range(len(split)), chunksize=_CHUNK)
+            quiet = len(split) < _PROGRESS_FROM // 10
+            bar = tqdm(hashes, "comparing images by their looks", total=len(split), unit="image", disable=quiet)
+            return np.fromiter(bar, np.uint64, len(split))
 
-    paths = pc.struct_field(images, "path").to_pylist()
-    if not all(paths):
-        return compute()
-    facts = np.array(_in_threads(_size_and_time, paths), dtype=np.int64).reshape(-1, 2)
-    return _cached("phash", [paths, facts], compute)
+    paths = image_field(split, "path").to_pylist()
+    in_table = image_field(split, "bytes").null_count < len(split)
+    if in_table or not all(paths):  # nothing but the content shows whether a stored image has changed
+        hashes = compute()
+    else:
+        facts = np.array(_in_threads(_size_and_time, paths), dtype=np.int64).reshape(-1, 2)
+        versions = [PIL.__version__, torchvision.__version__, importlib.metadata.version("imagehash")]
+        # a file that cannot be read now may be read another time
+        hashes = _cached("phash", [paths, facts, versions], compute, keep=lambda found: not (found == _BROKEN).any())
+    return np.where(hashes == _BROKEN, np.uint64(0), hashes)
 
 
 # Set in each process, which gets only numbers.
-_hashed: pa.ChunkedArray | None = None
+_hashed: Dataset | None = None
 
 
-def _hash_these(images: pa.ChunkedArray) -> None:
+def _hash_these(images: Dataset) -> None:
     global _hashed
     torch.set_num_threads(1)
     _hashed = images
@@ -175,9 +204,9 @@ def _phash(index: int) -> int:
     from PIL import Image
 
     try:
-        pixels = read_image(_hashed[index].as_py())
+        pixels = read_image(_hashed[index]["image"])
     except BrokenImageError:
-        return 0
+        return _BROKEN
     bits = imagehash.phash(Image.fromarray(pixels.permute(1, 2, 0).numpy())).hash
     return int(np.packbits(bits).view(">u8")[0])
 
@@ -268,8 +297,13 @@ def _in_threads(function: Callable, items: Sequence, doing: str = "") -> list:
         return list(tqdm(results, doing, total=len(items), unit="image", disable=quiet))
 
 
-def _cached(name: str, facts: Sequence, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Returns what was computed before for images with the same `facts`, or computes and stores it."""
+def _cached(
+    name: str,
+    facts: Sequence,
+    compute: Callable[[], np.ndarray],
+    keep: Callable[[np.ndarray], bool] = lambda computed: True,
+) -> np.ndarray:
+    """Returns what was computed before for images with the same `facts`, or computes it and, if `keep`, stores it."""
     digest = hashlib.blake2b(digest_size=16)
     for fact in facts:
         digest.update(fact.tobytes() if isinstance(fact, np.ndarray) else "\0".join(fact).encode())
@@ -277,8 +311,10 @@ def _cached(name: str, facts: Sequence, compute: Callable[[], np.ndarray]) -> np
     if path.is_file():
         return np.load(path)
     computed = compute()
+    if not keep(computed):
+        return computed
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f".{path.name}.{os.getpid()}")
+    written = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with written.open("wb") as file:
         np.save(file, computed)
     written.replace(path)

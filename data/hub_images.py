@@ -16,7 +16,7 @@ from data.hub_loading import load_from_hub, why_not
 from data.notices import notify, some
 from data.rows import Rows
 from data.sets._benchmark import Benchmark
-from data.splits import arrow_column, undecoded
+from data.splits import arrow_column, image_field
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 MISSING, SEVERAL = -1, -2
@@ -113,7 +113,7 @@ def _find_all(
     benchmark: Benchmark, hub_id: str, splits: dict[str, Rows], listed: pa.Array, stored: Dataset
 ) -> np.ndarray:
     """Returns the row of each listed image (N,), by the first source of names that has them all."""
-    sources = {"the images' own paths": pc.struct_field(arrow_column(undecoded(stored), "image"), "path")}
+    sources = {"the images' own paths": image_field(stored, "path")}
     sources |= {f"column {name!r}": arrow_column(stored, name) for name in _text_columns(stored)}
     best, of_best, example = None, "", ""
     for source, column in sources.items():

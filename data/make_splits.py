@@ -58,8 +58,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         share = getattr(options, name)
         if share is not None and not 0 < share < 1:
             parser.error(f"--{name} must be between 0 and 1, not {share}")
-    if (options.test or 0.2) + (options.validation or 0) >= 1:
-        parser.error(f"--test {options.test or 0.2} and --validation {options.validation} leave nothing for training")
     return options
 
 
@@ -108,10 +106,8 @@ def write_lists(splits, place: str | Path, output_dir: Path, command: str, overw
     Paths are relative to the folder `place`, or to the folder of the table `place`. Raises ValueError if images are not
     files there, or if there are lists already and not `overwrite`.
     """
-    import pyarrow.compute as pc
-
     from data.annotation_lists import CLASS_NAMES
-    from data.splits import arrow_column, class_labels, undecoded
+    from data.splits import class_labels, image_field
 
     there = [name for name in (*_LISTS.values(), CLASS_NAMES) if (output_dir / name).exists()]
     if there and not overwrite:
@@ -123,7 +119,7 @@ def write_lists(splits, place: str | Path, output_dir: Path, command: str, overw
     files = {CLASS_NAMES: "".join(f"{name}\n" for name in names)}
     for split, rows in splits.items():
         lines = [f"# The {split} split, by: {command}"]
-        paths = pc.struct_field(arrow_column(undecoded(rows), "image"), "path").to_pylist()
+        paths = image_field(rows, "path").to_pylist()
         for path, label in zip(paths, class_labels(rows).tolist(), strict=True):
             if path is None or not path.startswith(folder):
                 raise ValueError(f"{place} has images that are not files in it, so a list cannot name them; save them")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
 from data.notices import notify
+from data.split_names import as_data_files
 
 GROUP = "group"  # a column of what images of one group have in common; no split separates them
 _IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -102,17 +103,23 @@ def _rename(folder: str | Path) -> str:
 
 
 def with_slashes(paths: pa.Array, folder: Path) -> pa.Array:
-    """Returns paths (N,) as they are written here: with slashes where Windows wrote backslashes, without "./".
+    """Returns paths (N,) in one form: with slashes where Windows wrote backslashes, without "./" and "//".
 
     A file whose name has a backslash keeps it.
     """
-    plain = pc.replace_substring_regex(paths, r"^(\./+)+", "")
+    plain = _plain(paths)
     written_by_windows = pc.match_substring(plain, "\\")
     if pc.any(written_by_windows).as_py():
         first = plain.filter(written_by_windows)[0].as_py()
         if not (folder / first).exists():
-            plain = pc.replace_substring_regex(pc.replace_substring(plain, "\\", "/"), r"^(\./+)+", "")
+            plain = _plain(pc.replace_substring(plain, "\\", "/"))
     return plain
+
+
+def _plain(paths: pa.Array) -> pa.Array:
+    """Paths without "./" and "//", which lead to the same file. A leading slash stays, to be refused."""
+    without_start = pc.replace_substring_regex(paths, r"^(\./+)+", "")
+    return pc.replace_substring_regex(without_start, r"/(\./|/)+", "/")
 
 
 def class_codes(labels: pa.Array, names: list[str], source: str | Path) -> np.ndarray:
@@ -262,7 +269,7 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
     called.
     """
 
-    VERSION = datasets.Version("2.2.0")  # raise it if the checks or the stored columns change
+    VERSION = datasets.Version("2.3.0")  # raise it if the checks or the stored columns change
 
     def __init__(self, *, folder: Path, read: Callable[[], NamedRows], **kwargs):
         self.folder, self.read = folder, read
@@ -300,7 +307,7 @@ def load_rows(
     built, and a hundred of each split when the tables come from the cache.
     """
     folder = folder.resolve()
-    sources = {"data_files": {"files": [str(path.resolve()) for path in files]}} if files else {}
+    sources = {"data_files": {"files": as_data_files(files)}} if files else {}
     builder = _RowsBuilder(
         folder=folder, read=read, dataset_name=name, config_name=key or "default", data_dir=str(folder), **sources
     )

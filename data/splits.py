@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Image
 
 from data.annotation_lists import describe_lists
@@ -112,6 +113,9 @@ def make_splits(
     given = {split: fraction for split, fraction in fractions.items() if fraction is not None}
     if group_by is not None and not given:
         raise ValueError(f"group_by {group_by} would do nothing: no split is taken from the training images")
+    if sum(given.values()) >= 1:
+        shares = " and ".join(f"--{split} {fraction:g}" for split, fraction in given.items())
+        raise ValueError(f"{shares} leave no images for training; give smaller shares")
     if {"test", "validation"} <= set(given):  # the share of what the test leaves
         given["validation"] /= 1 - given["test"]
     splits = _hold_out(loaded, place, given, group_by, seed)
@@ -202,17 +206,22 @@ def recognise(data_dir: str | Path) -> str:
     return next((name for name, data_set in DATA_SETS.items() if data_set.is_in(Path(data_dir))), CUSTOM)
 
 
-def find_entry(name: str, data_dir: str | Path | None, image: str) -> str | None:
-    """Returns where an image is listed, as "FILE, line N", or None for data sets without lists."""
+def find_entry(name: str, data_dir: str | Path | None, image: str, lists: str | Path | None = None) -> str | None:
+    """Returns where an image is listed, as "FILE, line N", or None for data sets without lists.
+
+    `lists` is the option of that name, the folder of the lists.
+    """
     data_set = get_data_set(name)
     place = data_set.usual_place if data_dir is None else data_dir
-    return None if place is None else data_set.find_entry(place, image)
+    if place is None:
+        return None
+    return data_set.find_entry(place, image) if lists is None else data_set.find_entry(place, image, lists)
 
 
-def list_facts(name: str, data_dir: str | Path | None) -> dict[str, dict[str, Any]]:
-    """Returns what `data.annotation_lists.describe_lists` finds of the lists of a data set."""
+def list_facts(name: str, data_dir: str | Path | None, lists: str | Path | None = None) -> dict[str, dict[str, Any]]:
+    """Returns what `data.annotation_lists.describe_lists` finds of the lists of a data set, or of those in `lists`."""
     data_set = get_data_set(name)
-    place = data_set.place(data_dir)
+    place = data_set.place(data_dir) if lists is None else lists
     return {} if place is None else describe_lists(data_set, place)
 
 
@@ -239,6 +248,12 @@ def class_labels(split: Dataset | ImageStream) -> np.ndarray:
 def undecoded(split: Dataset) -> Dataset:
     """Returns the same images undecoded, so that `read_image` decodes them instead of the `datasets` library."""
     return split.cast_column("image", Image(decode=False))
+
+
+def image_field(split: Dataset, name: str) -> pa.ChunkedArray:
+    """Returns the "path" or the "bytes" of each image (N,). Of selected rows only this field is copied."""
+    values = pc.struct_field(undecoded(split).data.column("image"), name)
+    return values if split._indices is None else values.take(split._indices.column(0))
 
 
 def arrow_column(split: Dataset, name: str) -> pa.ChunkedArray:

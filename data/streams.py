@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import tarfile
+import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def load_streams(
         stored = {
             split: rows.select_columns(list(columns)).rename_columns(renamed) for split, rows in undecoded.items()
         }
-        counted = _count(builder, stored, label_column)
+        counted = _count(builder, stored, image_column, label_column)
     except (tarfile.TarError, UnicodeDecodeError, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(_what_is_wrong(place, archives, error)) from error
     except ValueError as error:
@@ -245,13 +246,15 @@ def _column(
 
 
 def _count(
-    builder: datasets.DatasetBuilder, splits: dict[str, IterableDataset], label_column: str
+    builder: datasets.DatasetBuilder, splits: dict[str, IterableDataset], image_column: str, label_column: str
 ) -> dict[str, Counter]:
     """Counts the labels of each split, or reads the counts from the cache if the same data were counted before.
 
     The label of rows without image is None too.
     """
-    key = hashlib.blake2b(f"2\0{builder.cache_dir}\0{label_column}".encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(
+        f"3\0{builder.cache_dir}\0{image_column}\0{label_column}".encode(), digest_size=16
+    ).hexdigest()
     path = Path(datasets.config.HF_DATASETS_CACHE) / "label_counts" / f"{key}.json"
     if not path.is_file():
         counted = {}
@@ -261,7 +264,7 @@ def _count(
                 for row in tqdm(rows, f"counting the classes of {split}", unit=" images")
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_suffix(".writing")
+        written = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         written.write_text(json.dumps({split: list(counts.items()) for split, counts in counted.items()}))
         written.replace(path)
     return {split: Counter(dict(pairs)) for split, pairs in json.loads(path.read_text()).items()}

@@ -22,7 +22,7 @@ from data.split_names import as_data_files, split_of
 
 T = TypeVar("T")
 SUFFIXES = (".csv", ".parquet")
-_FILL = "fill them, or leave these rows out with --on_broken_image skip"
+_FILL = "fill them, or train with --on_broken_image skip, which leaves these rows out"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         data = DataReport(
             splits,
             options.num_workers,
-            lambda path: find_entry(name, data_dir, path),
+            lambda path: find_entry(name, data_dir, path, options.lists),
             get_data_set(name).place(data_dir),
             options.min_images,
             similar=options.group_by == PERCEPTUAL,
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         report = {"dataset": name, "data_dir": data_dir, "options": given, "notices": notices, **data.to_dict()}
         options.output_dir.mkdir(parents=True, exist_ok=True)
         file, picture = options.output_dir / "check_data.json", options.output_dir / "long_tail.png"
-        report["annotation_lists"] = list_facts(name, data_dir)
+        report["annotation_lists"] = list_facts(name, data_dir, options.lists)
         report["lists"] = data.write_lists(options.output_dir, options.exclude)
         file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         draw(report["classes"], name, picture)

@@ -261,7 +261,7 @@ def test_a_run_that_skips_rows_without_image_or_label(tmp_path, capsys):
     rows["label"][3] = rows["image"][10] = ""
     lines = [f"{image},{label}" for image, label in zip(*rows.values(), strict=True)]
     write_lines(tmp_path / "set/train.csv", "image,label", *lines)
-    with pytest.raises(SystemExit, match=r"train.csv: column 'image' is empty in row 11; fill them, or leave these"):
+    with pytest.raises(SystemExit, match=r"train.csv: column 'image' is empty in row 11; fill them, or train with"):
         train(tmp_path / "run", *TINY, "--data_dir", tmp_path / "set")
     run = train(tmp_path / "run", *TINY, "--data_dir", tmp_path / "set", "--on_broken_image", "skip")
     assert (

@@ -458,7 +458,7 @@ class TestMakeSplits:
         [
             (["--test", "0"], "--test must be between 0 and 1, not 0.0"),
             (["--validation", "1.5"], "--validation must be between 0 and 1, not 1.5"),
-            (["--test", "0.6", "--validation", "0.4"], "--test 0.6 and --validation 0.4 leave nothing for training"),
+            (["--test", "0.6", "--validation", "0.4"], "--test 0.6 and --validation 0.4 leave no images for training"),
             (["--seed", "-1"], "--seed must be 0 or more, not -1"),
             (["--long_tail", "0.1"], "error: the factor of a long tail is the largest class over the smallest"),
             (["--group_by", "camera"], "has no columns, so --group_by camera would do nothing; leave it out"),

@@ -42,10 +42,10 @@ class OwnImages(DataSet):
         files = split_files(Path(place), ".txt") if Path(place).is_dir() else {}
         return files if "train" in files else {}
 
-    def find_entry(self, place: str | Path, image: str) -> str | None:
+    def find_entry(self, place: str | Path, image: str, lists: str | Path | None = None) -> str | None:
         from data.annotation_lists import find_line
 
-        return find_line(list(self.list_files(place).values()), Path(place), image)
+        return find_line(list(self.list_files(lists or place).values()), Path(place), image)
 
 
 DATA_SETS = (

@@ -34,10 +34,9 @@ def add_max_image_pixels(parser: argparse.ArgumentParser | argparse._ArgumentGro
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"it must be 1 or more, not {text}")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it must be a whole number, 1 or more, not {text!r}")
+    return int(text)
 
 
 def given_data_options(options: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torchvision.transforms.v2.functional import to_pil_image
 
 from data import CUSTOM, BrokenImageError, read_image
-from data.exclusion import folder_of
+from data.exclusion import below, folder_of
 from ride_bf.evaluation.data_report import (
     GROUP_FINDINGS,
     IMAGE_FINDINGS,
@@ -173,12 +173,12 @@ class _Names:
     """Names images for people: by the path below the data set's folder, or by the row."""
 
     def __init__(self, data_dir: str | None):
-        self.folder = f"{folder_of(data_dir)}/"
+        self.folder = folder_of(data_dir)
 
     def of(self, image: dict[str, Any]) -> str:
         if image["path"] is None:
             return f"row {image['row']} of {image['split']}"
-        return image["path"].removeprefix(self.folder)
+        return below(image["path"], self.folder)
 
 
 def _alt(image: dict[str, Any], name: _Names) -> str:

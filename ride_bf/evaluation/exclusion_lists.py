@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from data.exclusion import content_line
+from data.exclusion import below, content_line
 
 _SEAL = "# digest of what follows, which shows whether a list was edited: "
 
@@ -26,7 +26,7 @@ def image_line(image: dict, folder: str, digest: int) -> str | None:
     """
     if image["bytes"] is not None:
         return content_line(digest)
-    relative = image["path"].removeprefix(f"{folder.rstrip('/')}/")  # a path outside the folder stays absolute
+    relative = below(image["path"], folder)
     one_line = relative.strip() == relative and relative.splitlines() == [relative]
     return relative if one_line and not relative.startswith(("# ", "content ")) else None
 

@@ -109,11 +109,12 @@ def far_sizes(sizes: np.ndarray) -> list[tuple[int, str]]:
     width, height = sizes[whole].astype(float).T
     pixels, shape = np.log(width * height), np.log(width / height)
     median = float(np.exp(np.median(pixels)))
+    far_pixels, far_shape = _far(pixels, _FAR_PIXELS), _far(shape, _FAR_SHAPE)
     found = []
-    for place in np.flatnonzero(_far(pixels, _FAR_PIXELS) | _far(shape, _FAR_SHAPE)).tolist():
+    for place in np.flatnonzero(far_pixels | far_shape).tolist():
         size = f"{width[place]:.0f} x {height[place]:.0f} pixels"
         factor = float(np.exp(pixels[place])) / median
-        if _far(pixels, _FAR_PIXELS)[place]:
+        if far_pixels[place]:
             said = f"{factor:,.0f} times" if factor > 1 else f"1/{1 / factor:,.0f} of"
             found.append((int(whole[place]), f"{size}, {said} the median number of pixels"))
         else:

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ride_bf.recipes import TrainingRecipe
 
-_HEADS = ("classifiers.", "adapters.")
+_HEADS = ("classifiers.",)
 _BATCH_MODULE = "batchformer."
 
 
@@ -76,4 +76,8 @@ class Schedule:
         return self._scheduler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._scheduler.load_state_dict(state)
+        scheduler = self._scheduler
+        scheduler.load_state_dict(state)
+        # The recipe may have other epochs than the run that was saved, so the saved rates may not be those of now.
+        for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = base * self._factor(scheduler.last_epoch)

@@ -258,9 +258,8 @@ def make_loaders(
     splits, processor, run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
 ) -> dict[str, FinishedBatches]:
     """A prepared loader for each split. The training loader shuffles and augments."""
-    on_broken = OnBrokenImage(
-        run.on_broken_image, partial(find_entry, recipe.dataset, run.data_dir), Path(run.output_dir) / BROKEN_IMAGES
-    )
+    find = partial(find_entry, recipe.dataset, run.data_dir, lists=run.dataset_options.get("lists"))
+    on_broken = OnBrokenImage(run.on_broken_image, find, Path(run.output_dir) / BROKEN_IMAGES)
     loaders = {
         name: evaluation_batches(
             split, processor, run.eval_batch_size, run.num_workers, accelerator, on_broken, run.max_image_pixels
