@@ -1,9 +1,12 @@
 """Configuration of the RIDE + BatchFormer image classifier."""
 
-from typing import Literal
+import copy
+import json
+from functools import lru_cache
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 # Keywords that transformers itself passes to a configuration, though they are not fields of it.
 _HUGGING_FACE_KEYWORDS = {
@@ -19,15 +22,51 @@ _HUGGING_FACE_KEYWORDS = {
     "use_return_dict",
 }
 
+# What only the residual network reads, and what only a backbone reads.
+RESIDUAL_OPTIONS = (
+    *("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_shared_stages"),
+)
+BACKBONE_OPTIONS = ("backbone_config", "backbone_pooling", "num_expert_layers", "expert_adapter_size")
+
+# Model type of a backbone -> the features that the family's own classifier takes. DINOv3 has no classifier in
+# transformers; its vision transformers take what the authors' linear classifiers take.
+OWN_POOLING = {
+    "vit": "cls",
+    "deit": "cls",
+    "dinov2": "cls_mean",
+    "dinov2_with_registers": "cls_mean",
+    "dinov3_vit": "cls_mean",
+    "dinov3_convnext": "pooler",
+    "clip_vision_model": "mean",
+    "siglip_vision_model": "mean",
+    "siglip2_vision_model": "mean",
+    "convnext": "pooler",
+    "convnextv2": "pooler",
+    "swin": "pooler",
+    "swinv2": "pooler",
+    "resnet": "pooler",
+    "timm_wrapper": "pooler",
+}
+
 
 @strict
 class RideBfConfig(PreTrainedConfig):
-    r"""Describes a multi-expert residual network (RIDE) with an optional BatchFormer.
+    r"""Describes a multi-expert image classifier (RIDE) with an optional BatchFormer.
 
-    The defaults are the three-expert ResNet-50 of the ImageNet-LT recipe. Labels are set as in every
-    Hugging Face classifier, with `num_labels` or with `id2label` and `label2id`.
+    The network is a residual network, or any backbone of transformers with experts on top. The defaults are the
+    three-expert ResNet-50 of the ImageNet-LT recipe. Labels are set as in every Hugging Face classifier, with
+    `num_labels` or with `id2label` and `label2id`.
 
     Args:
+        backbone_config: the configuration of the backbone, as a `PreTrainedConfig` or a dict with its `model_type`.
+            None: the residual network that `stem_type` to `num_shared_stages` describe. With a backbone, these options
+            must keep their defaults, and `num_channels` is that of the backbone.
+        backbone_pooling: the features of the backbone: `"cls"`, the class token; `"mean"`, the mean over the patches or
+            over the map; `"cls_mean"`, both, one after the other; `"pooler"`, the backbone's `pooler_output`. `"auto"`:
+            what the family's own classifier takes.
+        num_expert_layers: how many of the last blocks each expert has for itself, together with what follows them. In
+            a hierarchical backbone it counts stages. 0: the experts share the whole backbone.
+        expert_adapter_size: inner width of the residual adapter that each expert has on its pooled features; 0: none.
         num_channels: channels of an input image.
         stem_type: `"imagenet"`: 7x7 convolution of stride 2 and a max-pool, projection shortcuts;
             `"cifar"`: one 3x3 convolution, parameter-free shortcuts. The weight initialisation follows it.
@@ -37,7 +76,7 @@ class RideBfConfig(PreTrainedConfig):
             times as wide.
         groups: groups of a bottleneck's 3x3 convolution (32 in ResNeXt).
         width_per_group: width of one group at a base width of 64 (4 in ResNeXt-50 32x4d, 64 in a ResNet).
-        num_experts: how many experts follow the shared trunk; 1 is a plain ResNet.
+        num_experts: how many experts follow the shared trunk; 1 is a plain network.
         num_shared_stages: how many stages all experts share; the stem is not counted.
         classifier: `"linear"`, or `"cosine"`: `cosine_scale` times the cosine between feature and class vector.
         cosine_scale: the factor of the cosine classifier.
@@ -59,6 +98,7 @@ class RideBfConfig(PreTrainedConfig):
     """
 
     model_type = "ride_bf"
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (transformers' own form)
     # transformers.Trainer leaves these out of its predictions, so that only `logits` remain
     keys_to_ignore_at_inference = [  # noqa: RUF012 (transformers' own form)
         "expert_logits",
@@ -69,6 +109,10 @@ class RideBfConfig(PreTrainedConfig):
         "hidden_states",
     ]
 
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_pooling: Literal["auto", "cls", "mean", "cls_mean", "pooler"] = "auto"
+    num_expert_layers: int = 0
+    expert_adapter_size: int = 0
     num_channels: int = 3
     stem_type: Literal["imagenet", "cifar"] = "imagenet"
     block_type: Literal["basic", "bottleneck"] = "bottleneck"
@@ -102,6 +146,9 @@ class RideBfConfig(PreTrainedConfig):
             )
         self.depths = list(self.depths)
         self.hidden_sizes = list(self.hidden_sizes)
+        if self.backbone_config is not None:
+            self.backbone_config = _backbone_config(self.backbone_config)
+            self.num_channels = getattr(self.backbone_config, "num_channels", self.num_channels)
         # save_pretrained records only the class of the saved object. With the whole map, a saved classifier can be
         # loaded as AutoModel too.
         kwargs.setdefault(
@@ -114,6 +161,15 @@ class RideBfConfig(PreTrainedConfig):
         )
         super().__post_init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The options as a dict, without those that the network does not read."""
+        unread = BACKBONE_OPTIONS if self.backbone_config is None else RESIDUAL_OPTIONS
+        options = {name: value for name, value in super().to_dict().items() if name not in unread}
+        if self.backbone_config is not None:
+            # as transformers does for its own: it may be a folder of the machine that trained
+            options["backbone_config"].pop("_name_or_path", None)
+        return options
+
     @property
     def expansion(self) -> int:
         """How many times wider a stage's output is than its base width."""
@@ -122,7 +178,19 @@ class RideBfConfig(PreTrainedConfig):
     @property
     def feature_size(self) -> int:
         """Size D of an expert's pooled features."""
+        if self.backbone_config is not None:
+            return _backbone_feature_size(self.backbone_config, self.pooling)
         return self.hidden_sizes[-1] * self.expansion
+
+    @property
+    def pooling(self) -> str:
+        """`backbone_pooling`, or for `"auto"` what the family's own classifier takes.
+
+        It stays `"auto"` for a family that is not in `OWN_POOLING`: `pooler_output` if there is one, else the mean.
+        """
+        if self.backbone_config is None or self.backbone_pooling != "auto":
+            return self.backbone_pooling
+        return OWN_POOLING.get(self.backbone_config.model_type, "auto")
 
     @property
     def num_batchformer_heads(self) -> int:
@@ -133,7 +201,9 @@ class RideBfConfig(PreTrainedConfig):
 
     def validate_network(self):
         """`@strict` calls this when the configuration is made and when it is saved."""
-        self._check_stages()
+        if self.backbone_config is None:
+            self._check_stages()
+        self._check_backbone()
         self._check_experts()
         self._check_batchformer()
         self._check_router()
@@ -167,14 +237,27 @@ class RideBfConfig(PreTrainedConfig):
                 "whose shortcuts can only add channels; use stem_type 'imagenet'"
             )
 
-    def _check_experts(self):
-        if self.num_experts < 1:
-            raise ValueError(f"num_experts must be 1 or more, not {self.num_experts}")
         if not 0 <= self.num_shared_stages < len(self.depths):
             raise ValueError(
                 f"num_shared_stages must be 0 to {len(self.depths) - 1}, so that each expert keeps a stage of "
                 f"its own, not {self.num_shared_stages}"
             )
+
+    def _check_backbone(self):
+        unread = BACKBONE_OPTIONS if self.backbone_config is None else RESIDUAL_OPTIONS
+        for name in unread:
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value != (list(default) if isinstance(default, tuple) else default):
+                does = "is read only with a backbone_config" if self.backbone_config is None else "describes the "
+                does += "" if self.backbone_config is None else "residual network, which backbone_config replaces"
+                raise ValueError(f"{name} {value!r} {does}; leave it at {default!r}")
+        for name in ("num_expert_layers", "expert_adapter_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+
+    def _check_experts(self):
+        if self.num_experts < 1:
+            raise ValueError(f"num_experts must be 1 or more, not {self.num_experts}")
         if self.cosine_scale <= 0:
             raise ValueError(f"cosine_scale must be positive, not {self.cosine_scale}")
         if self.num_labels < 1:
@@ -201,6 +284,11 @@ class RideBfConfig(PreTrainedConfig):
             return
         if self.num_experts < 2:
             raise ValueError("router=True needs num_experts of 2 or more: there is nothing to choose from")
+        if self.backbone_config is not None and self.num_expert_layers == 0:
+            raise ValueError(
+                "router=True needs num_expert_layers of 1 or more, not 0: experts that share the whole backbone cost "
+                "next to nothing, so leaving one out saves nothing"
+            )
         if not 1 <= self.router_top_k <= self.num_labels:
             raise ValueError(f"router_top_k must be 1 to num_labels = {self.num_labels}, not {self.router_top_k}")
         if not 0 <= self.router_threshold <= 1:
@@ -209,6 +297,62 @@ class RideBfConfig(PreTrainedConfig):
             raise ValueError(f"router_hidden_size must be 1 or more, not {self.router_hidden_size}")
 
 
+def _backbone_config(given: dict | PreTrainedConfig) -> PreTrainedConfig:
+    """A configuration of its own for the network, which sets the type of the weights and the attention in it."""
+    if isinstance(given, dict):
+        model_type = given.get("model_type")
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f"backbone_config has the model_type {model_type!r}, which this version of transformers does not know; "
+                "pass the configuration of one of its vision models, such as 'vit', 'dinov2' or 'convnext'"
+            )
+        config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(given))
+    else:
+        config = copy.deepcopy(given)
+    vision = getattr(config, "vision_config", None)
+    if isinstance(vision, PreTrainedConfig):
+        raise ValueError(
+            f"backbone_config is of a {config.model_type} model, which reads images and text; pass its vision tower: "
+            f"backbone_config=config.vision_config, a {vision.model_type}"
+        )
+    return config
+
+
+def _backbone_feature_size(config: PreTrainedConfig, pooling: str) -> int:
+    """Size D of the backbone's pooled features."""
+    if config.model_type not in OWN_POOLING or config.model_type == "timm_wrapper":
+        return _measured_feature_size(json.dumps(config.to_dict(), sort_keys=True, default=str), pooling)
+    if pooling == "pooler" and getattr(config, "pooler_output_size", None):
+        return config.pooler_output_size
+    sizes = getattr(config, "hidden_sizes", None)
+    width = config.hidden_size if sizes is None else sizes[-1]
+    return 2 * width if pooling == "cls_mean" else width
+
+
+@lru_cache
+def _measured_feature_size(backbone_config: str, pooling: str) -> int:
+    """The same, measured on meta tensors: not every configuration says how wide its features are."""
+    import torch
+    from transformers import AutoModel
+
+    config = _backbone_config(json.loads(backbone_config))
+    with torch.device("meta"), torch.no_grad():
+        model = AutoModel.from_config(config).eval()
+        timm_model = getattr(model, "timm_model", None)
+        size = getattr(config, "image_size", None) or 224
+        if timm_model is not None:
+            patches = getattr(timm_model, "patch_embed", None)
+            size = getattr(patches, "img_size", None) or timm_model.default_cfg["input_size"][-2:]
+        height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+        outputs = model(torch.empty(1, getattr(config, "num_channels", 3), height, width))
+    pooled = getattr(outputs, "pooler_output", None)
+    if pooling in ("pooler", "auto") and pooled is not None:
+        return pooled.flatten(1).shape[1]
+    states = outputs.last_hidden_state  # tokens (1, N, D) or a map (1, D, h, w)
+    width = states.shape[1 if states.ndim == 4 else 2]
+    return 2 * width if pooling == "cls_mean" else width
+
+
 RideBfConfig.register_for_auto_class()
 
-__all__ = ["RideBfConfig"]
+__all__ = ["BACKBONE_OPTIONS", "OWN_POOLING", "RESIDUAL_OPTIONS", "RideBfConfig"]

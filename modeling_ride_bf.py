@@ -23,8 +23,22 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 try:
+    from .backbone_ride_bf import (
+        RideBfAdapter,
+        batch_norm_names,
+        build_backbone,
+        check_gradient_checkpointing,
+        copy_backbone_weights,
+    )
     from .configuration_ride_bf import RideBfConfig
 except ImportError:
+    from backbone_ride_bf import (
+        RideBfAdapter,
+        batch_norm_names,
+        build_backbone,
+        check_gradient_checkpointing,
+        copy_backbone_weights,
+    )
     from configuration_ride_bf import RideBfConfig
 
 
@@ -44,7 +58,8 @@ class RideBfOutput(ModelOutput):
             where the router did not decide.
         num_experts_used (B,): how many experts ran, if there is a router.
         hidden_states: with `output_hidden_states`, the feature maps: (B, c, h, w) for the stem and each shared stage,
-            then (B, E, c, h, w) for each stage of the experts.
+            then (B, E, c, h, w) for each stage of the experts. With a backbone: the states that the trunk hands on, see
+            `RideBfBackboneTrunk`, then (B, E, ...) for each block that the experts have for themselves.
     """
 
     loss: Tensor | None = None
@@ -195,18 +210,26 @@ class RideBfStem(nn.Sequential):
 
 
 class RideBfTrunk(nn.Module):
-    """Stem and shared stages. Returns every intermediate map; the experts start from the last one."""
+    """Stem and shared stages. Returns every intermediate map; the experts start from the last one.
+
+    The second value it returns is what a backbone's experts take beside a map. There is nothing of the kind here.
+    """
 
     def __init__(self, config: RideBfConfig):
         super().__init__()
         self.stem = RideBfStem(config)
         self.stages = nn.ModuleList(RideBfStage(config, index) for index in range(config.num_shared_stages))
 
-    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """The type of the first layer's weights."""
+        return self.stem[0].convolution.weight.dtype
+
+    def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
         hidden_states = [self.stem(pixel_values)]
         for stage in self.stages:
             hidden_states.append(stage(hidden_states[-1]))
-        return hidden_states
+        return hidden_states, {}
 
 
 class RideBfExpert(nn.Module):
@@ -375,6 +398,11 @@ class RideBfPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    # Whether a backbone has them, it checks itself.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
     _no_split_modules = ["RideBfBlock"]  # noqa: RUF012 (transformers' own form)
     # Statistics of batch normalisation lose too much in half precision.
     _keep_in_fp32_modules_strict = ["bn"]  # noqa: RUF012
@@ -416,6 +444,39 @@ class RideBfPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RideBfGatedEncoderLayer):
             init.constant_(module.attention_gate, module.gate_init_value)
             init.constant_(module.feedforward_gate, module.gate_init_value)
+        elif isinstance(module, RideBfAdapter):
+            init.zeros_(module.up.weight)
+            init.zeros_(module.up.bias)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **options: Any) -> None:
+        """transformers calls this to switch it on or off."""
+        if self.config.backbone_config is None:
+            super()._set_gradient_checkpointing(enable, **options)
+            return
+        if enable:
+            check_gradient_checkpointing(self.base_model.trunk)
+        timm_models = [module.timm_model for module in self.modules() if hasattr(module, "timm_model")]
+        for timm_model in timm_models:  # they have a switch of their own
+            timm_model.set_grad_checkpointing(enable)
+        if not timm_models:
+            super()._set_gradient_checkpointing(enable, **options)
+
+    @classmethod
+    def from_backbone(cls, backbone: PreTrainedModel, config: RideBfConfig) -> "RideBfPreTrainedModel":
+        """Makes a network whose trunk and experts have the weights of a backbone. Everything else is new.
+
+        Args:
+            backbone: what `AutoModel.from_pretrained` gives. Every expert starts with its own copy of the last
+                `config.num_expert_layers` blocks.
+            config: has the configuration of this backbone as its `backbone_config`.
+
+        Raises ValueError if it is not the backbone that the configuration describes.
+        """
+        if config.backbone_config is None:
+            raise ValueError("the configuration describes a residual network; set backbone_config=backbone.config")
+        model = cls(config)
+        copy_backbone_weights(model.base_model.trunk, model.base_model.experts, backbone, config)
+        return model
 
     def _checked_pixel_values(self, pixel_values: Tensor | None) -> Tensor:
         """Returns the pixel values in the type that the network computes in."""
@@ -433,7 +494,7 @@ class RideBfPreTrainedModel(PreTrainedModel):
         if not pixel_values.is_floating_point():
             raise TypeError(f"{expected}; got {pixel_values.dtype}")
         # Not `self.dtype`, which looks through the parameters: a replica of nn.DataParallel has none.
-        dtype = self.base_model.trunk.stem[0].convolution.weight.dtype
+        dtype = self.base_model.trunk.input_dtype
         if pixel_values.dtype == dtype or torch.is_autocast_enabled(pixel_values.device.type):
             return pixel_values
         if pixel_values.dtype == torch.float32 and dtype in (torch.float16, torch.bfloat16):
@@ -463,8 +524,12 @@ class RideBfModel(RideBfPreTrainedModel):
 
     def __init__(self, config: RideBfConfig):
         super().__init__(config)
-        self.trunk = RideBfTrunk(config)
-        self.experts = nn.ModuleList(RideBfExpert(config) for _ in range(config.num_experts))
+        if config.backbone_config is None:
+            self.trunk = RideBfTrunk(config)
+            self.experts = nn.ModuleList(RideBfExpert(config) for _ in range(config.num_experts))
+        else:
+            self.trunk, self.experts = build_backbone(config)
+            self._keep_in_fp32_modules_strict = batch_norm_names(self)
         self.post_init()
 
     @can_return_tuple
@@ -478,8 +543,8 @@ class RideBfModel(RideBfPreTrainedModel):
         Returns `RideBfOutput` with `expert_features` and, if asked for, `hidden_states`. Raises `ValueError` or
         `TypeError` for pixel values of another shape or type.
         """
-        trunk_states = self.trunk(self._checked_pixel_values(pixel_values))
-        features, expert_states = zip(*(expert(trunk_states[-1]) for expert in self.experts), strict=True)
+        trunk_states, context = self.trunk(self._checked_pixel_values(pixel_values))
+        features, expert_states = zip(*(expert(trunk_states[-1], **context) for expert in self.experts), strict=True)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden_states = None
@@ -596,7 +661,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         batch_size, num_experts = pixel_values.shape[0], self.config.num_experts
-        trunk_states = self.ride_bf.trunk(pixel_values)
+        trunk_states, context = self.ride_bf.trunk(pixel_values)
         rows = torch.arange(batch_size, device=pixel_values.device)  # the images that still need an expert
         threshold = torch.logit(torch.tensor(float(self.config.router_threshold))).item()
         sum_logits = num_experts_used = None
@@ -608,7 +673,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
             return values.new_full((batch_size, *values.shape[1:]), torch.nan).index_copy(0, rows, values)
 
         for index, (expert, classifier) in enumerate(zip(self.ride_bf.experts, self.classifiers, strict=True)):
-            features, states = expert(trunk_states[-1][rows])
+            features, states = expert(trunk_states[-1][rows], **context)
             logits = classifier(features)
             if index == 0:
                 sum_logits = torch.zeros_like(logits)

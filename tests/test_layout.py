@@ -17,6 +17,7 @@ SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("data/sets/*.
 # of the recipes, whose options have their names.
 ORDER = (
     "configuration_ride_bf",
+    "backbone_ride_bf",
     "modeling_ride_bf",
     "data",
     "ride_bf.command_line",
@@ -31,6 +32,8 @@ ORDER = (
     "ride_bf.training",
     "ride_bf.benchmark",
 )
+# What travels to the Hub with every model, in one flat folder.
+TRAVELLING = ("configuration_ride_bf", "backbone_ride_bf", "modeling_ride_bf")
 # A metric for the evaluate library, which copies it to a place of its own.
 APART = ("ride_bf.shot_accuracy",)
 
@@ -57,7 +60,7 @@ def imports_of(path):
         if node in annotations:
             continue
         relative = isinstance(node, ast.ImportFrom) and node.level > 0
-        assert not relative or path.name == "modeling_ride_bf.py", f"{path}, line {node.lineno}: a relative import"
+        assert not relative or path.stem in TRAVELLING, f"{path}, line {node.lineno}: a relative import"
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -92,24 +95,31 @@ def test_the_training_command_is_read_in_one_sitting():
     assert len((ROOT / "train_accelerate.py").read_text().splitlines()) <= 300
 
 
-@pytest.mark.parametrize("name", ["configuration_ride_bf", "modeling_ride_bf"])
+@pytest.mark.parametrize("name", TRAVELLING)
 def test_what_travels_to_the_hub_needs_only_torch_and_transformers(name):
     packages = {module.split(".")[0] for module in imports_of(ROOT / f"{name}.py")}
-    allowed = {"torch", "transformers", "huggingface_hub", "configuration_ride_bf"} | sys.stdlib_module_names
+    allowed = {"torch", "transformers", "huggingface_hub", *TRAVELLING} | sys.stdlib_module_names
     assert packages <= allowed
 
 
-def test_the_configuration_import_is_the_form_that_travels():
-    source = (ROOT / "modeling_ride_bf.py").read_text()
-    assert (
-        "try:\n    from .configuration_ride_bf import RideBfConfig\n"
-        "except ImportError:\n    from configuration_ride_bf import RideBfConfig\n"
-    ) in source
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_the_files_that_travel_import_each_other_in_the_form_that_travels(name):
+    """Relative in a folder of remote code, else absolute."""
+    tree = ast.parse((ROOT / f"{name}.py").read_text())
+    own = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module in TRAVELLING]
+    tries = [node for node in tree.body if isinstance(node, ast.Try)]
+    assert len(tries) == (1 if own else 0)
+    for node in tries:
+        relative, absolute = (list(map(ast.unparse, part)) for part in (node.body, node.handlers[0].body))
+        assert [line.replace("from .", "from ") for line in relative] == absolute != relative
+        assert ast.unparse(node.handlers[0].type) == "ImportError"
+        assert len(own) == len(relative) + len(absolute)
 
 
 def test_the_fixed_top_level():
     for name in (
         "configuration_ride_bf.py",
+        "backbone_ride_bf.py",
         "modeling_ride_bf.py",
         "train_accelerate.py",
         "data",

@@ -71,6 +71,7 @@ def saved(tmp_path_factory):
 def test_what_is_saved(saved):
     folder, *_ = saved
     assert {path.name for path in folder.iterdir()} == {
+        "backbone_ride_bf.py",
         "config.json",
         "configuration_ride_bf.py",
         "model.safetensors",

@@ -29,12 +29,12 @@ def profile(config: RideBfConfig, image_size: int, window: int) -> dict[str, dic
         feature = torch.empty(1, config.feature_size)
         features = torch.empty(window, config.num_experts, config.feature_size)
         logits = torch.empty(1, config.num_labels)
-        trunk_output = model.ride_bf.trunk(image)[-1]
+        states, context = model.ride_bf.trunk(image)
     calls: dict[str, tuple[nn.Module, Callable[[], object]]] = {
         "trunk": (model.ride_bf.trunk, lambda: model.ride_bf.trunk(image))
     }
     for number, (expert, classifier) in enumerate(zip(model.ride_bf.experts, model.classifiers, strict=True), start=1):
-        calls[f"expert {number}"] = (expert, lambda expert=expert: expert(trunk_output))
+        calls[f"expert {number}"] = (expert, lambda expert=expert: expert(states[-1], **context))
         calls[f"classifier {number}"] = (classifier, lambda classifier=classifier: classifier(feature))
     if model.router is not None:
         decisions = range(config.num_experts - 1)
