@@ -438,6 +438,8 @@ class RideBfBackboneTrunk(nn.Module):
         return next(layers).weight.dtype
 
     def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+        if self.whole and pixel_values.ndim == 2:  # the pooled features of images, computed before
+            return [pixel_values], {}
         inputs = self._inputs(pixel_values)
         backbone, family = self.backbone, self.family
         if self.whole:
@@ -509,6 +511,18 @@ class RideBfAdapter(nn.Module):
         return features + self.up(F.gelu(self.down(self.norm(features))))
 
 
+class RideBfStandardise(nn.Module):
+    """Standardises features (B, D) by the statistics of the training images, which are not learned."""
+
+    def __init__(self, feature_size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(feature_size))
+        self.register_buffer("std", torch.ones(feature_size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+
 class RideBfBackboneExpert(nn.Module):
     """One expert: its own blocks and what follows them, if it has any, and its adapter.
 
@@ -520,6 +534,7 @@ class RideBfBackboneExpert(nn.Module):
         self.tail = tail
         self.pooling = config.pooling
         self.family = None if tail is None else _name_and_family(tail)[1]
+        self.standardise = RideBfStandardise(config.feature_size) if config.standardise_features else nn.Identity()
         size = config.expert_adapter_size
         self.adapter = RideBfAdapter(config.feature_size, size) if size else None
 
@@ -533,6 +548,7 @@ class RideBfBackboneExpert(nn.Module):
             states = family.finish(tail, hidden)
             pooler_output = family.pooler(tail, states) if self.pooling == "pooler" else None
             features = _pool(states, pooler_output, self.pooling, family.prefix_tokens(tail))
+        features = self.standardise(features)
         return (features if self.adapter is None else self.adapter(features)), hidden_states
 
 
@@ -595,6 +611,7 @@ __all__ = [
     "RideBfAdapter",
     "RideBfBackboneExpert",
     "RideBfBackboneTrunk",
+    "RideBfStandardise",
     "batch_norm_names",
     "build_backbone",
     "check_gradient_checkpointing",

@@ -13,7 +13,7 @@ from data.sets import DATA_SETS
 from ride_bf.command_line.options import Need, check_values, not_with, only_with, option, shown
 from ride_bf.methods.losses import loss_names, losses_that_read, options_read
 from ride_bf.methods.samplers import INSTANCE, SAMPLERS
-from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS, RESIDUAL_OPTIONS, NetworkOptions
 
 if TYPE_CHECKING:
     from configuration_ride_bf import RideBfConfig
@@ -94,6 +94,29 @@ class TrainingRecipe:
     network: dict[str, Any] = field()
     """Options of `RideBfConfig`."""
 
+    backbone: str | None = option(
+        "Hub id or folder of a pre-trained vision model to start from, instead of a residual network. It may be one of "
+        "transformers, or timm/... with the timm package",
+        None,
+        group="backbone",
+        metavar="PLACE",
+    )
+    classifier_init: Literal["random", "class_means", "text"] = option(
+        "how the class vectors start. class_means: the mean features of a class's training images; text: the features "
+        "of its name, with a CLIP backbone",
+        "random",
+        group="backbone",
+        needs=(only_with("classifier", "cosine"),),
+    )
+    feature_views: int | None = option(
+        "number of augmented views of each image to compute the features of a frozen backbone for, once; training then "
+        "draws from them. Without augmentation there is one; with augmentation, none: compute features in every epoch",
+        None,
+        group="backbone",
+        must_be="1 or more",
+        needs=(only_with("train_only", "heads"),),
+    )
+
     image_size: int = _image(
         "side of a training crop, and of the centre crop in evaluation, in pixels", 224, must_be="1 or more"
     )
@@ -172,9 +195,10 @@ class TrainingRecipe:
         ),
     )
     warmup_epochs: int = _optimisation("epochs of linear warm-up; 0: no warm-up", 5, must_be="0 or more")
-    train_only: Literal["all", "classifiers", "class_scales", "router"] = _optimisation(
-        "what to train. classifiers: new classifiers (cRT); class_scales: the lengths of the class vectors (LWS); "
-        "router: the router. Everything except all needs --init_from",
+    train_only: Literal["all", "heads", "classifiers", "class_scales", "router"] = _optimisation(
+        "what to train. heads: all but the backbone, which stays as it is; classifiers: new classifiers (cRT); "
+        "class_scales: the lengths of the class vectors (LWS); router: the router. heads needs --backbone or "
+        "--init_from, the others --init_from",
         "all",
     )
 
@@ -268,6 +292,9 @@ class TrainingRecipe:
     )
 
     def __post_init__(self):
+        if self.backbone is not None:  # it replaces the residual network that a recipe may describe
+            network = {name: value for name, value in self.network.items() if name not in RESIDUAL_OPTIONS}
+            object.__setattr__(self, "network", network)
         unknown = sorted(set(self.network) - set(NETWORK_DEFAULTS))
         if unknown:
             raise ValueError(f"a network has no options {unknown}; it has {', '.join(NETWORK_DEFAULTS)}")
@@ -305,7 +332,7 @@ class TrainingRecipe:
                 "a router cannot learn from mixed images which images need a later expert: set --mixup_alpha 0 "
                 "and --cutmix_alpha 0"
             )
-        if self.train_only != "all" and self.network.get("batchformer", "none") != "none":
+        if self.train_only not in ("all", "heads") and self.network.get("batchformer", "none") != "none":
             raise ValueError(
                 f"train_only {self.train_only!r} trains on the features of evaluation: set --batchformer none"
             )
@@ -344,13 +371,21 @@ class TrainingRecipe:
         return {"margin_scale": self.margin_scale, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
     def config(self, **labels) -> "RideBfConfig":
-        """The configuration of the network. Pass `num_labels`, or `id2label` and `label2id`."""
+        """The configuration of the network. Pass `num_labels`, or `id2label` and `label2id`.
+
+        With a `backbone`, pass its configuration as `backbone_config` too.
+        """
         from configuration_ride_bf import RideBfConfig  # imports transformers
 
         return RideBfConfig(**self.network, **labels)
 
     def check_network(self) -> None:
-        """Raises ValueError for a network that cannot be built with any number of classes."""
+        """Raises ValueError for a network that cannot be built with any number of classes.
+
+        A network with a backbone is checked when its backbone is loaded.
+        """
+        if self.backbone is not None:
+            return
         from huggingface_hub.errors import StrictDataclassError
 
         try:

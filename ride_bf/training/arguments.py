@@ -39,6 +39,7 @@ _HEADINGS = {
     "sampling": None,
     "images": None,
     "distillation": None,
+    "backbone": "A pre-trained network in place of the residual one.",
     "network": None,
     "BatchFormer": None,
     "router": "Expert assignment: which images need a later expert.",
@@ -153,7 +154,15 @@ class RunArguments:
 
 def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
     """Raises ValueError if the recipe needs `--init_from` or `--teacher` and the run does not give it."""
-    if recipe.train_only != "all" and run.init_from is None:
+    if recipe.classifier_init != "random" and run.init_from is not None:
+        raise ValueError(
+            f"--classifier_init {recipe.classifier_init} would replace the class vectors of --init_from; give one"
+        )
+    if recipe.train_only == "heads" and recipe.backbone is None and run.init_from is None:
+        raise ValueError(
+            "train_only heads needs a trained backbone: name it with --backbone, or a model with --init_from"
+        )
+    if recipe.train_only not in ("all", "heads") and run.init_from is None:
         raise ValueError(f"train_only {recipe.train_only!r} needs a trained model: name it with --init_from")
     if recipe.needs_teacher and run.teacher is None:
         raise ValueError(f"{recipe.name} needs a teacher: name the teacher with --teacher")

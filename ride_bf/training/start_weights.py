@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from configuration_ride_bf import BACKBONE_OPTIONS, RESIDUAL_OPTIONS
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.models import class_names, load_model
@@ -54,13 +55,15 @@ def initialise_from(
     are missing, damaged or of another kind of model.
     """
     start = load_model(place)
-    options = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_experts")
-    options += ("num_shared_stages", "classifier")
+    options = (*RESIDUAL_OPTIONS, *BACKBONE_OPTIONS[1:], "num_experts", "classifier")
     differing = [
         f"{name} {getattr(start.config, name)} there, {getattr(model.config, name)} here"
         for name in options
         if getattr(start.config, name) != getattr(model.config, name)
     ]
+    kinds = [getattr(own.config.backbone_config, "model_type", "no") for own in (start, model)]
+    if kinds[0] != kinds[1]:
+        differing.append(f"{kinds[0]} backbone there, {kinds[1]} backbone here")
     if differing:
         raise ValueError(f"{place} is another network: {'; '.join(differing)}. Pass the options it was trained with")
     saved, own = start.state_dict(), model.state_dict()
