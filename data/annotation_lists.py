@@ -176,21 +176,28 @@ def load_own_lists(data_dir: Path, lists: dict[str, Path]) -> DatasetDict:
     def read() -> NamedRows:
         rows = {split: read_annotation_list(path, data_dir) for split, path in lists.items()}
         names = read_class_names(names_file) if names_file.is_file() else None
-        num_classes = int(rows["train"].labels.max()) + 1 if names is None else len(names)
-        check_labels(rows, num_classes)
-        return NamedRows(rows, class_names(rows["train"], num_classes) if names is None else names)
+        labelled = int(rows["train"].labels.max()) + 1
+        if names is not None and len(names) != labelled:
+            raise ValueError(
+                f"{names_file} has {len(names)} names, but the labels of {rows['train'].source} are 0 to "
+                f"{labelled - 1}; give each label a name, one a line"
+            )
+        check_labels(rows, labelled)
+        return NamedRows(rows, class_names(rows["train"], labelled) if names is None else names)
 
     return load_rows("custom", data_dir, [*lists.values(), *([names_file] if names_file.is_file() else [])], read)
 
 
 def read_class_names(path: Path) -> list[str]:
     """Reads the names of classes, one a line in the order of the labels. Raises ValueError for empty or equal names."""
-    names = [line.strip() for line in read_text(path).rstrip().split("\n")]
-    for number, name in enumerate(names, start=1):
-        if not name or name in names[: number - 1]:
-            what = f"the name {name!r} of line {names.index(name) + 1}, again" if name else "an empty line"
+    lines: dict[str, int] = {}
+    for number, name in enumerate(read_text(path).rstrip().split("\n"), start=1):
+        name = name.strip()
+        if not name or name in lines:
+            what = f"the name {name!r} of line {lines[name]}, again" if name else "an empty line"
             raise ValueError(f"{path}, line {number} has {what}; each class needs a name of its own")
-    return names
+        lines[name] = number
+    return list(lines)
 
 
 def find_line(lists: Sequence[Path], data_dir: Path, image: str | Path) -> str | None:

@@ -1,5 +1,6 @@
 """Your own images: annotation lists, folders of images, a table, or a data set on the Hub."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,8 @@ from data.annotation_lists import load_own_lists
 from data.hub_ids import hub_id_of, is_hub_id
 from data.hub_loading import is_gated, load_from_hub, why_not
 from data.notices import notify, some
-from data.split_names import EXPECTED, split_files
+from data.rows import check_utf8
+from data.split_names import EXPECTED, is_shard, split_files, split_tables
 from data.tables import Columns
 
 # What `datasets` raises if the Hub does not have an id; RuntimeError if the data set needs code of its own
@@ -33,6 +35,7 @@ def load_custom(
     not `data_dir`, which has the images then. Raises ValueError for an option that would do nothing.
     """
     place = Path(data_dir)
+    check_utf8(str(place.resolve()), "the path")
     named = {"image_column": image_column, "label_column": label_column, "group_by": group_column}
     named = {option: column for option, column in named.items() if column is not None}
     if allow_empty_classes:
@@ -48,24 +51,73 @@ def load_custom(
             known = ", ".join(tables.SUFFIXES)
             raise ValueError(f"{place} is not a table of a known format ({known}); {EXPECTED}")
         _refuse(named, place, "allow_empty_classes", "no class folders")
-        return tables.load_tables(place.parent, {"train": place}, columns, skip_empty_rows)
+        if is_shard(place):
+            raise ValueError(f"{place} is one of several files of a table; name their folder, {place.parent}")
+        return tables.load_tables(place.parent, {"train": [place]}, columns, skip_empty_rows)
     if not place.exists():
         if is_hub_id(data_dir):
             _refuse(named, data_dir, "allow_empty_classes", "no class folders")
             return _load_from_hub(str(data_dir), columns, skip_empty_rows)
         raise FileNotFoundError(f"{place} does not exist; {EXPECTED}")
-    kinds = {suffix: split_files(place, suffix) for suffix in (".txt", *tables.SUFFIXES)}
-    chosen = next((suffix for suffix, files in kinds.items() if "train" in files), None)
-    if chosen is None:
+    text = split_files(place, ".txt")
+    found = _find_tables(place)
+    if "train" in text:
+        _tell_unread(place, text["train"], [*found.all_files(), *found.others])
+        return _load_lists(place, place, named)
+    if not found.files:
+        found = _find_tables_below(place) or found
+    if not found.files:
         _refuse(named, place, "image_column label_column group_by", "no columns")
         return folders.load_folders(place, allow_empty_classes)
-    files = kinds.pop(chosen)
-    if unread := [path.name for others in kinds.values() for path in others.values()]:
-        notify(f"{place}: {files['train'].name} is read, so these are not: {some(unread)}")
-    _refuse(named, files["train"], "allow_empty_classes", "no class folders")
-    if chosen == ".txt":
-        return _load_lists(place, place, named)
-    return tables.load_tables(place, files, columns, skip_empty_rows)
+    first = found.files["train"][0]
+    _tell_unread(place, first, [*text.values(), *found.others])
+    _refuse(named, first, "allow_empty_classes", "no class folders")
+    return tables.load_tables(found.folder, found.files, columns, skip_empty_rows)
+
+
+@dataclass
+class _Tables:
+    """The tables in a folder: `files` of each split, empty if there are none to train on, and `others`."""
+
+    folder: Path
+    files: dict[str, list[Path]] = field(default_factory=dict)
+    others: list[Path] = field(default_factory=list)
+
+    def all_files(self) -> list[Path]:
+        return [path for files in self.files.values() for path in files]
+
+
+def _find_tables(folder: Path) -> _Tables:
+    found = _Tables(folder)
+    for suffix in tables.SUFFIXES:
+        files, rest = split_tables(folder, suffix)
+        if "train" in files and not found.files:
+            found.files = files
+        else:
+            rest += [path for of_split in files.values() for path in of_split]
+        found.others += rest
+    return found
+
+
+def _find_tables_below(place: Path) -> _Tables | None:
+    """Finds tables in a folder of `place`, as in a cloned repository of the Hub. None if images are beside them."""
+    below = [
+        found
+        for folder in sorted(place.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".") and (found := _find_tables(folder)).files
+    ]
+    if not below or folders.count_images(place):
+        return None
+    if len(below) > 1:
+        names = some([f"{found.folder.name}/" for found in below])
+        raise ValueError(f"{place} has tables in {names}; name one of these folders: --data_dir {below[0].folder}")
+    notify(f"{place}: the tables in {below[0].folder.name}/ are read")
+    return below[0]
+
+
+def _tell_unread(place: Path, read: Path, others: list[Path]) -> None:
+    if others:
+        notify(f"{place}: {read.name} is read, so these are not: {some([path.name for path in others])}")
 
 
 def _load_lists(place: Path, folder: Path, named: dict[str, str]) -> DatasetDict:

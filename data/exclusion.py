@@ -9,13 +9,14 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
 from data.groups import content_digest
 from data.hub_ids import hub_id_of
 from data.notices import notify, some
-from data.rows import read_text
+from data.rows import read_text, with_slashes
 from data.splits import arrow_column, class_labels, undecoded
 
 _CONTENT = re.compile(r"content ([0-9a-f]{16})")
@@ -26,6 +27,15 @@ def content_line(digest: int) -> str:
     return f"content {digest:016x}"
 
 
+def folder_of(place: str | Path | None) -> str:
+    """The folder to which paths are relative: the data set's, or that of its table.
+
+    It is "" without a place, and for images on the Hub, whose paths are as the data set there has them.
+    """
+    nowhere = place is None or hub_id_of(place) is not None
+    return "" if nowhere else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
+
+
 def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> DatasetDict:
     """Returns the splits without the images that `file` lists, with a notice of their number.
 
@@ -33,13 +43,18 @@ def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> Data
     of the images there. Raises ValueError for lines that
     name no image, and for a class that loses its last training image. Raises OSError if the file cannot be read.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is no file; --exclude names a file with a line for each image to leave out")
     lines = dict.fromkeys(
         line.strip() for line in read_text(file).splitlines() if line.strip() and not line.startswith("# ")
     )
+    if not lines:
+        raise ValueError(f"{file} lists no image, so --exclude would do nothing; leave it out")
     contents = {int(match.group(1), 16): line for line in lines if (match := _CONTENT.fullmatch(line))}
-    nowhere = place is None or hub_id_of(place) is not None  # paths are as the Hub's data set has them
-    folder = "" if nowhere else os.path.realpath(Path(place).parent if Path(place).is_file() else place)
-    paths = {os.path.join(folder, line): line for line in lines if not _CONTENT.fullmatch(line)}
+    folder = folder_of(place)
+    named = [line for line in lines if not _CONTENT.fullmatch(line)]
+    written = with_slashes(pa.array(named, pa.string()), Path(folder)).to_pylist()
+    paths = {os.path.join(folder, path): line for path, line in zip(written, named, strict=True)}
     kept, used, removed = {}, set(), 0
     for split, rows in splits.items():
         listed = _lines_of(rows, paths, contents)  # (N,)

@@ -12,11 +12,33 @@ from datasets import DatasetDict
 
 from data.formats import image_suffixes
 from data.notices import notify, some
-from data.rows import NamedRows, Rows, check_labels, class_codes, load_rows
+from data.rows import NamedRows, Rows, check_labels, check_utf8, class_codes, load_rows
 from data.split_names import EXPECTED, folders_of_splits
 
 # Files that say that a folder was written by a command, as an --output_dir
 _WRITTEN = {"check_data.json", "run.json", "results.json", "checkpoint.json", "config.json"}
+
+
+@dataclass
+class _Links:
+    """Links to folders outside the data set, which are followed, of all splits.
+
+    Attributes:
+        to: real path of a folder -> the link to it.
+        around: real path of every folder around these -> one of the links.
+    """
+
+    to: dict[str, str] = field(default_factory=dict)
+    around: dict[str, str] = field(default_factory=dict)
+
+    def overlapping(self, real: str) -> str | None:
+        """Returns a link to images that are in or below the folder `real`, or to a folder that it is in."""
+        return next((self.to[folder] for folder in (real, *_parents(real)) if folder in self.to), self.around.get(real))
+
+    def add(self, real: str, link: str) -> None:
+        self.to[real] = link
+        for folder in _parents(real):
+            self.around.setdefault(folder, link)
 
 
 @dataclass
@@ -29,7 +51,7 @@ class _Found:
         skipped: suffix of a file that is no image -> number of such files, with an example.
         hidden: hidden files and folders, whose names start with a dot.
         beside: images that lie beside the folders of the classes and so have no class.
-        linked_folders: real path of a folder outside the data set -> the link to it, which is followed.
+        links: links to folders that are followed.
         linked_files: images that are links to files.
     """
 
@@ -39,8 +61,17 @@ class _Found:
     example: dict[str, str] = field(default_factory=dict)
     hidden: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)
-    linked_folders: dict[str, str] = field(default_factory=dict)
+    links: _Links = field(default_factory=_Links)
     linked_files: list[str] = field(default_factory=list)
+
+    def hide(self, entry: os.DirEntry, name: str) -> None:
+        if _is_image(entry.name) or (entry.is_dir() and count_images(entry.path)):
+            self.hidden.append(name)
+
+    def skip(self, name: str) -> None:
+        suffix = os.path.splitext(name)[1].lower() or "without suffix"
+        self.skipped[suffix] += 1
+        self.example.setdefault(suffix, name)
 
 
 def load_folders(place: Path, allow_empty_classes: bool = False) -> DatasetDict:
@@ -54,7 +85,8 @@ def load_folders(place: Path, allow_empty_classes: bool = False) -> DatasetDict:
     if splits:
         _refuse_folders_beside(place, splits)
     tops = {split: f"{name}/" for split, name in splits.items()} or {"train": ""}
-    found = {split: _scan(place, top) for split, top in tops.items()}
+    links = _Links()
+    found = {split: _scan(place, top, links) for split, top in tops.items()}
     names = sorted({path[len(tops["train"]) :].split("/")[0] for path in found["train"].images})
     _check_and_tell(place, tops, found, names, allow_empty_classes)
 
@@ -80,7 +112,7 @@ def _refuse_folders_beside(place: Path, splits: dict[str, str]) -> None:
     for entry in _entries(place):
         if entry.name in splits.values() or _is_hidden(entry) or not entry.is_dir():
             continue
-        if images := _count_images(entry.path):
+        if images := count_images(entry.path):
             beside.append(f"{entry.name}/ ({images:,} images)")
     if beside:
         known = ", ".join(f"{name}/" for name in splits.values())
@@ -92,8 +124,8 @@ def _refuse_folders_beside(place: Path, splits: dict[str, str]) -> None:
         raise ValueError(f"{place} has {', '.join(sorted(splits.values()))} but no folder train; {EXPECTED}")
 
 
-def _count_images(folder: str) -> int:
-    """Counts the images in and below a folder, without those that our commands wrote: pictures of runs and reports."""
+def count_images(folder: str | Path) -> int:
+    """Returns the images in and below a folder, without those that our commands wrote: pictures of runs and reports."""
     found = 0
     for _, below, files in os.walk(folder):
         if _WRITTEN.isdisjoint(files):
@@ -107,19 +139,37 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
-def _scan(place: Path, top: str) -> _Found:
-    """Finds the images below `place/top`CLASS/, at any depth."""
-    found = _Found()
+def _scan(place: Path, top: str, links: _Links) -> _Found:
+    """Finds the images below `place/top`CLASS/, at any depth. `links` are those of all splits."""
+    found = _Found(links=links)
     root = os.path.realpath(place)
+    if top and (place / top).is_symlink():
+        _check_link(top.rstrip("/"), os.path.realpath(place / top), root, (root,), found)
     for entry in _entries(place / top if top else place):
         name = f"{top}{entry.name}"
         if _is_hidden(entry):
-            found.hidden.append(name)
+            found.hide(entry, name)
         elif _is_folder(entry):
-            found.classes.append(_utf8(entry.name, place))
+            check_utf8(f"{place}/{name}", "the folder")
+            found.classes.append(entry.name)
             _scan_class(entry, name, root, (os.path.realpath(place / top),), found)
         elif _is_image(entry.name):
             found.beside.append(name)
+        else:
+            found.skip(name)
+    return found
+
+
+def _files_in(place: Path) -> _Found:
+    """Finds the files that are in a folder itself, none of which is read."""
+    found = _Found()
+    for entry in _entries(place):
+        if _is_hidden(entry):
+            found.hide(entry, entry.name)
+        elif _is_image(entry.name):
+            found.beside.append(entry.name)
+        elif not entry.is_dir():
+            found.skip(entry.name)
     return found
 
 
@@ -133,36 +183,44 @@ def _scan_class(folder: os.DirEntry, relative: str, root: str, above: tuple[str,
     for entry in _entries(folder.path):
         name = f"{relative}/{entry.name}"
         if _is_hidden(entry):
-            if entry.is_dir() or _is_image(entry.name):
-                found.hidden.append(name)
+            found.hide(entry, name)
         elif _is_folder(entry):
             inner.append((entry, name))
         elif _is_image(entry.name) and entry.is_file():
-            found.images.append(_utf8(name, Path(root)))
+            check_utf8(f"{root}/{name}", "the file")
+            found.images.append(name)
             if entry.is_symlink():
                 found.linked_files.append(name)
         else:
-            suffix = os.path.splitext(entry.name)[1].lower() or "without suffix"
-            found.skipped[suffix] += 1
-            found.example.setdefault(suffix, name)
+            found.skip(name)
     for entry, name in inner:
         _scan_class(entry, name, root, (*above, real), found)
 
 
 def _check_link(relative: str, real: str, root: str, above: tuple[str, ...], found: _Found) -> None:
     """Raises ValueError for a link to a folder that is read already: its images would be there twice."""
-    if real == root or real.startswith(root + os.sep):
-        what = "which is part of the data set"
-    elif real in above or root.startswith(real + os.sep):
+    again = found.links.overlapping(real)
+    if any(_is_in(folder, real) for folder in (root, *above)):
         what = "in which it lies itself"
-    elif real in found.linked_folders:
-        what = f"as {found.linked_folders[real]} is"
+    elif _is_in(real, root):
+        what = "which is part of the data set"
+    elif again is not None:
+        what = f"which has images of the link {again} too"
     else:
-        found.linked_folders[real] = relative
+        found.links.add(real, relative)
         return
     raise ValueError(
         f"{root}/{relative} is a link to the folder {real}, {what}: its images would be there twice. Remove the link"
     )
+
+
+def _is_in(path: str, folder: str) -> bool:
+    """Whether a real path is a folder or is below it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _parents(path: str) -> list[str]:
+    return [str(parent) for parent in Path(path).parents]
 
 
 def _is_hidden(entry: os.DirEntry) -> bool:
@@ -186,22 +244,13 @@ def _entries(folder: str | Path) -> list[os.DirEntry]:
         raise PermissionError(f"{folder} cannot be read ({error.strerror}); remedy: chmod -R u+rX {folder}") from error
 
 
-def _utf8(name: str, place: Path) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        shown = name.encode(errors="surrogateescape").decode("latin1")
-        raise ValueError(
-            f"the file name {ascii(shown)[1:-1]} in {place} is not in UTF-8. Rename the files, for example by: "
-            f"convmv -r -f latin1 -t utf8 --notest {place}"
-        ) from error
-    return name
-
-
 def _check_and_tell(
     place: Path, tops: dict[str, str], found: dict[str, _Found], names: list[str], allow_empty: bool
 ) -> None:
     """Raises ValueError for classes without training images. Issues a notice for everything that is not read."""
+    found = dict(found)
+    if all(tops.values()):
+        found["beside the splits"] = _files_in(place)
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for of_split in found.values():
@@ -211,7 +260,7 @@ def _check_and_tell(
     if not names:
         hint = f", only files of other kinds: {others}" if skipped else ""
         raise ValueError(f"{place} has no folders of images{hint}; {EXPECTED}")
-    empty = {split: _empty_classes(of_split, tops[split]) for split, of_split in found.items()}
+    empty = {split: _empty_classes(found[split], top) for split, top in tops.items()}
     if empty["train"] and not allow_empty:
         hint = f" These files are no images of a known format: {others}." if skipped else ""
         raise ValueError(
@@ -225,7 +274,7 @@ def _check_and_tell(
         ("hidden images and folders are skipped", list(chain(*(of.hidden for of in found.values())))),
         (
             "links to folders elsewhere are followed",
-            [f"{link} -> {real}" for of in found.values() for real, link in of.linked_folders.items()],
+            [f"{link} -> {real}" for real, link in found["train"].links.to.items()],
         ),
         ("images that are links are read", list(chain(*(of.linked_files for of in found.values())))),
     ):

@@ -1,9 +1,11 @@
 """Groups of images that belong in the same split: equal images, images that look alike, and images of one subject."""
 
 import hashlib
+import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
@@ -25,6 +28,7 @@ HASH_BITS = 64
 NEAR = 4  # bits in which the hashes of images that look alike may differ
 _TAIL = 4096  # bytes at the end of a file; of photographs they differ, though the sizes are equal
 _THREADS = 8
+_CHUNK = 32  # images that a process gets at once
 _PROGRESS_FROM = 20_000  # images; less take a few seconds
 
 
@@ -105,7 +109,7 @@ def equal_images(splits: Sequence[Dataset]) -> np.ndarray:
             groups = _refine(groups, read, f"comparing the {what} of images of equal size")
         return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
-    if (lengths < 0).all() or not in_file.size:
+    if len(in_file) < count:  # nothing but the content shows whether a stored image has changed
         return compute()
     return _cached("equal", [paths, lengths, changed], compute)
 
@@ -134,25 +138,20 @@ def perceptual_hashes(split: Dataset) -> np.ndarray:
     has the hash 0.
     """
     try:
-        import imagehash
+        import imagehash  # noqa: F401 (the processes use it)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "--group_by perceptual needs the package ImageHash; install it: pip install imagehash"
         ) from error
-    from PIL import Image
-
     images = _images(split)
 
-    def phash(index: int) -> int:
-        try:
-            pixels = read_image(images[index].as_py())
-        except BrokenImageError:
-            return 0
-        bits = imagehash.phash(Image.fromarray(pixels.permute(1, 2, 0).numpy())).hash
-        return int(np.packbits(bits).view(">u8")[0])
-
     def compute() -> np.ndarray:
-        return np.array(_in_threads(phash, list(range(len(images))), "comparing images by their looks"), np.uint64)
+        # Processes, not threads: `read_image` silences warnings, and that is for the whole program.
+        with ProcessPoolExecutor(mp_context=_forking(), initializer=_hash_these, initargs=(images,)) as pool:
+            hashes = pool.map(_phash, range(len(images)), chunksize=_CHUNK)
+            quiet = len(images) < _PROGRESS_FROM // 10
+            bar = tqdm(hashes, "comparing images by their looks", total=len(images), unit="image", disable=quiet)
+            return np.fromiter(bar, np.uint64, len(images))
 
     paths = pc.struct_field(images, "path").to_pylist()
     if not all(paths):
@@ -161,11 +160,38 @@ def perceptual_hashes(split: Dataset) -> np.ndarray:
     return _cached("phash", [paths, facts], compute)
 
 
+# Set in each process, which gets only numbers.
+_hashed: pa.ChunkedArray | None = None
+
+
+def _hash_these(images: pa.ChunkedArray) -> None:
+    global _hashed
+    torch.set_num_threads(1)
+    _hashed = images
+
+
+def _phash(index: int) -> int:
+    import imagehash
+    from PIL import Image
+
+    try:
+        pixels = read_image(_hashed[index].as_py())
+    except BrokenImageError:
+        return 0
+    bits = imagehash.phash(Image.fromarray(pixels.permute(1, 2, 0).numpy())).hash
+    return int(np.packbits(bits).view(">u8")[0])
+
+
+def _forking() -> multiprocessing.context.BaseContext | None:
+    """Processes that share the memory of this one, where there are such."""
+    return multiprocessing.get_context("fork") if sys.platform == "linux" else None
+
+
 def similar_images(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
     """Returns the same number for images whose hashes (N,) uint64 differ in at most `near` bits, (N,) int64.
 
-    So do images that are connected by a chain of such images. Hashes of 0 belong to no other image: they are those of
-    broken images and of images without any structure, such as blank ones.
+    So do images that are connected by a chain of such images. A hash of at most one bit belongs to no other image: it
+    is that of a broken image, or of an image without any structure, such as a blank one.
     """
     values, codes = np.unique(hashes, return_inverse=True)
     pairs = [np.zeros((2, 0), dtype=np.int64)]
@@ -182,7 +208,7 @@ def similar_images(hashes: np.ndarray, near: int = NEAR) -> np.ndarray:
     graph = coo_matrix((np.ones(len(first), dtype=bool), (first, second)), shape=(len(values), len(values)))
     _, together = connected_components(graph, directed=False)
     groups = together[codes].astype(np.int64)
-    alone = np.flatnonzero(hashes == 0)
+    alone = np.flatnonzero(np.bitwise_count(hashes) <= 1)
     groups[alone] = len(values) + np.arange(len(alone))
     return groups
 

@@ -89,11 +89,12 @@ def main(arguments: list[str] | None = None) -> None:
     for split, rows in splits.items():
         counts = class_counts(rows)
         print(f"{split:<12} {len(rows):>9,} images, {max(counts):,} to {min(counts):,} of a class")
-    lists = "" if options.output_dir.resolve() == _folder(options.data_dir) else f" --lists {options.output_dir}"
-    place = shlex.quote(
-        str(options.data_dir if not Path(options.data_dir).is_file() else Path(options.data_dir).parent)
-    )
-    print(f"train on them: accelerate launch train_accelerate.py --dataset custom --data_dir {place}{lists}")
+    place = Path(options.data_dir)
+    place = place.parent if place.is_file() else place
+    command = f"accelerate launch train_accelerate.py --dataset custom --data_dir {shlex.quote(str(place))}"
+    if options.output_dir.resolve() != _folder(place):
+        command += f" --lists {shlex.quote(str(options.output_dir))}"
+    print(f"train on them: {command}")
 
 
 def _folder(place: str | Path) -> Path:
@@ -128,7 +129,8 @@ def write_lists(splits, place: str | Path, output_dir: Path, command: str, overw
                 raise ValueError(f"{place} has images that are not files in it, so a list cannot name them; save them")
             if path.strip() != path or "\n" in path:
                 raise ValueError(f"the file name {path!r} does not fit on a line of a list; rename the file")
-            lines.append(f"{path[len(folder) :]} {label}")
+            start = "./" if path.startswith("# ", len(folder)) else ""  # or it would be read as a comment
+            lines.append(f"{start}{path[len(folder) :]} {label}")
         files[_LISTS[split]] = "".join(f"{line}\n" for line in lines)
     output_dir.mkdir(parents=True, exist_ok=True)
     for name in there:

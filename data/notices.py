@@ -13,7 +13,8 @@ class DataNotice(UserWarning):
 
 def notify(message: str) -> None:
     """Issues a `DataNotice`. Commands print it, see `printed_notices`; other programs get a Python warning."""
-    warnings.warn(message, DataNotice, stacklevel=3)
+    # A file name that is not UTF-8 could not be printed.
+    warnings.warn(message.encode(errors="backslashreplace").decode(), DataNotice, stacklevel=3)
 
 
 @contextmanager

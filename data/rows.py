@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,25 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def check_utf8(name: str, what: str) -> str:
+    """Returns a name of a file or folder. Raises ValueError, with the remedy, if it is not in UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        folder = name[: error.start].rpartition("/")[0]
+        raise ValueError(f"{what} {_shown(name)} is not in UTF-8. {_rename(folder or 'FOLDER')}") from error
+    return name
+
+
+def _shown(name: str) -> str:
+    """A name that is not in UTF-8, for messages."""
+    return ascii(name.encode(errors="surrogateescape").decode("latin1"))[1:-1]
+
+
+def _rename(folder: str | Path) -> str:
+    return f"Rename the files, for example by: convmv -r -f latin1 -t utf8 --notest {folder}"
+
+
 def with_slashes(paths: pa.Array, folder: Path) -> pa.Array:
     """Returns paths (N,) as they are written here: with slashes where Windows wrote backslashes, without "./".
 
@@ -149,7 +169,7 @@ def check_files(splits: dict[str, Rows], folder: Path) -> None:
 
     Each folder is listed once, which is faster than a look-up for each image.
     """
-    problems, absent, total = [], 0, 0
+    problems, absent, total, example = [], 0, 0, ""
     for split, rows in splits.items():
         parents = pc.dictionary_encode(pc.replace_substring_regex(rows.paths, r"/?[^/]*$", ""))
         order = np.argsort(parents.indices.to_numpy(), kind="stable")
@@ -168,12 +188,13 @@ def check_files(splits: dict[str, Rows], folder: Path) -> None:
         absent += len(missing)
         if missing:
             missing.sort()
+            example = example or rows.paths[missing[0]].as_py()
             shown = ", ".join(f"{rows.paths[index].as_py()} ({rows.where(index)})" for index in missing[:_SHOWN])
             problems.append(f"{len(missing):,} of {len(rows.labels):,} {split} images, the first: {shown}")
     if problems:
         raise FileNotFoundError(
             f"images are missing: {'; '.join(problems)}. They were looked for in {folder}. "
-            f"{_likely_cause(splits, folder, everything=absent == total)}"
+            f"{_otherwise_written(folder, example) or _likely_cause(splits, folder, everything=absent == total)}"
         )
 
 
@@ -187,6 +208,36 @@ def _file_names(folder: Path) -> set[str]:
         return set()
     except PermissionError as error:
         raise PermissionError(f"permission to read {folder} is missing; grant it: chmod -R u+rX {folder}") from error
+
+
+def _otherwise_written(folder: Path, path: str) -> str | None:
+    """Explains that the file `path` in `folder` is there under a name that only looks the same, if it is."""
+    for part in path.split("/"):
+        there = _file_names(folder)
+        if part in there:
+            folder = folder / part
+            continue
+        for name in sorted(there):
+            if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", part):
+                return (
+                    f"{folder / name} is there, but its accents are stored in another way. Rename the files to the way "
+                    f"of the list: convmv -r -f utf8 -t utf8 --nfc (or --nfd) --notest {folder}"
+                )
+            if name.casefold() == part.casefold():
+                return f"{folder / name} is there: names are case-sensitive. Write the same name in the list"
+        for name in sorted(there):
+            if _is_bytes_of(name, part):
+                return f"{_shown(name)} is there, but its name is not in UTF-8. {_rename(folder)}"
+        return None
+    return None
+
+
+def _is_bytes_of(name: str, wanted: str) -> bool:
+    """Whether a file name that is not UTF-8 is `wanted` in an older encoding: ASCII characters agree."""
+    is_text = not any("\udc80" <= character <= "\udcff" for character in name)
+    if is_text or len(name) != len(wanted):
+        return False
+    return all(one == other for one, other in zip(name, wanted, strict=True) if other.isascii())
 
 
 def _likely_cause(splits: dict[str, Rows], folder: Path, everything: bool) -> str:

@@ -18,6 +18,10 @@ from data.streams import ImageStream
 _TEST_FRACTION = 0.2  # of your own images, if they have no test split
 
 
+class NothingToGroupError(ValueError):
+    """`group_by` was given, but no images are held out."""
+
+
 def load_long_tailed(
     name: str,
     data_dir: str | Path | None = None,
@@ -70,7 +74,7 @@ def load_long_tailed(
             raise ValueError(f"{name} has a validation split of its own; leave validation_fraction out")
         fractions["validation"] = validation_fraction
     if group_by is not None and not fractions:
-        raise ValueError(
+        raise NothingToGroupError(
             f"group_by {group_by} would do nothing: {data_dir or name} has a test split of its own, and no validation "
             "split is taken from the training images; leave it out"
         )
@@ -161,7 +165,10 @@ def _hold_out(
         notify(f"{place}: {said}")
     splits = dict(loaded)
     for split, fraction in fractions.items():
-        drawn = draw_share(class_labels(train), fraction, groups, seed)
+        try:
+            drawn = draw_share(class_labels(train), fraction, groups, seed)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
         if split == "test":
             share = "a fifth" if fraction == _TEST_FRACTION else f"{100 * fraction:g} %"
             notify(
@@ -185,7 +192,9 @@ def _tell_classes_without(rows: Dataset, drawn: np.ndarray, split: str) -> None:
     )
     if without.size:
         names = [feature.names[label] for label in without.tolist()]
-        notify(f"classes without an image in the {split} split, because all of theirs are one group: {some(names)}")
+        notify(
+            f"classes without an image in the {split} split, because they have a single image or group: {some(names)}"
+        )
 
 
 def recognise(data_dir: str | Path) -> str:

@@ -1,10 +1,12 @@
 """Tables: CSV or Parquet files with a column of image paths, or in Parquet of images, and a column of labels."""
 
 import csv
-import glob
 import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -12,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
-from datasets import ClassLabel, DatasetDict, Image
+from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
 from data.notices import notify, some
 from data.rows import GROUP, NamedRows, Rows, check_labels, class_codes, load_rows, read_text, with_slashes
-from data.split_names import split_of
+from data.split_names import as_data_files, split_of
 
+T = TypeVar("T")
 SUFFIXES = (".csv", ".parquet")
 _FILL = "fill them, or leave these rows out with --on_broken_image skip"
 
@@ -40,35 +43,57 @@ class Columns:
         """Raises ValueError, with the columns that are `there`, if one is missing."""
         for column, option in self.options.items():
             if column not in there:
-                raise ValueError(f"{source} has no column {column!r}, only {there}; name it with {option}")
+                raise ValueError(
+                    f"{source} has no column {column!r}, only {there}; name it with {option}, or move a table without "
+                    "it out of the folder"
+                )
+        if twice := [name for name, count in Counter(there).items() if count > 1 and name in self.options]:
+            raise ValueError(f"{source} has several columns {twice[0]!r}; rename all but one")
 
 
-def load_tables(folder: Path, files: dict[str, Path], columns: Columns, skip_empty_rows: bool = False) -> DatasetDict:
+def load_tables(
+    folder: Path, files: Mapping[str, Sequence[Path]], columns: Columns, skip_empty_rows: bool = False
+) -> DatasetDict:
     """Loads tables whose paths are relative to their folder. Parquet files may also contain the images themselves.
+
+    `files` are those of each split; a table of several files is read as one.
 
     Raises ValueError for files that are no tables, missing columns, and rows without image or label. The latter are
     left out with `skip_empty_rows`.
     """
-    if files["train"].suffix.lower() == ".parquet":
-        schema = _parquet_schema(files["train"])
+    if files["train"][0].suffix.lower() == ".parquet":
+        schema = _parquet_schema(files["train"][0])
         kind = schema.field(columns.image).type if columns.image in schema.names else pa.string()
-        if not _is_text(kind):
-            # `datasets` takes paths for patterns
-            data_files = {split: glob.escape(str(path.resolve())) for split, path in files.items()}
-            loaded = datasets.load_dataset("parquet", data_files=data_files)
+        if not _holds_text(kind):
+            _check_labels_of_files([path for of_split in files.values() for path in of_split], columns)
+            data_files = {split: as_data_files(of_split) for split, of_split in files.items()}
+            try:
+                loaded = datasets.load_dataset("parquet", data_files=data_files)
+            except datasets.exceptions.DatasetGenerationError as error:
+                cause = error.__cause__ or error
+                raise ValueError(
+                    f"the tables of {folder} cannot be read as one data set ({cause}); all files need the same "
+                    "columns and types, and a damaged file must be replaced"
+                ) from error
             return standardise(loaded, folder, columns, skip_empty_rows)
 
     def read() -> NamedRows:
-        tables = {split: _read_table(path, columns) for split, path in files.items()}
-        notices = []
-        for split, table in tables.items():
-            tables[split], notice = _whole_rows(table, files[split], columns, skip_empty_rows)
-            notices += notice
-        names, notice = class_names(tables["train"]["label"], files["train"])
+        tables, notices = {}, []
+        for split, of_split in files.items():
+            parts = [_read_table(path, columns) for path in of_split]
+            for number, path in enumerate(of_split):
+                parts[number], notice = _whole_rows(parts[number], path, columns, skip_empty_rows)
+                notices += notice
+            tables[split] = {name: _joined([part[name] for part in parts]) for name in parts[0]}
+            if not len(tables[split]["row"]):
+                raise ValueError(
+                    f"{of_split[0]}: no row of the {split} split has an image and a label; fill them, or remove it"
+                )
+        names, notice = class_names(tables["train"]["label"], files["train"][0])
         notices += notice
         rows = {}
         for split, table in tables.items():
-            path = files[split]
+            path = _as_one(files[split])
             codes = class_codes(table["label"], names, path)
             paths = with_slashes(table["image"], folder)
             group = table[GROUP] if columns.group else None
@@ -77,15 +102,58 @@ def load_tables(folder: Path, files: dict[str, Path], columns: Columns, skip_emp
         check_labels(rows, len(names))
         return NamedRows(rows, names, notices)
 
-    key = "\0".join([*columns.options, str(skip_empty_rows)])
-    return load_rows("custom", folder, list(files.values()), read, key=hashlib.blake2b(key.encode()).hexdigest()[:16])
+    used = [path for of_split in files.values() for path in of_split]
+    key = "\0".join([*columns.options, str(skip_empty_rows), *(f"{split} {len(files[split])}" for split in files)])
+    return load_rows("custom", folder, used, read, key=hashlib.blake2b(key.encode()).hexdigest()[:16])
+
+
+def _check_labels_of_files(files: Sequence[Path], columns: Columns) -> None:
+    """Raises ValueError if the labels of files differ in kind. `datasets` would give them all the kind of the first."""
+    first: str | None = None
+    for path in files:
+        schema = _parquet_schema(path)
+        columns.check(schema.names, path)
+        feature = Features.from_arrow_schema(schema)[columns.label]
+        if isinstance(feature, ClassLabel):
+            kind = f"the classes {some(feature.names)}"
+        elif pa.types.is_null(feature.pa_type if isinstance(feature, Value) else pa.bool_()):
+            continue
+        else:
+            kind = "text" if _holds_text(schema.field(columns.label).type) else "numbers"
+        first = first or kind
+        if kind != first:
+            raise ValueError(
+                f"{path}: column {columns.label!r} has {kind}, but {first} in {files[0]}; write the same kind in all "
+                "files"
+            )
+
+
+def _joined(parts: Sequence[pa.Array]) -> pa.Array:
+    return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+
+
+def _as_one(files: Sequence[Path]) -> Path:
+    """How messages call a table. The rows of a table of several files are counted in each of them."""
+    others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return files[0].with_name(f"{files[0].name}{others}")
 
 
 def _parquet_schema(path: Path) -> pa.Schema:
     try:
         return pyarrow.parquet.read_schema(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
+        if is_lfs_pointer(path):
+            raise ValueError(NOT_DOWNLOADED.format(path)) from error
+        raise ValueError(f"{path} is no Parquet file, or is damaged: {error}; download it again") from error
+
+
+NOT_DOWNLOADED = "{} is only the pointer of a file in Git LFS; download the file itself by: git lfs pull"
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file of a cloned repository has not been downloaded by Git LFS."""
+    with path.open("rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs")
 
 
 def _read_csv(path: Path, columns: Columns) -> pa.Table:
@@ -98,7 +166,7 @@ def _read_csv(path: Path, columns: Columns) -> pa.Table:
     header = next(csv.reader([text.partition("\n")[0]], delimiter=delimiter), [])
     table = pyarrow.csv.read_csv(
         pa.BufferReader(text.encode()),
-        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values='"' in text),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types={name: pa.string() for name in header if name.strip() in columns.options},
             strings_can_be_null=False,
@@ -146,7 +214,12 @@ def _rows(indices: np.ndarray) -> str:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """Whether a column is text, perhaps as pandas' categories."""
+    return _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def as_text(values: pa.Array | pa.ChunkedArray, where: str) -> pa.Array:
@@ -199,7 +272,7 @@ def standardise(
     left out with `skip_empty_rows`.
     """
     columns = columns or Columns()
-    splits = _known_splits(loaded, source)
+    splits = known_splits(loaded, source)
     for split, rows in splits.items():
         columns.check(list(rows.features), source)
         wanted = {columns.image: "image", columns.label: "label"} | ({columns.group: GROUP} if columns.group else {})
@@ -237,8 +310,12 @@ def standardise(
     return DatasetDict(splits)
 
 
-def _known_splits(loaded: DatasetDict, source: str | Path) -> dict[str, datasets.Dataset]:
-    splits: dict[str, datasets.Dataset] = {}
+def known_splits(loaded: Mapping[str, T], source: str | Path) -> dict[str, T]:
+    """Returns the splits by the names of this library, with a notice of other splits, which are not used.
+
+    Raises ValueError if there is no training split, or if several splits have the same meaning.
+    """
+    splits: dict[str, T] = {}
     others = []
     for name, rows in loaded.items():
         split = split_of(name)
@@ -273,6 +350,8 @@ def _rows_with_all(rows: datasets.Dataset, where: str, columns: Columns, skip: b
         whole[empty] = False
     if whole.all():
         return rows
+    if not whole.any():
+        raise ValueError(f"{where}: no row has an image and a label; fill them, or remove the split")
     notify(f"{where}: rows without image or label are left out: {_rows(np.flatnonzero(~whole))}")
     return rows.select(np.flatnonzero(whole))
 

@@ -1,20 +1,40 @@
 """What check_data finds, says and returns, each on data that has it."""
 
+import base64
 import io
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Value
-from PIL import Image
+from markupsafe import escape
+from PIL import Image, ImageColor
 
+from data.exclusion import content_line
+from data.groups import content_digest
 from data.sets import DATA_SETS
 from data.synthesize import STYLES, synthesize
 from ride_bf.check_data import main
-from ride_bf.evaluation.data_report import draw, duplicates, inspect_images, summary
+from ride_bf.evaluation import image_facts
+from ride_bf.evaluation.data_page import PAGE, write_data_page
+from ride_bf.evaluation.data_report import (
+    GROUP_FINDINGS,
+    IMAGE_FINDINGS,
+    IMAGE_PROPOSALS,
+    SIMILAR,
+    draw,
+    duplicates,
+    summary,
+)
+from ride_bf.evaluation.exclusion_lists import ListedGroup, image_line, write_list
+from ride_bf.evaluation.image_facts import FactCache, ImageFacts, _read_in_processes, inspect_image, read_facts
+from ride_bf.evaluation.plots import COLOURS
 
 COUNTS = [2, 101, 4, 20]
 
@@ -58,10 +78,10 @@ def run(folder, *options):
     return json.loads((out / "check_data.json").read_text(encoding="utf-8"))
 
 
-def run_refused(folder, capsys):
+def run_refused(folder, capsys, *options):
     """The same, of data with which training may not start: the report, what is printed, and the error."""
     with pytest.raises(SystemExit) as info:
-        run(folder)
+        run(folder, *options)
     assert isinstance(info.value.code, str), "a message, which makes the exit code 1"
     report = folder.parent / "report" / "check_data.json"
     return json.loads(report.read_text()) if report.exists() else None, capsys.readouterr().out, info.value.code
@@ -125,8 +145,8 @@ class TestSoundData:
         draw(classes, "a tail", tmp_path / "tail.png")
         pixels = np.asarray(Image.open(tmp_path / "tail.png").convert("RGB")).reshape(-1, 3)
         areas = [
-            (pixels == colour).all(axis=1).sum()  # of matplotlib's blue, orange and red
-            for colour in ((31, 119, 180), (255, 127, 14), (214, 39, 40))
+            (pixels == colour).all(axis=1).sum()
+            for colour in (ImageColor.getrgb(COLOURS[group]) for group in ("many", "medium", "few"))
         ]
         many, medium, few = areas
         assert many > medium > few / 2 > 1000  # one, one and two bars, each lower than the one before
@@ -166,11 +186,9 @@ class TestBrokenImages:
             assert f"{path} ({place}): " in output
 
     def test_one_that_vanishes_after_loading_is_broken(self, tmp_path):
-        facts = inspect_images([{"bytes": None, "path": str(tmp_path / "gone.jpg")}], start=7)
-        ((finding, index, detail),) = facts.findings
-        assert (finding, index) == ("broken", 7)
-        assert "No such file" in detail
-        assert facts.digests[0] == 0
+        facts = inspect_image({"bytes": None, "path": str(tmp_path / "gone.jpg")})
+        assert "No such file" in facts.error
+        assert facts.digest == 0
 
     def test_a_class_that_would_be_lost_is_named(self, places, capsys):
         for path, _ in listed(places, "train", 0):
@@ -256,9 +274,8 @@ class TestOtherFindings:
         exif[0x0112] = orientation
         file = io.BytesIO()
         Image.new("RGB", (9, 7)).save(file, format="JPEG", exif=exif)
-        facts = inspect_images([{"bytes": file.getvalue(), "path": None}])
-        assert facts.findings == []
-        assert facts.sizes.tolist() == [[9, 7]]
+        facts = inspect_image({"bytes": file.getvalue(), "path": None})
+        assert (facts.error, facts.orientation, facts.width, facts.height) == (None, 1, 9, 7)
 
     def test_a_jpeg_too_large_for_pil(self, monkeypatch):
         """Training reads it, so it is no finding."""
@@ -267,9 +284,8 @@ class TestOtherFindings:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
         with pytest.raises(Image.DecompressionBombError):
             Image.open(file)
-        facts = inspect_images([{"bytes": file.getvalue(), "path": "large.jpg"}])
-        assert facts.findings == []
-        assert facts.sizes.tolist() == [[9, 7]]
+        facts = inspect_image({"bytes": file.getvalue(), "path": "large.jpg"})
+        assert (facts.error, facts.format, facts.width, facts.height) == (None, "JPEG", 9, 7)
 
     def test_very_small(self, places, capsys):
         path, _ = listed(places, "train", 3)[1]
@@ -315,13 +331,12 @@ class TestOtherFindings:
         report = run(places)
         (across,) = report["findings"]["in_two_splits"]["groups"]
         (mixed,) = report["findings"]["two_labels"]["groups"]
-        assert (across["count"], mixed["count"]) == (62, 61)
+        assert (across["count"], mixed["count"]) == (62, 62)
         assert len(across["images"]) == len(mixed["images"]) == 20
         assert [image["split"] for image in across["images"][:2]] == ["train", "test"]
-        assert [image["class"][-3:] for image in mixed["images"][:2]] == ["001", "003"]
+        assert [image["class"][-3:] for image in mixed["images"][:3]] == ["000", "001", "003"]
         output = capsys.readouterr().out
-        assert "    and 57 more" in output
-        assert "    and 56 more" in output
+        assert output.count("    and 57 more") == 2
 
     def test_broken_images_are_not_each_others_duplicates(self, places, capsys):
         for split in ("train", "test"):
@@ -329,6 +344,316 @@ class TestOtherFindings:
         report, _, _ = run_refused(places, capsys)
         assert report["findings"]["broken"]["count"] == 2
         assert report["findings"]["in_two_splits"]["count"] == 0
+
+
+class TestDataOptions:
+    def test_those_of_training_act_and_notices_are_kept(self, places, capsys):
+        """Class folders without a test split, with a file that is no image."""
+        folder = shutil.copytree(places / "train", places.parent / "own")
+        (folder / "scene_001" / "notes.doc").write_text("seen on Monday")
+        report = run(folder, "--dataset", "custom", "--validation_fraction", "0.1")
+        assert report["options"] == {"validation_fraction": 0.1}
+        assert set(report["splits"]) == {"train", "validation", "test"}
+        assert any(".doc" in notice for notice in report["notices"])
+        assert any("no test split" in notice for notice in report["notices"])
+        output = capsys.readouterr().out
+        page = (folder.parent / "report" / PAGE).read_text()
+        for notice in report["notices"]:
+            assert f"note: {notice}\n" in output
+            assert str(escape(notice)) in page
+
+    def test_a_column_that_does_not_exist_is_an_error(self, places, capsys):
+        table = places.parent / "table"
+        table.mkdir()
+        (table / "train.csv").write_text("image,label\n1.jpg,cat\n")
+        with pytest.raises(SystemExit, match=r"no column 'kind'.*--label_column"):
+            run(table, "--label_column", "kind")
+
+    def test_streams_are_not_read(self, capsys):
+        with pytest.raises(SystemExit) as info:
+            main(["--dataset", "custom", "--data_dir", "someone/images", "--streaming"])
+        assert info.value.code == 2
+        error = capsys.readouterr().err
+        assert "--streaming: the images of a stream are read only while training" in error
+        assert "leave --streaming out" in error
+        assert "--on_broken_image skip" in error
+
+    def test_small_classes(self, places, capsys):
+        for path, _ in listed(places, "train", 0)[:1]:
+            path.write_bytes(b"nothing")
+        report, output, _ = run_refused(places, capsys, "--min_images", "6")
+        assert [(small["name"][-3:], small["images"]) for small in report["proposals"]["small_classes"]] == [("000", 4)]
+        assert "classes with fewer than 6 images (give them more, or remove them): 1\n" in output
+        assert run_refused(places, capsys)[0]["proposals"]["small_classes"] == []
+
+    def test_least_number_of_images(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["--dataset", "digits_lt", "--min_images", "0"])
+        assert "1 or more, not 0" in capsys.readouterr().err
+
+
+class TestListsToExclude:
+    def lines(self, path):
+        return [line for line in path.read_text().splitlines() if line and not line.startswith("# ")]
+
+    def test_two_labels_and_broken(self, places, capsys):
+        one, other = listed(places, "train", 1)[7][0], listed(places, "train", 2)[0][0]
+        shutil.copy(one, other)
+        broken, _ = listed(places, "test", 0)[0]
+        broken.write_bytes(b"nothing")
+        folder = shutil.copytree(places, places.parent / "own", ignore=shutil.ignore_patterns("*.json", "Places_LT*"))
+        for split in ("train", "test"):
+            shutil.copy(places / f"Places_LT_{split}.txt", folder / f"{split}.txt")
+        report, output, error = run_refused(folder, capsys)
+        out = folder.parent / "report"
+        assert report["lists"] == {"two_labels": str(out / "two_labels.txt"), "broken": str(out / "broken.txt")}
+        assert self.lines(out / "two_labels.txt") == [str(path.relative_to(places)) for path in (one, other)]
+        assert "\n# scene_001, scene_002\n" in (out / "two_labels.txt").read_text()
+        assert self.lines(out / "broken.txt") == [str(broken.relative_to(places))]
+        assert f"--exclude {out / 'two_labels.txt'}\n" in output
+        assert f"--exclude {out / 'broken.txt'}" in error
+        both = out / "both.txt"
+        keep_one = (out / "two_labels.txt").read_text().replace(f"{one.relative_to(places)}\n", "")
+        both.write_text(keep_one + (out / "broken.txt").read_text())
+        report = run(folder, "--exclude", str(both))
+        assert (report["may_start"], report["lists"]) == (True, {})
+        assert report["findings"]["two_labels"]["count"] == 0
+        assert report["splits"]["train"]["images"] == sum(COUNTS) - 1
+        assert sorted(path.name for path in out.glob("*.txt")) == ["both.txt"], "lists of an earlier check are gone"
+
+    def test_images_in_a_table(self, places):
+        """One line leaves out every copy, because the table has no paths."""
+        files = [path for label in range(4) for path, _ in listed(places, "train", label)[:2]]
+        contents = [path.read_bytes() for path in files]
+        contents[3] = contents[5]
+        images = [{"bytes": content, "path": None} for content in contents]
+        features = Features({"image": datasets.Image(), "label": Value("int64")})
+        folder = places.parent / "table"
+        folder.mkdir()
+        rows = Dataset.from_dict({"image": images, "label": [0, 0, 1, 1, 2, 2, 3, 3]}, features=features)
+        rows.to_parquet(folder / "train.parquet")
+        rows.select([0]).to_parquet(folder / "test.parquet")
+        file = Path(run(folder)["lists"]["two_labels"])
+        assert self.lines(file) == [content_line(content_digest(contents[5]))]
+        assert "every copy" in file.read_text()
+        assert run(folder, "--exclude", str(file))["splits"]["train"]["images"] == 6
+
+    def test_an_edited_or_used_list_is_kept(self, tmp_path):
+        path = tmp_path / "two_labels.txt"
+        groups = [ListedGroup("cat, dog\n", ["cat/1.jpg", "dog/1.jpg", None])]
+        assert write_list(path, "Two labels.", groups) == path
+        assert write_list(path, "Two labels.", groups) == path
+        assert "\n# 1 more, whose names a list cannot hold" in path.read_text()
+        assert write_list(path, "Two labels.", groups, in_use=path) == tmp_path / "two_labels_2.txt"
+        edited = path.read_text().replace("dog/1.jpg\n", "")
+        path.write_text(edited)
+        assert write_list(path, "Two labels.", groups) == tmp_path / "two_labels_2.txt"
+        assert write_list(path, "Two labels.", []) is None
+        assert [file.name for file in tmp_path.iterdir()] == ["two_labels.txt"]
+        assert path.read_text() == edited
+
+    @pytest.mark.parametrize(
+        ("path", "line"),
+        [
+            ("/d/cat/1.jpg", "cat/1.jpg"),
+            ("/else/1.jpg", "/else/1.jpg"),
+            ("/d/# 1.jpg", None),
+            ("/d/cat/1.jpg ", None),
+            ("/d/cat\n/1.jpg", None),
+        ],
+    )
+    def test_what_a_line_can_hold(self, path, line):
+        assert image_line({"bytes": None, "path": path}, "/d", 7) == line
+
+
+class TestPage:
+    def test_thumbnails_as_training_sees_the_images(self, places):
+        """Upright, on white; the page asks for nothing else, and names are escaped."""
+        upright = Image.new("RGBA", (40, 80), (0, 0, 0, 0))
+        upright.paste((200, 0, 0, 255), (0, 0, 40, 40))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned clockwise
+        folder = shutil.copytree(places / "train", places.parent / "own")
+        (folder / "scene_000").rename(folder / "<b>scene")
+        path = folder / "<b>scene" / "a & b.png"
+        upright.rotate(90, expand=True).save(path, exif=exif)
+        report = run(folder, "--dataset", "custom")
+        assert report["findings"]["turned"]["count"] == 1
+        page = (folder.parent / "report" / PAGE).read_text()
+        assert "<b>scene" not in page
+        card, *_ = re.findall(
+            r'<img src="data:image/jpeg;base64,([^"]+)" alt="&lt;b&gt;scene/a &amp; b.png, an image of the class', page
+        )
+        shown = Image.open(io.BytesIO(base64.b64decode(card)))
+        assert shown.size == (40, 80)
+        assert np.abs(np.array(shown.getpixel((20, 10))) - (200, 0, 0)).max() < 20
+        assert np.array(shown.getpixel((20, 70))).min() > 235
+        sources = set(re.findall(r"""(?:src|href)=["']?([^"' >]{1,16})""", page))
+        assert {source for source in sources if not source.startswith(("data:image/jpeg", "#"))} == set()
+
+    def test_its_size_is_bounded(self, tmp_path):
+        """Whatever is found: here ten thousand of everything, each picture of noise."""
+        noise = io.BytesIO()
+        pixels = np.random.default_rng(0).integers(0, 255, (144, 144, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(noise, format="PNG")
+        images = [
+            {"path": f"/d/{'x' * 60}/{row}.jpg", "split": "train", "row": row, "class": "c" * 30, "detail": "d" * 60}
+            for row in range(1_000)
+        ]
+        of_images = {"count": 10_000, "images": images}
+        of_groups = {"count": 10_000, "groups": [{"count": 500, "images": images[n : n + 20]} for n in range(980)]}
+        name = "n" * 30
+        leak = {"class": name, "kind": "size", "value": "9 x 9 pixels", "images": 9, "of": 9}
+        report = {
+            "dataset": "custom",
+            "data_dir": "/d",
+            "may_start": False,
+            "notices": ["one"],
+            "splits": {split: {"images": 100_000} for split in ("train", "validation", "test")},
+            "imbalance_factor": 100.0,
+            "classes": [
+                {"name": f"{name} {label}", "group": "many", "train": 200, "validation": 1, "test": 1}
+                for label in range(10_000)
+            ],
+            "findings": {finding: of_images for finding in IMAGE_FINDINGS}
+            | {finding: of_groups for finding in (*GROUP_FINDINGS, *SIMILAR)},
+            "proposals": {
+                "min_images": 2,
+                "small_classes": [{"name": name, "images": 1}] * 10_000,
+                "similar_names": [[name, name]] * 10_000,
+                "leaks": [{**leak, "share_in_other_classes": 0.0}] * 10_000,
+                **{proposal: of_images for proposal in IMAGE_PROPOSALS},
+            },
+        }
+        page = write_data_page(report, lambda _: {"bytes": noise.getvalue(), "path": None}, tmp_path)
+        assert 1_000_000 < page.stat().st_size < 5_000_000
+
+
+class TestCache:
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """The numbers of images that each check reads."""
+        numbers = []
+
+        def spy(images, indices, *rest):
+            numbers.append(len(indices))
+            return _read_in_processes(images, indices, *rest)
+
+        monkeypatch.setattr("ride_bf.evaluation.image_facts._read_in_processes", spy)
+        return numbers
+
+    def rows(self, paths):
+        images = Dataset.from_dict({"image": [{"path": str(path), "bytes": None} for path in paths]})
+        return images.cast_column("image", datasets.Image(decode=False))
+
+    def files(self, places, count):
+        return [path for path, _ in listed(places, "train", 1)[:count]]
+
+    def equal(self, one, other):
+        assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one) if name != "errors")
+        assert one.errors == other.errors
+
+    def test_a_second_check_reads_what_changed(self, places, asked):
+        files = self.files(places, 20)
+        files[4].write_bytes(b"nothing")
+        first = read_facts(self.rows(files), 1, "d")
+        second = read_facts(self.rows(files), 1, "d")
+        self.equal(first, second)
+        Image.new("RGB", (7, 9)).save(files[2])
+        os.utime(files[3], (1, 1))
+        changed = read_facts(self.rows([*files, *self.files(places, 22)[20:]]), 1, "d")
+        assert changed.sizes[2].tolist() == [7, 9]
+        assert changed.sizes[3].tolist() == first.sizes[3].tolist()
+        assert asked == [20, 1, 1 + 2 + 2], "the broken one is always read again"
+        read_facts(self.rows(files), 1, "other data")
+        assert asked[-1] == 20
+
+    def test_equal_contents_are_decoded_once(self):
+        file = io.BytesIO()
+        Image.new("RGB", (9, 7)).save(file, format="PNG")
+        image = {"bytes": file.getvalue(), "path": None}
+        known = ImageFacts(content_digest(file.getvalue()), 1, 2, "XYZ")
+        assert inspect_image(image, {known.digest: known}) is known
+        assert inspect_image(image, {}).format == "PNG"
+
+    def test_images_in_a_table_are_known_by_their_content(self, places, monkeypatch):
+        images = [{"bytes": path.read_bytes(), "path": "a.jpg"} for path in self.files(places, 3)]
+        rows = Dataset.from_dict({"image": images}).cast_column("image", datasets.Image(decode=False))
+        first = read_facts(rows, 1, "d")
+        assert set(FactCache("d").of_contents) == set(first.digests.tolist())
+        assert FactCache("d").of_files == {}
+        self.equal(read_facts(rows, 1, "d"), first)
+        self.equal(read_facts(rows.select([2, 0, 1]).select([1, 2, 0]), 1, "d"), first)
+        assert len(list(FactCache("d").folder.iterdir())) == 1, "nothing new to keep"
+
+    def test_a_check_that_was_stopped_continues(self, places, asked, monkeypatch, capsys):
+        def stopped(*arguments):
+            reading = _read_in_processes(*arguments)
+            yield next(reading)
+            yield next(reading)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("ride_bf.evaluation.image_facts._CHUNK", 10)
+        spy = image_facts._read_in_processes
+        monkeypatch.setattr("ride_bf.evaluation.image_facts._read_in_processes", stopped)
+        with pytest.raises(SystemExit) as info:
+            run(places)
+        assert info.value.code == 130
+        assert "stopped: the same command continues where it stopped" in capsys.readouterr().err
+        monkeypatch.setattr("ride_bf.evaluation.image_facts._read_in_processes", spy)
+        report = run(places)
+        total = sum(facts["images"] for facts in report["splits"].values())
+        assert asked == [total - 20]
+
+    def test_parts_are_written_while_reading(self, places, monkeypatch):
+        """So a check that is killed has kept them."""
+        kept = []
+
+        def watched(*arguments):
+            for done in _read_in_processes(*arguments):
+                yield done
+                kept.append(len(FactCache("d").of_files))
+
+        monkeypatch.setattr("ride_bf.evaluation.image_facts._CHUNK", 10)
+        monkeypatch.setattr("ride_bf.evaluation.image_facts._SAVE_EVERY", 0)
+        monkeypatch.setattr("ride_bf.evaluation.image_facts._read_in_processes", watched)
+        read_facts(self.rows(self.files(places, 30)), 1, "d")
+        assert kept == [10, 20, 30]
+
+    def test_a_damaged_part_costs_only_time(self, places, asked):
+        rows = self.rows(self.files(places, 5))
+        first = read_facts(rows, 1, "d")
+        (part,) = FactCache("d").folder.iterdir()
+        part.write_bytes(part.read_bytes()[:100])
+        self.equal(read_facts(rows, 1, "d"), first)
+        assert asked == [5, 5]
+
+    def test_a_cache_that_cannot_be_written_is_a_warning(self, places, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "file")
+        with pytest.warns(UserWarning, match="cannot be kept in"):
+            facts = read_facts(self.rows(self.files(places, 2)), 1, "d")
+        assert facts.sizes.min() > 0
+
+    def test_a_dead_process_is_named(self, places, monkeypatch):
+        monkeypatch.setattr("ride_bf.evaluation.image_facts.inspect_image", lambda *_: os._exit(9))
+        with pytest.raises(ChildProcessError, match="fewer --num_workers than 3: it continues"):
+            read_facts(self.rows(self.files(places, 2)), 3, "d")
+
+
+def test_images_that_look_alike(places, capsys):
+    """Only if asked for, and though the splits are given."""
+    pytest.importorskip("imagehash")
+    drawing = np.kron(np.random.default_rng(0).integers(0, 255, (6, 6)), np.ones((16, 16))).astype(np.uint8)
+    one, other = listed(places, "train", 1)[0][0], listed(places, "test", 2)[0][0]
+    Image.fromarray(drawing).convert("RGB").save(one, quality=95)
+    Image.fromarray(drawing).convert("RGB").resize((90, 90)).save(other, quality=60)
+    assert "similar" not in run(places)["findings"]
+    found = run(places, "--group_by", "perceptual")["findings"]["similar"]
+    groups = [{image["path"] for image in group["images"]} for group in found["groups"]]
+    assert {str(one), str(other)} in groups
+    assert "images that look alike but are not equal" in capsys.readouterr().out
+    assert "Images that look alike" in (places.parent / "report" / PAGE).read_text()
 
 
 def test_duplicates_against_a_comparison_of_all():
@@ -379,8 +704,9 @@ def test_the_classes_of_a_long_table_are_cut_short():
     classes = [{"name": f"class{label}", "group": "many", "train": 200 + label, "test": 1} for label in range(30)]
     nothing = {finding: {"count": 0} for finding in ("broken", "other_format", "turned", "very_small")}
     nothing |= {finding: {"count": 0} for finding in ("in_two_splits", "two_labels")}
-    shown = summary(
-        {"splits": {}, "shot_groups": {}, "imbalance_factor": 229 / 200, "classes": classes, "findings": nothing}
-    )
+    proposals = {"min_images": 2, "small_classes": [], "similar_names": [], "leaks": []}
+    proposals |= {proposal: {"count": 0} for proposal in ("far_sizes", "rare_formats")}
+    report = {"splits": {}, "shot_groups": {}, "imbalance_factor": 229 / 200, "classes": classes}
+    shown = summary({**report, "findings": nothing, "proposals": proposals})
     names = [line.split()[-1] for line in shown.splitlines() if "class" in line and line.split()[0].isdigit()]
     assert names == [f"class{label}" for label in (29, 28, 27, 26, 25, 4, 3, 2, 1, 0)]

@@ -376,7 +376,7 @@ class TestCommands:
         check_data.main([*arguments, "--output_dir", str(tmp_path / "report")])
         report = json.loads((tmp_path / "report/check_data.json").read_text())
         facts = list_facts("imagenet_lt", HUB)
-        assert report["lists"] == facts
+        assert report["annotation_lists"] == facts
         assert {split: of_list["images"] for split, of_list in facts.items()} == {
             "train": 3,
             "validation": 1,

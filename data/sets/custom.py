@@ -31,8 +31,7 @@ class OwnImages(DataSet):
         from data.hub_ids import hub_id_of
         from data.streams import load_streams
 
-        columns = {name: options.pop(name, None) for name in ("image_column", "label_column")}
-        options.pop("skip_empty_rows", None)
+        columns = {name: options.pop(name, None) for name in ("image_column", "label_column", "skip_empty_rows")}
         if given := [f"--{name}" for name, value in options.items() if value]:
             raise ValueError(f"{', '.join(given)} cannot act with --streaming; leave it out")
         return load_streams(hub_id_of(place) or place, **columns)

@@ -1,29 +1,28 @@
-"""A report on a data set, from reading every image: class counts, broken images, duplicates."""
+"""A report on a data set, from reading every image: class counts, broken images, duplicates, proposals."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from hashlib import blake2b
+import shlex
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import DatasetDict, concatenate_datasets
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from tqdm import tqdm
 
-from data import (
-    BrokenImageError,
-    class_counts,
-    class_labels,
-    read_image,
-    undecoded,
-)
+from data import class_counts, class_labels, load_long_tailed, undecoded
+from data.exclusion import folder_of
 from data.formats import MAX_IMAGE_PIXELS
-from data.reading import stored_format
+from data.groups import join_groups, perceptual_hashes, similar_images
+from data.sets import PERCEPTUAL
+from data.splits import NothingToGroupError
+from ride_bf.evaluation.exclusion_lists import ListedGroup, image_line, write_list
+from ride_bf.evaluation.image_facts import FactTable, read_facts, stored_paths
 from ride_bf.evaluation.metrics import shot_groups
+from ride_bf.evaluation.plots import COLOURS, save, styled
+from ride_bf.evaluation.proposals import far_sizes, leaks, rare_formats, similar_names
 
 IMAGE_FINDINGS = {  # finding about single images -> its description
     "broken": "images that cannot be read",
@@ -33,83 +32,26 @@ IMAGE_FINDINGS = {  # finding about single images -> its description
 }
 GROUP_FINDINGS = {  # findings about duplicates: images that are equal byte for byte
     "in_two_splits": "groups of duplicates in several splits (a model is tested on images it was trained or chosen on)",
-    "two_labels": "groups of duplicates with several labels in the training split",
+    "two_labels": "groups of duplicates with several labels",
 }
-_CHUNK = 64  # images that a process reads between two progress reports
+SIMILAR = {"similar": "groups of images that look alike but are not equal"}  # only if asked for
+IMAGE_PROPOSALS = {  # proposals about single images
+    "far_sizes": "images whose size or shape is far from the others",
+    "rare_formats": "images of a rare format",
+}
 _SHOWN = 5  # images or groups of a finding that are printed
 _LISTED, _LISTED_MEMBERS = 1_000, 20  # images or groups of a finding, and images of a group, in the report
 _VERY_SMALL = 1 / 8  # of the median shorter side
 
 
-@dataclass(frozen=True)
-class ImageFacts:
-    """The facts found by reading images.
-
-    Attributes:
-        digests (N,): uint64 digests of the contents; 0 for a broken image.
-        sizes (N, 2): width and height, upright; 0, 0 for a broken image.
-        findings: (one of `IMAGE_FINDINGS`, index of the image, detail).
-    """
-
-    digests: np.ndarray
-    sizes: np.ndarray
-    findings: list[tuple[str, int, str]]
-
-
-def inspect_images(images: Sequence[dict], start: int = 0, max_image_pixels: int = MAX_IMAGE_PIXELS) -> ImageFacts:
-    """Reads images, values of a `datasets.Image(decode=False)` column. Findings count from `start`."""
-    digests = np.zeros(len(images), dtype=np.uint64)
-    sizes = np.zeros((len(images), 2), dtype=np.int32)
-    findings = []
-    for index, image in enumerate(images):
-        path = image["path"]
-        try:
-            content = image["bytes"] if image["bytes"] is not None else Path(path).read_bytes()
-            pixels = read_image({"bytes": content, "path": path}, max_image_pixels)
-        except (BrokenImageError, OSError) as error:
-            findings.append(("broken", start + index, str(error).rpartition(" cannot be read: ")[2]))
-            continue
-        digests[index] = int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
-        sizes[index] = pixels.shape[:0:-1]  # from (3, height, width)
-        stored, orientation = stored_format(content, max_image_pixels)
-        if orientation > 1:
-            findings.append(("turned", start + index, f"EXIF orientation {orientation}"))
-        named = Image.registered_extensions().get(Path(path or "").suffix.lower(), stored)
-        if named != stored:
-            findings.append(("other_format", start + index, f"{stored}, not {named}"))
-    return ImageFacts(digests, sizes, findings)
-
-
-def read_all(images: Dataset, num_workers: int, max_image_pixels: int = MAX_IMAGE_PIXELS) -> ImageFacts:
-    """Reads all `images` with `num_workers` processes and a progress bar."""
-    starts = range(0, len(images), _CHUNK)
-    parts = []
-    with (
-        ProcessPoolExecutor(num_workers, initializer=_open_images, initargs=(images,)) as pool,
-        tqdm(total=len(images), desc="reading", unit="image") as bar,
-    ):
-        for part in pool.map(partial(_inspect_chunk, max_image_pixels=max_image_pixels), starts):
-            parts.append(part)
-            bar.update(len(part.digests))
-    return ImageFacts(
-        np.concatenate([part.digests for part in parts]),
-        np.concatenate([part.sizes for part in parts]),
-        [finding for part in parts for finding in part.findings],
-    )
-
-
-# Each worker process sets this once, so that a task is only one number and no rows are sent.
-_images: Dataset | None = None
-
-
-def _open_images(images: Dataset) -> None:
-    global _images
-    torch.set_num_threads(1)
-    _images = images
-
-
-def _inspect_chunk(start: int, max_image_pixels: int) -> ImageFacts:
-    return inspect_images(_images[start : start + _CHUNK]["image"], start, max_image_pixels)
+def load_to_check(name: str, data_dir: str | Path | None, **options: Any) -> DatasetDict:
+    """`data.load_long_tailed`, but to look for similar images is allowed if no images are held out."""
+    try:
+        return load_long_tailed(name, data_dir, **options)
+    except NothingToGroupError:
+        if options["group_by"] != PERCEPTUAL:
+            raise
+        return load_long_tailed(name, data_dir, **{**options, "group_by": None})
 
 
 def duplicates(digests: np.ndarray) -> Iterator[np.ndarray]:
@@ -128,6 +70,9 @@ class DataReport:
         splits: from `load_long_tailed`.
         num_workers: processes that read images.
         find: returns where an image is listed, or None. It is called only for images that are printed.
+        place: folder, table or Hub id of the data, to which the paths in lists are relative; None without files.
+        min_images: a class with fewer images, in all splits together, is a proposal.
+        similar: whether to look for images that look alike. Raises ModuleNotFoundError without ImageHash.
         max_image_pixels: images of more pixels are broken.
     """
 
@@ -136,21 +81,42 @@ class DataReport:
         splits: DatasetDict,
         num_workers: int,
         find: Callable[[str], str | None],
+        place: str | Path | None = None,
+        min_images: int = 2,
+        similar: bool = False,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
     ):
-        self.splits, self.find = splits, find
+        self.splits, self.find, self.place, self.min_images = splits, find, place, min_images
+        self.max_image_pixels = max_image_pixels
         self.names = list(splits)
         self.images = concatenate_datasets([undecoded(rows) for rows in splits.values()])
         self.labels = class_labels(self.images)  # (N,)
         self.split_of = np.repeat(np.arange(len(splits)), [len(rows) for rows in splits.values()])  # (N,)
         self.class_names = splits["train"].features["label"].names
         self.train_counts = class_counts(splits["train"])
-        self.facts = read_all(self.images, num_workers, max_image_pixels)
-        self.broken = np.array([index for kind, index, _ in self.facts.findings if kind == "broken"], dtype=int)
+        self.looks = perceptual_hashes(self.images) if similar else None  # (N,)
+        self.facts: FactTable = read_facts(self.images, num_workers, folder_of(place), max_image_pixels)
+        self.broken = np.array(sorted(self.facts.errors), dtype=int)
+        self.whole = np.ones(len(self.images), dtype=bool)
+        self.whole[self.broken] = False
 
     @property
     def may_start(self) -> bool:
         return not self.broken.size
+
+    @cached_property
+    def duplicates(self) -> list[np.ndarray]:
+        """Groups of equal images that can be read."""
+        return list(duplicates(np.where(self.whole, self.facts.digests, 0)))
+
+    @cached_property
+    def similar(self) -> list[np.ndarray]:
+        """Groups of images that look alike, those of duplicates only left out."""
+        if self.looks is None:
+            return []
+        groups = join_groups(similar_images(np.where(self.whole, self.looks, np.uint64(0))), self.facts.digests)
+        found = duplicates(np.where(self.whole, groups + 1, 0))
+        return [group for group in found if len(np.unique(self.facts.digests[group])) > 1]
 
     def to_dict(self) -> dict[str, Any]:
         counts = np.asarray(self.train_counts)
@@ -165,6 +131,7 @@ class DataReport:
             "classes": self.classes(),
             "classes_without_readable_training_images": self._lost_classes(),
             "findings": {**self._image_findings(), **self._group_findings()},
+            "proposals": self._proposals(),
         }
 
     def classes(self) -> list[dict[str, Any]]:
@@ -179,6 +146,42 @@ class DataReport:
             }
             for label, name in enumerate(self.class_names)
         ]
+
+    def write_lists(self, folder: Path, in_use: str | Path | None) -> dict[str, str]:
+        """Writes the lists for `--exclude` into `folder`. Returns finding -> path of its list, if there is any."""
+        written = {
+            "two_labels": write_list(
+                folder / "two_labels.txt",
+                "Equal images under two labels or more, found by python -m ride_bf.check_data.",
+                (
+                    self._listed(group, ", ".join(self.class_names[label] for label in np.unique(self.labels[group])))
+                    for group in self.duplicates
+                    if len(np.unique(self.labels[group])) > 1
+                ),
+                in_use,
+            ),
+            "broken": write_list(
+                folder / "broken.txt",
+                "Images that cannot be read, found by python -m ride_bf.check_data.",
+                (self._listed(np.array([index]), self.facts.errors[index]) for index in self.broken.tolist()),
+                in_use,
+            ),
+        }
+        return {finding: str(path) for finding, path in written.items() if path is not None}
+
+    def _listed(self, group: np.ndarray, comment: str) -> ListedGroup:
+        folder = folder_of(self.place)
+        images = self.images[group.tolist()]["image"]
+        digests = self.facts.digests[group].tolist()
+        lines = [image_line(image, folder, digest) for image, digest in zip(images, digests, strict=True)]
+        if len(lines) > 1 and any(image["bytes"] is not None for image in images):
+            comment += " (a line with content leaves out every copy of the image)"
+        return ListedGroup(comment, lines)
+
+    def pixels_of(self, image: dict[str, Any]) -> dict:
+        """Returns the image, as a value of an undecoded column, that an entry of the report names."""
+        start = int(np.searchsorted(self.split_of, self.names.index(image["split"])))
+        return self.images[start + image["row"]]["image"]
 
     def _split(self, number: int) -> dict[str, Any]:
         members = self.split_of == number
@@ -203,45 +206,85 @@ class DataReport:
         return [self.class_names[label] for label in np.flatnonzero(left == 0)]
 
     def _image_findings(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, list[tuple[int, str]]] = {finding: [] for finding in IMAGE_FINDINGS}
-        for finding, index, detail in self.facts.findings:
-            found[finding].append((index, detail))
-        sides = self._shorter_sides()
-        smallest = _VERY_SMALL * np.median(sides[sides > 0]) if (sides > 0).any() else 0
-        for index in np.flatnonzero((sides > 0) & (sides < smallest)).tolist():
-            found["very_small"].append((index, "{} x {} pixels".format(*self.facts.sizes[index])))
+        facts = self.facts
+        found = {
+            "broken": [(index, facts.errors[index]) for index in self.broken.tolist()],
+            "other_format": self._other_formats(),
+            "turned": [
+                (index, f"EXIF orientation {facts.orientations[index]}")
+                for index in np.flatnonzero(facts.orientations > 1).tolist()
+            ],
+            "very_small": [
+                (index, "{} x {} pixels".format(*facts.sizes[index])) for index in self._very_small().tolist()
+            ],
+        }
+        return {finding: self._images(listed) for finding, listed in found.items()}
+
+    def _images(self, listed: list[tuple[int, str]]) -> dict[str, Any]:
         return {
-            finding: {
-                "count": len(listed),
-                "images": [
-                    {**self._image(index, printed=number < _SHOWN), "detail": detail}
-                    for number, (index, detail) in enumerate(listed[:_LISTED])
-                ],
-            }
-            for finding, listed in found.items()
+            "count": len(listed),
+            "images": [
+                {**self._image(index, printed=number < _SHOWN), "detail": detail}
+                for number, (index, detail) in enumerate(listed[:_LISTED])
+            ],
         }
 
-    def _group_findings(self) -> dict[str, dict[str, Any]]:
-        found: dict[str, dict[str, Any]] = {finding: {"count": 0, "groups": []} for finding in GROUP_FINDINGS}
-        for group in duplicates(self.facts.digests):
-            of_train = group[self.split_of[group] == self.names.index("train")]
-            for finding, members, kinds in (
-                ("in_two_splits", group, self.split_of[group]),
-                ("two_labels", of_train, self.labels[of_train]),
-            ):
-                listed = found[finding]
-                if len(np.unique(kinds)) > 1:
-                    listed["count"] += 1
-                    if listed["count"] <= _LISTED:
-                        # first one image of each split or label, because the finding is about them
-                        first = np.unique(kinds, return_index=True)[1]
-                        ordered = members[np.concatenate([first, np.setdiff1d(np.arange(len(members)), first)])]
-                        images = [
-                            self._image(index, printed=listed["count"] <= _SHOWN and position < _SHOWN)
-                            for position, index in enumerate(ordered[:_LISTED_MEMBERS].tolist())
-                        ]
-                        listed["groups"].append({"count": len(members), "images": images})
+    def _other_formats(self) -> list[tuple[int, str]]:
+        """Returns the images that are stored in another format than their name says, and both formats."""
+        known, found = Image.registered_extensions(), []
+        paths, _ = stored_paths(self.images)
+        for index, (path, stored) in enumerate(zip(paths, self.facts.formats.tolist(), strict=True)):
+            named = known.get(Path(path or "").suffix.lower(), stored)
+            if stored and named != stored:
+                found.append((index, f"{stored}, not {named}"))
         return found
+
+    def _very_small(self) -> np.ndarray:
+        sides = self._shorter_sides()
+        smallest = _VERY_SMALL * np.median(sides[sides > 0]) if (sides > 0).any() else 0
+        return np.flatnonzero((sides > 0) & (sides < smallest))
+
+    def _group_findings(self) -> dict[str, dict[str, Any]]:
+        found = {
+            "in_two_splits": self._groups(self.duplicates, self.split_of),
+            "two_labels": self._groups(self.duplicates, self.labels),
+        }
+        return found if self.looks is None else {**found, "similar": self._groups(self.similar, self.facts.digests)}
+
+    def _groups(self, groups: list[np.ndarray], kinds: np.ndarray) -> dict[str, Any]:
+        """Reports on the groups whose members differ in `kinds` (N,), first one member of each kind."""
+        listed: list[dict[str, Any]] = []
+        count = 0
+        for group in groups:
+            first = np.unique(kinds[group], return_index=True)[1]
+            if len(first) == 1:
+                continue
+            count += 1
+            if count <= _LISTED:
+                ordered = group[np.concatenate([first, np.setdiff1d(np.arange(len(group)), first)])]
+                images = [
+                    self._image(index, printed=count <= _SHOWN and position < _SHOWN)
+                    for position, index in enumerate(ordered[:_LISTED_MEMBERS].tolist())
+                ]
+                listed.append({"count": len(group), "images": images})
+        return {"count": count, "groups": listed}
+
+    def _proposals(self) -> dict[str, Any]:
+        counts = np.bincount(self.labels[self.whole], minlength=len(self.class_names))
+        small = np.flatnonzero(counts < self.min_images)
+        very_small = set(self._very_small().tolist())
+        train = self.whole & (self.split_of == self.names.index("train"))
+        formats, sizes = self.facts.formats, self.facts.sizes
+        return {
+            "min_images": self.min_images,
+            "small_classes": [
+                {"name": self.class_names[label], "images": int(counts[label])} for label in small.tolist()
+            ],
+            "similar_names": similar_names(self.class_names),
+            "leaks": leaks(self.labels[train], formats[train], sizes[train], self.class_names),
+            "far_sizes": self._images([found for found in far_sizes(sizes) if found[0] not in very_small]),
+            "rare_formats": self._images(rare_formats(formats)),
+        }
 
     def _image(self, index: int, printed: bool) -> dict[str, Any]:
         image = self.images[index]["image"]
@@ -271,31 +314,78 @@ def summary(report: dict[str, Any]) -> str:
     lines.append(f"imbalance factor (largest over smallest class): {report['imbalance_factor']:g}")
 
     lines += ["", f"{'training images':>15}  class"]
-    classes = [f"{of_class['train']:>15,}  {of_class['name']}" for of_class in _by_count(report["classes"])]
+    classes = [f"{of_class['train']:>15,}  {of_class['name']}" for of_class in by_count(report["classes"])]
     lines += classes if len(classes) <= 2 * _SHOWN else [*classes[:_SHOWN], f"{'...':>15}", *classes[-_SHOWN:]]
 
     for finding, meaning in IMAGE_FINDINGS.items():
-        found = report["findings"][finding]
-        if found["count"]:
-            lines += ["", f"{meaning}: {found['count']:,}"]
-            lines += [f"  {_place(image)}: {image['detail']}" for image in found["images"][:_SHOWN]]
-            lines += _and_more(found["count"], "  ")
-    for finding, meaning in GROUP_FINDINGS.items():
-        found = report["findings"][finding]
+        lines += _image_lines(meaning, report["findings"][finding])
+    for finding, meaning in {**GROUP_FINDINGS, **SIMILAR}.items():
+        found = report["findings"].get(finding, {"count": 0})
         if found["count"]:
             lines += ["", f"{meaning}: {found['count']:,}"]
             for group in found["groups"][:_SHOWN]:
-                shown = [f"{_place(image)}: {image['split']}, {image['class']}" for image in group["images"][:_SHOWN]]
-                lines += [f"  {shown[0]}", *(f"    = {line}" for line in shown[1:]), *_and_more(group["count"], "    ")]
+                shown = [f"{place_of(image)}: {image['split']}, {image['class']}" for image in group["images"][:_SHOWN]]
+                sign = "~" if finding in SIMILAR else "="
+                lines += [f"  {shown[0]}", *(f"    {sign} {line}" for line in shown[1:])]
+                lines += _and_more(group["count"], "    ")
             lines += _and_more(found["count"], "  ")
+    lines += _proposal_lines(report["proposals"])
+    for sentence, command in how_to_exclude(report.get("lists", {})):
+        lines += ["", sentence, f"  {command}"]
     return "\n".join(lines)
+
+
+def _proposal_lines(proposals: dict[str, Any]) -> list[str]:
+    lists = {
+        f"classes with fewer than {proposals['min_images']} images (give them more, or remove them)": [
+            f"{small['name']}: {small['images']}" for small in proposals["small_classes"]
+        ],
+        "classes whose names differ in little (are they the same?)": [
+            " = ".join(names) for names in proposals["similar_names"]
+        ],
+        "classes that a model can tell by the format or size of their images": [
+            describe_leak(leak) for leak in proposals["leaks"]
+        ],
+    }
+    lines = []
+    for meaning, found in lists.items():
+        if found:
+            lines += ["", f"{meaning}: {len(found):,}", *(f"  {line}" for line in found[:_SHOWN])]
+            lines += _and_more(len(found), "  ")
+    for proposal, meaning in IMAGE_PROPOSALS.items():
+        lines += _image_lines(meaning, proposals[proposal])
+    return lines
+
+
+def describe_leak(leak: dict[str, Any]) -> str:
+    """Says what is alike in the images of a class, for an entry of the proposals' `leaks`."""
+    others = f"{100 * leak['share_in_other_classes']:.0f} % in the others"
+    return f"{leak['class']}: {leak['images']:,} of {leak['of']:,} are {leak['value']}, {others}"
+
+
+def how_to_exclude(lists: dict[str, str]) -> list[tuple[str, str]]:
+    """Says how to use the lists of `DataReport.write_lists`: sentences, each with an option or a command."""
+    said = []
+    if path := lists.get("two_labels"):
+        edit = (
+            f"To leave out images under two labels, delete the lines of those to keep from {path}. Add to each command:"
+        )
+        said.append((edit, f"--exclude {shlex.quote(path)}"))
+    if path := lists.get("broken"):
+        said.append(("To leave out broken images, add to each command:", f"--exclude {shlex.quote(path)}"))
+    if len(lists) > 1:
+        both = " ".join(shlex.quote(path) for path in lists.values())
+        out = shlex.quote(str(Path(lists["broken"]).with_name("exclude.txt")))
+        said.append(("The option takes a single file. To leave out both, join them:", f"cat {both} > {out}"))
+    return said
 
 
 def refusal(report: dict[str, Any]) -> str:
     """Returns why training may not start and what to do, for a report with broken images."""
     broken = sum(facts["broken"] for facts in report["splits"].values())
+    excluded = f"--exclude {report['lists']['broken']}" if "broken" in report.get("lists", {}) else "--exclude FILE"
     message = (
-        f"images that cannot be read: {broken:,}. Replace them, remove them from the lists, or train "
+        f"images that cannot be read: {broken:,}. Replace them, leave them out with {excluded}, or train "
         "with --on_broken_image skip, which leaves them out and says so in the results"
     )
     if lost := report["classes_without_readable_training_images"]:
@@ -304,36 +394,44 @@ def refusal(report: dict[str, Any]) -> str:
     return message
 
 
-def _by_count(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_count(classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sorts classes by their training images, the most frequent first."""
     return sorted(classes, key=lambda of_class: -of_class["train"])
 
 
-def _place(image: dict[str, Any]) -> str:
+def place_of(image: dict[str, Any]) -> str:
+    """Returns the name of an image of the report, with its place in a list if that is known."""
     name = image["path"] or f"row {image['row']} of {image['split']}"
     return f"{name} ({image['listed']})" if "listed" in image else name
+
+
+def _image_lines(meaning: str, found: dict[str, Any]) -> list[str]:
+    if not found["count"]:
+        return []
+    shown = [f"  {place_of(image)}: {image['detail']}" for image in found["images"][:_SHOWN]]
+    return ["", f"{meaning}: {found['count']:,}", *shown, *_and_more(found["count"], "  ")]
 
 
 def _and_more(count: int, indent: str) -> list[str]:
     return [f"{indent}and {count - _SHOWN:,} more"] if count > _SHOWN else []
 
 
-def draw(classes: list[dict[str, Any]], title: str, picture: Path) -> None:
+@styled
+def long_tail(classes: list[dict[str, Any]], title: str = "") -> Figure:
     """Plots the long tail: training images of each class, in descending order, on a logarithmic scale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    ordered = _by_count(classes)
+    ordered = by_count(classes)
     counts = np.array([of_class["train"] for of_class in ordered])
-    figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    for group, colour in (("many", "tab:blue"), ("medium", "tab:orange"), ("few", "tab:red")):
+    figure = Figure(figsize=(5.6, 3))
+    axes = figure.subplots()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for group in ("many", "medium", "few"):
         members = np.flatnonzero([of_class["group"] == group for of_class in ordered])
         if members.size:
             edges = np.arange(members[0], members[-1] + 2) + 0.5
             label = f"{group}-shot: {members.size:,} classes, {counts[members].sum():,} images"
-            axes.stairs(counts[members], edges, baseline=0.5, fill=True, color=colour, label=label)
+            axes.stairs(counts[members], edges, baseline=0.5, fill=True, color=COLOURS[group], label=label)
     axes.set_yscale("log")
+    axes.minorticks_off()
     axes.set(
         xlabel="classes, most frequent first",
         ylabel="training images",
@@ -341,7 +439,10 @@ def draw(classes: list[dict[str, Any]], title: str, picture: Path) -> None:
         xlim=(0.5, len(counts) + 0.5),
         ylim=(0.5, None),
     )
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+    axes.legend()
+    return figure
+
+
+def draw(classes: list[dict[str, Any]], title: str, picture: Path) -> None:
+    """Writes the plot of `long_tail` to a PNG file."""
+    save(long_tail(classes, title), picture, dpi=180)

@@ -1,40 +1,23 @@
 """`report.html`: the contents of a `results.json` as a self-contained page."""
 
-import io
-import re
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ride_bf.evaluation.leakage import describe_leakage
 from ride_bf.evaluation.metrics import shot_groups
-from ride_bf.evaluation.plots import COLOURS, FIGURES, save
+from ride_bf.evaluation.pages import to_svg, write_page
+from ride_bf.evaluation.plots import FIGURES
 
 REPORT = "report.html"
-_DARK = {  # replacements of COLOURS on a dark page
-    "ink": "#e6eaf0",
-    "muted": "#98a3b3",
-    "line": "#333d4b",
-    "all": "#8e9bae",
-    "many": "#6aa9f0",
-    "medium": "#3fc2ae",
-    "few": "#f59357",
-    "accent": "#9296f5",
-}
 _SHOT_NAMES = {"many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
 _MISSING = "–"
 
 
 def write_report(results: dict[str, Any], folder: Path) -> Path:
     """Writes `report.html` into `folder` from the contents of a `results.json`. Returns its path."""
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    path = folder / REPORT
-    path.write_text(templates.get_template("html_report.jinja").render(**_contents(results)), encoding="utf-8")
-    return path
+    return write_page(folder / REPORT, "html_report.jinja", _contents(results))
 
 
 def _contents(results: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +29,7 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
     return {
         "results": results,
         "title": "/".join(PurePath(results["model"]).parts[-2:]),
-        "colours": {name: (colour, _DARK[name]) for name, colour in COLOURS.items()},
-        "figures": {name: _to_svg(name, draw(results)) for name, draw in FIGURES.items()},
+        "figures": {name: to_svg(name, draw(results)) for name, draw in FIGURES.items()},
         "tiles": _tiles(results),
         "groups": _group_rows(results),
         "pairs": _pairs(results),
@@ -60,22 +42,6 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
         "has_top_5": _has_top_5(results),
         "routed": "experts_used" in metrics,
     }
-
-
-def _to_svg(name: str, figure: Any) -> str | None:
-    """Returns a figure as an SVG element that uses the page's variables for its colours."""
-    if figure is None:
-        return None
-    buffer = io.StringIO()
-    save(figure, buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]  # without the XML declaration and the doctype
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    for colour, value in COLOURS.items():
-        svg = svg.replace(value, f"var(--{colour})")
-    # Ids must be unique: several figures share the page.
-    svg = re.sub(r'((?:id="|href="#|url\(#))', rf"\1{name}-", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
 
 
 def _percent(value: float | None) -> str:

@@ -13,11 +13,11 @@ from configuration_ride_bf import RideBfConfig
 from ride_bf.evaluation.results import RESULTS, read_results
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model, loading_errors
-from ride_bf.runs.provenance import TrainingData, check_same_counts, data_of
+from ride_bf.runs.provenance import PATH_OPTIONS, TrainingData, check_same_counts, data_of
 from ride_bf.runs.run_folder import ENVIRONMENT
 
 TEST_RESULTS = "test_results.json"  # in the run's folder, written at the end of training
-_LOCAL_SETTINGS = ("data_dir", "init_from", "teacher")  # these may be paths of this machine
+_LOCAL_SETTINGS = {"data_dir", "init_from", "teacher", *PATH_OPTIONS}  # these may be paths of this machine
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model
 
 DATA = "data"
-_PATHS = {option.name for option in (*SPLIT_OPTIONS, *data_options().values()) if option.is_path}
+# Options that name a file or folder
+PATH_OPTIONS = {option.name for option in (*SPLIT_OPTIONS, *data_options().values()) if option.is_path}
 CORRECTION = "correction"  # method and strength of the correction that ride_bf.decouple made to the classifiers
 Splits = DatasetDict | dict[str, ImageStream]
 
@@ -87,7 +88,7 @@ def describe_data(
     return TrainingData(
         dataset=dataset,
         data_dir=None if data_dir is None else _absolute(data_dir),
-        options={name: _absolute(value) if name in _PATHS else value for name, value in _given(options).items()},
+        options={name: _absolute(value) if name in PATH_OPTIONS else value for name, value in _given(options).items()},
         class_names=list(splits["train"].features["label"].names),
         train_class_counts=class_counts(splits["train"]),
         splits={name: SplitData(images=len(split), digest=images_digest(split)) for name, split in splits.items()},
@@ -171,7 +172,7 @@ def load_splits_of(
         return splits, replace(data, max_image_pixels=max_image_pixels or MAX_IMAGE_PIXELS)
     said = {"dataset": data.dataset, **data.options}
     for name, value in {"dataset": dataset or data.dataset, **options}.items():
-        if name in said and said[name] != value and name not in _PATHS:
+        if name in said and said[name] != value and name not in PATH_OPTIONS:
             raise OtherDataError(
                 f"{place} was trained with --{name} {said[name]}, not {value}. Leave out --{name}: the checkpoint "
                 "knows its data"
@@ -182,7 +183,7 @@ def load_splits_of(
     try:
         splits = load_long_tailed(data.dataset, where, **{**data.options, **options})
     except FileNotFoundError as error:
-        for name in sorted(_PATHS & set(said) - set(options)):
+        for name in sorted(PATH_OPTIONS & set(said) - set(options)):
             if not Path(said[name]).exists():
                 raise FileNotFoundError(
                     f"{place} was trained with --{name} {said[name]}, which is not there; if it has been moved, give "
@@ -369,7 +370,7 @@ def _differing(then: Sequence[str], now: Sequence[str]) -> str:
 
 def _without_folders(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options without the paths of this machine: of files only their names remain."""
-    return {name: Path(value).name if name in _PATHS else value for name, value in options.items()}
+    return {name: Path(value).name if name in PATH_OPTIONS else value for name, value in options.items()}
 
 
 def _absolute(place: str | Path) -> str:

@@ -1,0 +1,13 @@
+"""A builder for `datasets` that reads tar archives in WebDataset's format, with labels as text."""
+
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
+
+def _text(content: bytes) -> str | None:
+    return content.decode("utf-8").strip() or None
+
+
+class TarArchives(WebDataset):
+    """`datasets` reads the file .cls of an image as a number. Then 010 becomes 10, and a name is an error."""
+
+    DECODERS = {**WebDataset.DECODERS, "cls": _text}  # noqa: RUF012  the library's class has such a table

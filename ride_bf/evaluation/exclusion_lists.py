@@ -1,0 +1,86 @@
+"""Lists of images for `--exclude`, which people edit: images under two labels, and broken images."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from data.exclusion import content_line
+
+_SEAL = "# digest of what follows, which shows whether a list was edited: "
+
+
+@dataclass(frozen=True)
+class ListedGroup:
+    """Images to list together. A line is None for an image whose name a list cannot hold."""
+
+    comment: str
+    lines: Sequence[str | None]
+
+
+def image_line(image: dict, folder: str, digest: int) -> str | None:
+    """Returns the line for an image, a value of an undecoded column: its path, relative to `folder`, or its content.
+
+    None if a list cannot hold the path.
+    """
+    if image["bytes"] is not None:
+        return content_line(digest)
+    relative = image["path"].removeprefix(f"{folder.rstrip('/')}/")  # a path outside the folder stays absolute
+    one_line = relative.strip() == relative and relative.splitlines() == [relative]
+    return relative if one_line and not relative.startswith(("# ", "content ")) else None
+
+
+def write_list(
+    path: Path, heading: str, groups: Iterable[ListedGroup], in_use: str | Path | None = None
+) -> Path | None:
+    """Writes a list to `path`, or to a free name beside it if that file was edited or is `in_use`, the excluded file.
+
+    Returns where it is. Without groups it writes no list, removes an unedited older one and returns None.
+    """
+    body = []
+    for group in groups:
+        body.append(f"# {_one_line(group.comment)}")
+        # one line stands for all equal images that a table contains
+        body += dict.fromkeys(line for line in group.lines if line is not None)
+        if unlisted := sum(line is None for line in group.lines):
+            body.append(f"# {unlisted} more, whose names a list cannot hold; rename these files")
+        body.append("")
+    path = next(name for name in _names(path) if _may_replace(name, in_use))
+    if not body:
+        path.unlink(missing_ok=True)
+        return None
+    text = "\n".join(body)
+    head = [
+        f"# {heading}",
+        "# Each line names an image to leave out. Delete the lines of the images to keep.",
+        f"# Then give this file to the commands: --exclude {path.name}",
+        f"{_SEAL}{_digest(text)}",
+        "",
+    ]
+    path.write_text("\n".join([*head, text]), encoding="utf-8")
+    return path
+
+
+def _names(path: Path) -> Iterable[Path]:
+    yield path
+    for number in range(2, 1_000_000):
+        yield path.with_name(f"{path.stem}_{number}{path.suffix}")
+
+
+def _may_replace(path: Path, in_use: str | Path | None) -> bool:
+    if not path.exists():
+        return True
+    if in_use is not None and Path(in_use).exists() and path.samefile(in_use):
+        return False
+    _, seal, rest = path.read_text(encoding="utf-8", errors="replace").partition(_SEAL)
+    digest, _, text = rest.partition("\n\n")
+    return bool(seal) and _digest(text) == digest
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)
