@@ -311,11 +311,6 @@ def family_name(backbone: PreTrainedModel) -> str:
     return name if timm_model is None else f"{name} {type(timm_model).__name__}"
 
 
-def _name_and_family(backbone: PreTrainedModel) -> tuple[str, Family | None]:
-    name = family_name(backbone)
-    return name, FAMILIES.get(name)
-
-
 # --- Taking a backbone apart ------------------------------------------------------------------------------------------
 
 
@@ -336,7 +331,8 @@ def take_apart(backbone: PreTrainedModel, config: RideBfConfig) -> tuple[PreTrai
     Raises ValueError for blocks that the backbone does not have, and for a family that is not in `FAMILIES`.
     """
     own = config.num_expert_layers
-    name, family = _name_and_family(backbone)
+    name = family_name(backbone)
+    family = FAMILIES.get(name)
     if own == 0:
         trunk, tail = _copy_without(backbone, []), None
         _remove_what_never_learns(trunk, family, config.pooling)
@@ -424,18 +420,17 @@ class RideBfBackboneTrunk(nn.Module):
         self.pooling = config.pooling
         self.whole = config.num_expert_layers == 0
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
-        name, self.family = _name_and_family(backbone)
+        self.family_name = family_name(backbone)
         if self.pooling in ("cls", "cls_mean") and (self.family is None or self.family.prefix_tokens(backbone) < 1):
             raise ValueError(
-                f"backbone_pooling {self.pooling!r} needs a class token, and {name} is not known to have one; "
-                "use 'auto', 'mean' or 'pooler'"
+                f"backbone_pooling {self.pooling!r} needs a class token, and {self.family_name} is not known to have "
+                "one; use 'auto', 'mean' or 'pooler'"
             )
 
     @property
-    def input_dtype(self) -> torch.dtype:
-        """The type of the first layer's weights."""
-        layers = (module for module in self.backbone.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
-        return next(layers).weight.dtype
+    def family(self) -> Family | None:
+        # Not an attribute: a network can be pickled, functions of the table cannot.
+        return FAMILIES.get(self.family_name)
 
     def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
         if self.whole and pixel_values.ndim == 2:  # the pooled features of images, computed before
@@ -498,6 +493,10 @@ def _siglip2_inputs(pixel_values: Tensor, patch_size: int) -> dict[str, Any]:
     }
 
 
+class RideBfZeroLinear(nn.Linear):
+    """A linear layer whose weights and bias start at 0."""
+
+
 class RideBfAdapter(nn.Module):
     """Residual adapter on features (B, D). It starts as the identity, so the experts start from the same features."""
 
@@ -505,7 +504,7 @@ class RideBfAdapter(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(feature_size)
         self.down = nn.Linear(feature_size, inner_size)
-        self.up = nn.Linear(inner_size, feature_size)
+        self.up = RideBfZeroLinear(inner_size, feature_size)
 
     def forward(self, features: Tensor) -> Tensor:
         return features + self.up(F.gelu(self.down(self.norm(features))))
@@ -533,7 +532,7 @@ class RideBfBackboneExpert(nn.Module):
         super().__init__()
         self.tail = tail
         self.pooling = config.pooling
-        self.family = None if tail is None else _name_and_family(tail)[1]
+        self.family_name = None if tail is None else family_name(tail)
         self.standardise = RideBfStandardise(config.feature_size) if config.standardise_features else nn.Identity()
         size = config.expert_adapter_size
         self.adapter = RideBfAdapter(config.feature_size, size) if size else None
@@ -541,7 +540,7 @@ class RideBfBackboneExpert(nn.Module):
     def forward(self, hidden: Tensor, **context: Any) -> tuple[Tensor, list[Tensor]]:
         features, hidden_states = hidden, []
         if self.tail is not None:
-            tail, family = self.tail, self.family
+            tail, family = self.tail, FAMILIES[self.family_name]
             for block in family.blocks_of(tail):
                 hidden = family.step(tail, block, hidden, **context)
                 hidden_states.append(hidden)
@@ -572,7 +571,8 @@ def copy_backbone_weights(
     for part, source in pairs:
         if type(part) is not type(source):
             raise ValueError(
-                f"the backbone is a {type(source).__name__}, backbone_config needs a {type(part).__name__}"
+                f"the backbone is a {type(source).__name__}, but backbone_config describes a {type(part).__name__}; "
+                "build the configuration with backbone_config=backbone.config"
             )
         wanted, given = part.state_dict(), source.state_dict()
         wrong = [
@@ -612,6 +612,7 @@ __all__ = [
     "RideBfBackboneExpert",
     "RideBfBackboneTrunk",
     "RideBfStandardise",
+    "RideBfZeroLinear",
     "batch_norm_names",
     "build_backbone",
     "check_gradient_checkpointing",

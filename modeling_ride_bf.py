@@ -24,8 +24,8 @@ from transformers.utils.generic import can_return_tuple
 
 try:
     from .backbone_ride_bf import (
-        RideBfAdapter,
         RideBfStandardise,
+        RideBfZeroLinear,
         batch_norm_names,
         build_backbone,
         check_gradient_checkpointing,
@@ -34,8 +34,8 @@ try:
     from .configuration_ride_bf import RideBfConfig
 except ImportError:
     from backbone_ride_bf import (
-        RideBfAdapter,
         RideBfStandardise,
+        RideBfZeroLinear,
         batch_norm_names,
         build_backbone,
         check_gradient_checkpointing,
@@ -221,11 +221,6 @@ class RideBfTrunk(nn.Module):
         super().__init__()
         self.stem = RideBfStem(config)
         self.stages = nn.ModuleList(RideBfStage(config, index) for index in range(config.num_shared_stages))
-
-    @property
-    def input_dtype(self) -> torch.dtype:
-        """The type of the first layer's weights."""
-        return self.stem[0].convolution.weight.dtype
 
     def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
         hidden_states = [self.stem(pixel_values)]
@@ -419,6 +414,9 @@ class RideBfPreTrainedModel(PreTrainedModel):
             else:
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels  # groups left aside
                 init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+        elif isinstance(module, RideBfZeroLinear):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             if cifar:
                 init.kaiming_normal_(module.weight)
@@ -449,9 +447,6 @@ class RideBfPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RideBfStandardise):
             init.zeros_(module.mean)
             init.ones_(module.std)
-        elif isinstance(module, RideBfAdapter):
-            init.zeros_(module.up.weight)
-            init.zeros_(module.up.bias)
 
     def _set_gradient_checkpointing(self, enable: bool = True, **options: Any) -> None:
         """transformers calls this to switch it on or off."""
@@ -500,7 +495,8 @@ class RideBfPreTrainedModel(PreTrainedModel):
         if not pixel_values.is_floating_point():
             raise TypeError(f"{expected}; got {pixel_values.dtype}")
         # Not `self.dtype`, which looks through the parameters: a replica of nn.DataParallel has none.
-        dtype = self.base_model.trunk.input_dtype
+        layers = (module for module in self.base_model.modules() if isinstance(module, (nn.Conv2d, nn.Linear)))
+        dtype = next(layers).weight.dtype
         if pixel_values.dtype == dtype or torch.is_autocast_enabled(pixel_values.device.type):
             return pixel_values
         if pixel_values.dtype == torch.float32 and dtype in (torch.float16, torch.bfloat16):

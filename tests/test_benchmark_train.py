@@ -10,7 +10,9 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from modeling_ride_bf import RideBfOutput
+from ride_bf.benchmark import backbone
 from ride_bf.benchmark.__main__ import main
+from ride_bf.benchmark.arguments import BACKBONES
 from ride_bf.benchmark.measure import command, peak_bytes, seconds_in_turns
 from ride_bf.benchmark.train import (
     OURS,
@@ -145,3 +147,55 @@ def test_scale_command(tmp_path, capsys):
     assert parameters[3] - parameters[0] == 3 * 48 * 990
     assert [(row["window"], row["images"]) for row in results["windows"]] == [(4, 8), (8, 8)]
     assert "| 3 | 1,000 | 0.9 |" in capsys.readouterr().out
+
+
+def test_backbone_ratios_by_hand():
+    seconds = {
+        backbone.PLAIN: [1.0, 2.0],
+        backbone.OURS: [2.0, 2.0],
+        backbone.OWN_STEP: [3.0, 3.0],
+        backbone.OUR_STEP: [4.0, 2.0],
+        backbone.EXPERTS_STEP: [8.0, 8.0],
+    }
+    results = {
+        "backbone": "vit",
+        "batch_size": 10,
+        "image_size": 8,
+        "precision": "fp32",
+        "machine": "m",
+        "seconds_by_round": seconds,
+        "multiply_adds": {backbone.OUR_STEP: 100, backbone.EXPERTS_STEP: 150},
+    }
+    found = backbone.ratios(results)
+    assert found == {"forward": [0.5, 1.0], "step": [0.75, 1.5], "three experts": [0.75, 0.375]}
+    report = backbone.backbone_report(results)
+    assert f"| {backbone.OURS} | 5.00 |" in report
+    assert "step: 1.12 (0.75 to 1.50) x the images/s of the backbone's own classifier" in report
+    assert "three experts: 0.56 (0.38 to 0.75) x the speed that 1.50 x the multiply-adds allow" in report
+
+
+def test_backbone_command(tmp_path, monkeypatch, capsys):
+    assert set(backbone.SMALL) == set(BACKBONES)
+    runs = []
+
+    def once(calls, rounds, device):
+        for name, call in calls.items():
+            call()
+            runs.append(name)
+        return {name: [1.0] * rounds for name in calls}
+
+    monkeypatch.setattr(backbone, "seconds_in_turns", once)
+    monkeypatch.setattr(backbone, "IMAGE_SIZE", 32)
+    main(f"train --backbone resnet --batch_size 2 --rounds 2 --results {tmp_path}/out.json".split())
+    assert runs == [backbone.PLAIN, backbone.OURS, backbone.OWN_STEP, backbone.OUR_STEP, backbone.EXPERTS_STEP]
+    results = json.loads((tmp_path / "out.json").read_text())
+    repeated = "train --backbone resnet --batch_size 2 --rounds 2 --mixed_precision no"
+    assert results["command"] == f"python -m ride_bf.benchmark {repeated}"
+    assert results["multiply_adds"][backbone.EXPERTS_STEP] > results["multiply_adds"][backbone.OUR_STEP] > 0
+    assert "forward: 1.00 (1.00 to 1.00)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", ["--recipe digits_lt_resnet32", "--compile"])
+def test_options_that_a_backbone_does_not_read_are_refused(options):
+    with pytest.raises(SystemExit):
+        main(f"train --backbone vit {options}".split())

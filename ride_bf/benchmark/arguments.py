@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ride_bf.recipes import RECIPES
 
+BACKBONES = ("vit", "dinov2", "convnext", "swin", "resnet")
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
 
@@ -40,12 +41,22 @@ def _lists(parser: argparse.ArgumentParser) -> None:
 
 def _train(parser: argparse.ArgumentParser) -> None:
     trained = [name for name, recipe in RECIPES.items() if recipe.loss == "ride" and recipe.train_only == "all"]
-    parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=trained, metavar="NAME")
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument("--recipe", default="imagenet_lt_resnet50", choices=trained, metavar="NAME")
+    compared.add_argument(
+        "--backbone",
+        choices=BACKBONES,
+        help="compare the network on a small backbone of this family, with random weights, with the backbone alone",
+    )
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
     _add_precision(parser, "precision of all modes but the reference mode; by default fp16 on a GPU, else no")
     parser.add_argument("--compile", action="store_true", help="also measure our network with torch.compile")
-    _add_results(parser, "train_step.json")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="JSON file for the measurements; by default docs/train_step.json, or docs/backbone_step.json",
+    )
 
 
 def _scale(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,7 @@
 """Compare a training step with the authors' implementation and with torchvision's resnet50.
 
+With `--backbone`, the network on a backbone is compared with the backbone alone instead: see `benchmark/backbone.py`.
+
 All of them run in one process, in turns, on images that are on the device already. Reading and augmentation are not
 included.
 
@@ -31,6 +33,8 @@ from torch.optim import SGD, Optimizer
 from configuration_ride_bf import RideBfConfig
 from data import NUM_CLASSES
 from modeling_ride_bf import RideBfForImageClassification, RideBfOutput
+from ride_bf.benchmark.arguments import DOCS
+from ride_bf.benchmark.backbone import backbone_report, measure_backbone
 from ride_bf.benchmark.measure import command, default_precision, machine, peak_bytes, seconds_in_turns, write_results
 from ride_bf.evaluation.compute import multiply_adds, profile
 from ride_bf.methods.losses import diversity_temperatures, effective_number_weights, ldam_margins
@@ -49,11 +53,19 @@ COMPARED_IMAGES = 4  # float64 is slow
 def run(options: argparse.Namespace) -> None:
     options.mixed_precision = options.mixed_precision or default_precision()
     accelerator = Accelerator(mixed_precision=options.mixed_precision)
-    recipe = RECIPES[options.recipe].with_overrides(batch_size=options.batch_size)
-    results = measure_train(recipe, accelerator, options.rounds, options.compile)
+    if options.backbone is not None:
+        if options.compile:
+            raise SystemExit("error: --compile has no effect with --backbone; leave it out")
+        options.recipe = None
+        results = measure_backbone(options.backbone, options.batch_size, accelerator, options.rounds)
+        report, name = backbone_report, "backbone_step.json"
+    else:
+        recipe = RECIPES[options.recipe].with_overrides(batch_size=options.batch_size)
+        results = measure_train(recipe, accelerator, options.rounds, options.compile)
+        report, name = train_report, "train_step.json"
     results = {"command": command(options), "machine": machine(accelerator.device), **results}
-    print(train_report(results))
-    write_results(options.results, results)
+    print(report(results))
+    write_results(options.results or DOCS / name, results)
 
 
 @dataclass

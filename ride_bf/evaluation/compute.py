@@ -23,7 +23,7 @@ def profile(config: RideBfConfig, image_size: int, window: int) -> dict[str, dic
     In the BatchFormer, `window` images attend to each other. It costs compute only in training, and is counted for all
     experts together.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad():
         model = RideBfForImageClassification(config).eval()
         image = torch.empty(1, config.num_channels, image_size, image_size)
         feature = torch.empty(1, config.feature_size)

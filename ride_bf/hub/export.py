@@ -21,6 +21,7 @@ from ride_bf.runs.provenance import DATA
 HUB_CARDS = Path(__file__).resolve().parent.parent.parent / "hub_cards"
 CLASS_COUNTS = "class_counts.json"
 ONNX = "model.onnx"
+TIMM = "timm>=1.0.20"  # what a model with a backbone of timm needs too
 # Example images in this repository, for models that were trained on that data set
 _EXAMPLES = {"digits_lt": "examples/*.png"}
 _TOP_K = 5  # number of answers for an example
@@ -63,6 +64,9 @@ def export(
 
     for name in ("handler.py", "requirements.txt"):
         shutil.copyfile(HUB_CARDS / name, folder / name)
+    if getattr(model.config.backbone_config, "model_type", None) == "timm_wrapper":
+        with (folder / "requirements.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{TIMM}\n")
     contents: dict[str, Any] = {
         "recipe.json": saved.recipe,
         FACTS: saved.facts | ({DATA: saved.data.without_place().as_dict()} if saved.data else {}),

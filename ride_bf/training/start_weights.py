@@ -3,10 +3,11 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from configuration_ride_bf import BACKBONE_OPTIONS, RESIDUAL_OPTIONS
+from configuration_ride_bf import RESIDUAL_OPTIONS, RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.models import class_names, load_model
@@ -55,15 +56,8 @@ def initialise_from(
     are missing, damaged or of another kind of model.
     """
     start = load_model(place)
-    options = (*RESIDUAL_OPTIONS, *BACKBONE_OPTIONS[1:], "num_experts", "classifier")
-    differing = [
-        f"{name} {getattr(start.config, name)} there, {getattr(model.config, name)} here"
-        for name in options
-        if getattr(start.config, name) != getattr(model.config, name)
-    ]
-    kinds = [getattr(own.config.backbone_config, "model_type", "no") for own in (start, model)]
-    if kinds[0] != kinds[1]:
-        differing.append(f"{kinds[0]} backbone there, {kinds[1]} backbone here")
+    there, here = _network(start.config), _network(model.config)
+    differing = [f"{name} {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
     if differing:
         raise ValueError(f"{place} is another network: {'; '.join(differing)}. Pass the options it was trained with")
     saved, own = start.state_dict(), model.state_dict()
@@ -97,6 +91,18 @@ def check_frozen_classes(started: StartedFrom, recipe: TrainingRecipe) -> None:
             f"train_only {recipe.train_only!r} needs a model that knows all classes, but {started.place} does not know "
             f"{len(started.new)} of them, such as {started.new[0]}"
         )
+
+
+def _network(config: RideBfConfig) -> dict[str, Any]:
+    """What must be equal for weights to fit. Of a backbone it is the family: the shapes of its weights say the rest."""
+    options = {name: getattr(config, name) for name in (*RESIDUAL_OPTIONS, "num_experts", "classifier")}
+    backbone = config.backbone_config
+    return options | {
+        "backbone_config": None if backbone is None else backbone.model_type,
+        "backbone_pooling": config.pooling,
+        "num_expert_layers": config.num_expert_layers,
+        "expert_adapter_size": config.expert_adapter_size,
+    }
 
 
 def _same_classes(
