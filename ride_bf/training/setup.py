@@ -106,14 +106,12 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     check_effect_of_options(run, splits)
     data = describe_data(splits, recipe.dataset, max_image_pixels=run.max_image_pixels, **run.data_options())
     counts, names = data.train_class_counts, data.class_names
-    backbone, recipe = find_backbone(run, recipe)
+    with accelerator.main_process_first():  # it downloads
+        backbone, recipe = find_backbone(run, recipe)
     processor = make_processor(recipe) if backbone is None else backbone.processor
     set_seed(run.seed)
     model = make_model(names, run, recipe, accelerator, backbone)
     run_loaders = RunLoaders(splits, processor, run, recipe, accelerator, model)
-    if not run.dry_run and not run.resume and run.init_from is None:
-        start_heads(model, recipe, run_loaders)
-    loaders = run_loaders.make()
     check_batch_norm(model, recipe, draws_per_epoch(counts, recipe), accelerator.num_processes)
     teacher = None if run.teacher is None else load_teacher(run.teacher, names, processor, accelerator.autocast)
     if teacher is not None:
@@ -125,7 +123,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         cost = run_cost(
             model,
             recipe,
-            batches_per_epoch=len(loaders["train"]),
+            batches_per_epoch=len(run_loaders.make()["train"]),
             draws_per_epoch=draws_per_epoch(counts, recipe),
             num_processes=accelerator.num_processes,
             max_steps=run.max_steps,
@@ -145,6 +143,10 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         overwrite=run.overwrite_output_dir,
         allow_changes=run.allow_changes or (),
     )
+    # From here on images are read, and those that are broken are listed in the folder.
+    if not run.resume and run.init_from is None:
+        start_heads(model, recipe, run_loaders)
+    loaders = run_loaders.make()
     steps_per_epoch = math.ceil(len(loaders["train"]) / recipe.gradient_accumulation_steps)
     schedule = Schedule(optimizer, recipe, steps_per_epoch)
     progress = Progress()
