@@ -7,14 +7,15 @@ Shapes are written with B images, N tokens, c channels and D features.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, PreTrainedModel
 
 try:
@@ -47,13 +48,6 @@ def _step_without_mask(model: nn.Module, block: nn.Module, hidden: Tensor) -> Te
     return block(hidden, None)  # these blocks insist on an attention mask
 
 
-def _timm_step(model: nn.Module, block: nn.Module, hidden: Tensor) -> Tensor:
-    timm_model = model.timm_model
-    if getattr(timm_model, "grad_checkpointing", False) and model.training and torch.is_grad_enabled():
-        return checkpoint(block, hidden, use_reentrant=False)
-    return block(hidden)
-
-
 def _swin_step(model: nn.Module, stage: nn.Module, hidden: Tensor) -> Tensor:
     """A stage from map (B, c, h, w) to map, because the shape of tokens (B, h w, c) does not hold their height."""
     size = tuple(hidden.shape[2:])
@@ -72,10 +66,19 @@ def _embed_dinov3(model: nn.Module, pixel_values: Tensor, **options: Any) -> tup
     return model.embeddings(pixel_values), {"position_embeddings": model.rope_embeddings(pixel_values)}
 
 
-def _embed_siglip2(
-    model: nn.Module, pixel_values: Tensor, spatial_shapes: Tensor, **options: Any
-) -> tuple[Tensor, dict[str, Any]]:
-    return model.embeddings(pixel_values, spatial_shapes), {}
+def _embed_siglip2(model: nn.Module, pixel_values: Tensor, **options: Any) -> tuple[Tensor, dict[str, Any]]:
+    # Its model takes patches of images of many sizes in one batch, each with a mask. All of ours have one size.
+    embeddings = model.embeddings
+    size = embeddings.patch_size
+    height, width = pixel_values.shape[2] // size, pixel_values.shape[3] // size
+    patches = pixel_values.unflatten(3, (width, size)).unflatten(2, (height, size))  # (B, c, h, p, w, p)
+    patches = patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h w, p p c)
+    positions, grid = embeddings.position_embedding.weight, embeddings.position_embedding_size  # (N, c)
+    if (height, width) != (grid, grid):
+        maps = positions.float().T.unflatten(1, (1, grid, grid)).transpose(0, 1)  # (N, c) -> (1, c, grid, grid)
+        maps = F.interpolate(maps, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        positions = maps[0].flatten(1).T.to(positions.dtype)  # (1, c, h, w) -> (h w, c)
+    return embeddings.patch_embedding(patches) + positions, {}
 
 
 def _embed_swin(model: nn.Module, pixel_values: Tensor, **options: Any) -> tuple[Tensor, dict[str, Any]]:
@@ -129,8 +132,9 @@ class Family:
         embed: (model, pixel_values, **options) -> the hidden state before the blocks, and what all blocks take too.
         step: (model, one of its blocks, hidden state, **what all blocks take) -> hidden state.
         finish: (model, hidden state after the blocks) -> `last_hidden_state`.
-        pooler: (model, `last_hidden_state`) -> `pooler_output`.
+        pooler: (model, `last_hidden_state`) -> `pooler_output`, or None.
         prefix_tokens: (model) -> how many tokens precede those of the patches. The first one is the class token.
+        whole_patches: its model takes patches, not images, so that `embed` makes them.
     """
 
     blocks: str | tuple[str, ...]
@@ -139,9 +143,10 @@ class Family:
     embed: Callable[..., tuple[Tensor, dict[str, Any]]]
     step: Callable[..., Tensor]
     finish: Callable[[nn.Module, Tensor], Tensor]
-    pooler: Callable[[nn.Module, Tensor], Tensor] = lambda model, states: states[:, 0]
+    pooler: Callable[[nn.Module, Tensor], Tensor | None] = lambda model, states: states[:, 0]
     pooler_only: tuple[str, ...] = ()
     prefix_tokens: Callable[[nn.Module], int] = lambda model: 0
+    whole_patches: bool = False
 
     def blocks_of(self, model: nn.Module) -> list[nn.Module]:
         """The blocks that a model, or a part of one, has."""
@@ -178,7 +183,7 @@ _SIGLIP = Family(
     embed=_embed_with("embeddings"),
     step=_step_without_mask,
     finish=_finish_with("post_layernorm"),
-    pooler=lambda model, states: model.head(states),
+    pooler=lambda model, states: None if _get(model, "head") is None else model.head(states),
 )
 _CONVNEXT = Family(
     blocks="encoder.stages",
@@ -223,7 +228,7 @@ def _timm(
         first=own(first + parameters),
         last=own(last + head),
         embed=embed or _embed_with(*own(first)),
-        step=_timm_step,
+        step=_plain_step,
         finish=_finish_with(*own(last)),
         pooler=lambda model, states: model.timm_model.forward_head(states),
         prefix_tokens=prefix_tokens,
@@ -268,7 +273,7 @@ FAMILIES: dict[str, Family] = {
         }
     ),
     "siglip_vision_model": _SIGLIP,
-    "siglip2_vision_model": Family(**{**vars(_SIGLIP), "embed": _embed_siglip2}),
+    "siglip2_vision_model": Family(**{**vars(_SIGLIP), "embed": _embed_siglip2, "whole_patches": True}),
     "convnext": _CONVNEXT,
     "convnextv2": _CONVNEXT,
     "swin": _SWIN,
@@ -388,6 +393,46 @@ def _remove_what_never_learns(backbone: PreTrainedModel, family: Family | None, 
                 setattr(backbone, name, RideBfSkipped())
 
 
+@contextmanager
+def _running_statistics_kept(module: nn.Module):
+    """Batch normalisation uses the statistics of the batch, and its running statistics stay as they are."""
+    # Copies are updated in their place. That holds for every kind of batch normalisation.
+    kept = [
+        (norm, name, buffer)
+        for norm in module.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in norm._buffers.items()
+        if buffer is not None
+    ]
+    for norm, name, buffer in kept:
+        norm._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for norm, name, buffer in kept:
+            norm._buffers[name] = buffer
+
+
+def checkpoint_once(
+    block: nn.Module, checkpoint_function: Callable[..., Any], function: Callable[..., Any], *inputs: Any
+) -> Any:
+    """Checkpoints `function`, the forward of `block`. Only its first call updates the running statistics.
+
+    The calls after the first are recomputations for the backward pass. They must not count the batch again.
+    """
+    called = False
+
+    def counted_once(*inputs: Any) -> Any:
+        nonlocal called
+        if called:
+            with _running_statistics_kept(block):
+                return function(*inputs)
+        called = True
+        return function(*inputs)
+
+    return checkpoint_function(counted_once, *inputs)
+
+
 # --- The network's parts ----------------------------------------------------------------------------------------------
 
 
@@ -403,7 +448,49 @@ def _pool(states: Tensor, pooler_output: Tensor | None, pooling: str, prefix_tok
     return torch.cat([states[:, 0], mean], dim=1) if pooling == "cls_mean" else mean
 
 
-class RideBfBackboneTrunk(nn.Module):
+# What transformers gathers from the children of a model, and so from the trunk, but not from a model further inside.
+_OF_A_NESTED_MODEL = (
+    *("_no_split_modules", "_skip_keys_device_placement", "_keep_in_fp32_modules"),
+    *("_keys_to_ignore_on_load_unexpected", "_keys_to_ignore_on_load_missing"),
+)
+
+
+class _RunsBlocks(nn.Module):
+    """Runs the blocks of a part of a backbone. Layers of transformers checkpoint themselves, blocks of timm do not."""
+
+    def __init__(self, part: PreTrainedModel | None):
+        super().__init__()
+        self.family_name = None if part is None else family_name(part)
+        if self.family is not None and hasattr(part, "timm_model"):
+            self.gradient_checkpointing = False  # transformers sets it, and the function, where it finds it
+
+    @property
+    def family(self) -> Family | None:
+        # Not an attribute: a network can be pickled, functions of the table cannot.
+        return FAMILIES.get(self.family_name)
+
+    @property
+    def checkpoints(self) -> bool:
+        return getattr(self, "gradient_checkpointing", False) and self.training and torch.is_grad_enabled()
+
+    def run_blocks(self, part: PreTrainedModel, hidden: Tensor, context: dict[str, Any]) -> Iterator[Tensor]:
+        """Yields the state after each block."""
+        for block in self.family.blocks_of(part):
+            step = partial(self.family.step, part, block, **context)
+            if self.checkpoints:
+                hidden = checkpoint_once(block, self._gradient_checkpointing_func, step, hidden)
+            else:
+                hidden = step(hidden)
+            yield hidden
+
+    def features(self, part: PreTrainedModel, hidden: Tensor, pooling: str) -> tuple[Tensor, Tensor]:
+        """Returns `last_hidden_state` and the pooled features, from the state after the last block."""
+        states = self.family.finish(part, hidden)
+        pooler_output = self.family.pooler(part, states) if pooling == "pooler" else None
+        return states, _pool(states, pooler_output, pooling, self.family.prefix_tokens(part))
+
+
+class RideBfBackboneTrunk(_RunsBlocks):
     """The part of the backbone that all experts share.
 
     `forward` returns the states, the last of which the experts start from, and what their blocks take beside it. If
@@ -415,12 +502,13 @@ class RideBfBackboneTrunk(nn.Module):
     """
 
     def __init__(self, backbone: PreTrainedModel, config: RideBfConfig):
-        super().__init__()
+        super().__init__(backbone)
         self.backbone = backbone
         self.pooling = config.pooling
         self.whole = config.num_expert_layers == 0
         self.interpolates = "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
-        self.family_name = family_name(backbone)
+        for name in _OF_A_NESTED_MODEL:
+            setattr(self, name, getattr(backbone, name, None))
         if self.pooling in ("cls", "cls_mean") and (self.family is None or self.family.prefix_tokens(backbone) < 1):
             raise ValueError(
                 f"backbone_pooling {self.pooling!r} needs a class token, and {self.family_name} is not known to have "
@@ -428,24 +516,24 @@ class RideBfBackboneTrunk(nn.Module):
             )
 
     @property
-    def family(self) -> Family | None:
-        # Not an attribute: a network can be pickled, functions of the table cannot.
-        return FAMILIES.get(self.family_name)
+    def has_own_switch(self) -> bool:
+        """Whether gradient checkpointing is switched on in the network of timm itself."""
+        return hasattr(self.backbone, "timm_model") and self.family is None
 
     def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
         if self.whole and pixel_values.ndim == 2:  # the pooled features of images, computed before
             return [pixel_values], {}
         inputs = self._inputs(pixel_values)
         backbone, family = self.backbone, self.family
-        if self.whole:
+        if self.whole and not self.checkpoints and not (family is not None and family.whole_patches):
             outputs = backbone(**inputs, return_dict=True)
             states, pooler_output = outputs.last_hidden_state, getattr(outputs, "pooler_output", None)
             prefix_tokens = 0 if family is None else family.prefix_tokens(backbone)
             return [states, _pool(states, pooler_output, self.pooling, prefix_tokens)], {}
         hidden, context = family.embed(backbone, **inputs)
-        for block in family.blocks_of(backbone):
-            hidden = family.step(backbone, block, hidden, **context)
-        return [hidden], context
+        for state in self.run_blocks(backbone, hidden, context):
+            hidden = state  # the states before it are not kept
+        return ([*self.features(backbone, hidden, self.pooling)], {}) if self.whole else ([hidden], context)
 
     def _inputs(self, pixel_values: Tensor) -> dict[str, Any]:
         """The arguments of the backbone for images (B, num_channels, height, width)."""
@@ -457,8 +545,11 @@ class RideBfBackboneTrunk(nn.Module):
                 f"images of {height} x {width} pixels are smaller than a patch of the backbone, {patch_height} x "
                 f"{patch_width}; pass larger ones"
             )
-        if config.model_type == "siglip2_vision_model":
-            return _siglip2_inputs(pixel_values, patch_height)
+        if self.family is not None and self.family.whole_patches and (height % patch_height or width % patch_width):
+            raise ValueError(
+                f"images of {height} x {width} pixels do not consist of patches of {patch_height} x {patch_width}; "
+                "resize them to multiples of it"
+            )
         patches = _get(self.backbone, "timm_model.patch_embed")
         if getattr(patches, "strict_img_size", False) and (height, width) != _pair(patches.img_size):
             raise ValueError(
@@ -474,23 +565,6 @@ class RideBfBackboneTrunk(nn.Module):
 
 def _pair(size: int | Iterable[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _siglip2_inputs(pixel_values: Tensor, patch_size: int) -> dict[str, Any]:
-    """What SigLIP 2 takes for whole images without padding: patches (B, h w, patch_size^2 num_channels) and (h, w)."""
-    batch_size, _, height, width = pixel_values.shape
-    if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"images of {height} x {width} pixels do not consist of patches of {patch_size} x {patch_size}; resize "
-            f"them to multiples of {patch_size}"
-        )
-    patches = pixel_values.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, c, h, p, w, p)
-    grid = torch.tensor([height // patch_size, width // patch_size], device="cpu")
-    return {
-        "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2),  # (B, h w, p p c)
-        "pixel_attention_mask": None,
-        "spatial_shapes": grid.expand(batch_size, 2),
-    }
 
 
 class RideBfZeroLinear(nn.Linear):
@@ -522,17 +596,16 @@ class RideBfStandardise(nn.Module):
         return (features - self.mean) / self.std
 
 
-class RideBfBackboneExpert(nn.Module):
+class RideBfBackboneExpert(_RunsBlocks):
     """One expert: its own blocks and what follows them, if it has any, and its adapter.
 
     Takes the trunk's last state and what it gave beside it. Returns features (B, D) and the states after its blocks.
     """
 
     def __init__(self, tail: PreTrainedModel | None, config: RideBfConfig):
-        super().__init__()
+        super().__init__(tail)
         self.tail = tail
         self.pooling = config.pooling
-        self.family_name = None if tail is None else family_name(tail)
         self.standardise = RideBfStandardise(config.feature_size) if config.standardise_features else nn.Identity()
         size = config.expert_adapter_size
         self.adapter = RideBfAdapter(config.feature_size, size) if size else None
@@ -540,20 +613,21 @@ class RideBfBackboneExpert(nn.Module):
     def forward(self, hidden: Tensor, **context: Any) -> tuple[Tensor, list[Tensor]]:
         features, hidden_states = hidden, []
         if self.tail is not None:
-            tail, family = self.tail, FAMILIES[self.family_name]
-            for block in family.blocks_of(tail):
-                hidden = family.step(tail, block, hidden, **context)
-                hidden_states.append(hidden)
-            states = family.finish(tail, hidden)
-            pooler_output = family.pooler(tail, states) if self.pooling == "pooler" else None
-            features = _pool(states, pooler_output, self.pooling, family.prefix_tokens(tail))
+            hidden_states = list(self.run_blocks(self.tail, hidden, context))
+            _, features = self.features(self.tail, hidden_states[-1], self.pooling)
         features = self.standardise(features)
         return (features if self.adapter is None else self.adapter(features)), hidden_states
 
 
 def build_backbone(config: RideBfConfig) -> tuple[RideBfBackboneTrunk, nn.ModuleList]:
     """Makes the trunk and the experts. All experts start equal."""
-    trunk, tail = take_apart(AutoModel.from_config(config.backbone_config), config)
+    backbone = AutoModel.from_config(config.backbone_config)
+    if backbone.main_input_name != "pixel_values":
+        raise ValueError(
+            f"the backbone {family_name(backbone)} reads {backbone.main_input_name}, not images; choose a vision model "
+            "such as 'vit', 'dinov2' or 'convnext'"
+        )
+    trunk, tail = take_apart(backbone, config)
     tails = [None if tail is None else _copy_without(tail, []) for _ in range(config.num_experts)]
     experts = nn.ModuleList(RideBfBackboneExpert(tail, config) for tail in tails)
     return RideBfBackboneTrunk(trunk, config), experts
@@ -593,7 +667,7 @@ def check_gradient_checkpointing(trunk: RideBfBackboneTrunk) -> None:
     backbone = trunk.backbone
     if not backbone.supports_gradient_checkpointing:
         raise ValueError(f"the backbone {family_name(backbone)} has no gradient checkpointing; use smaller batches")
-    if batch_norm_names(backbone):
+    if trunk.has_own_switch and batch_norm_names(backbone):
         raise ValueError(
             f"gradient checkpointing would count each batch twice in the batch normalisation of {family_name(backbone)}"
             "; use smaller batches with gradient accumulation"
@@ -616,6 +690,7 @@ __all__ = [
     "batch_norm_names",
     "build_backbone",
     "check_gradient_checkpointing",
+    "checkpoint_once",
     "copy_backbone_weights",
     "family_name",
     "take_apart",

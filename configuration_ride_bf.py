@@ -23,16 +23,10 @@ _HUGGING_FACE_KEYWORDS = {
 }
 
 # What only the residual network reads, and what only a backbone reads.
-RESIDUAL_OPTIONS = (
-    *("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_shared_stages"),
-)
-BACKBONE_OPTIONS = (
-    "backbone_config",
-    "backbone_pooling",
-    "num_expert_layers",
-    "expert_adapter_size",
-    "standardise_features",
-)
+RESIDUAL_OPTIONS = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group")
+RESIDUAL_OPTIONS += ("num_shared_stages",)
+BACKBONE_OPTIONS = ("backbone_config", "backbone_pooling", "num_expert_layers", "expert_adapter_size")
+BACKBONE_OPTIONS += ("standardise_features",)
 
 # Model type of a backbone -> the features that the family's own classifier takes. DINOv3 has no classifier in
 # transformers; its vision transformers take what the authors' linear classifiers take.
@@ -253,13 +247,14 @@ class RideBfConfig(PreTrainedConfig):
             )
 
     def _check_backbone(self):
-        unread = BACKBONE_OPTIONS if self.backbone_config is None else RESIDUAL_OPTIONS
+        if self.backbone_config is None:
+            unread, why = BACKBONE_OPTIONS, "is read only with a backbone_config"
+        else:
+            unread, why = RESIDUAL_OPTIONS, "describes the residual network, which backbone_config replaces"
         for name in unread:
             value, default = getattr(self, name), getattr(type(self), name)
             if value != (list(default) if isinstance(default, tuple) else default):
-                does = "is read only with a backbone_config" if self.backbone_config is None else "describes the "
-                does += "" if self.backbone_config is None else "residual network, which backbone_config replaces"
-                raise ValueError(f"{name} {value!r} {does}; leave it at {default!r}")
+                raise ValueError(f"{name} {value!r} {why}; leave it at {default!r}")
         for name in ("num_expert_layers", "expert_adapter_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -308,16 +303,15 @@ class RideBfConfig(PreTrainedConfig):
 
 def _backbone_config(given: dict | PreTrainedConfig) -> PreTrainedConfig:
     """A configuration of its own for the network, which sets the type of the weights and the attention in it."""
-    if isinstance(given, dict):
-        model_type = given.get("model_type")
-        if model_type not in CONFIG_MAPPING:
-            raise ValueError(
-                f"backbone_config has the model_type {model_type!r}, which this version of transformers does not know; "
-                "pass the configuration of one of its vision models, such as 'vit', 'dinov2' or 'convnext'"
-            )
-        config = CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(given))
-    else:
-        config = copy.deepcopy(given)
+    model_type = given.get("model_type") if isinstance(given, dict) else given.model_type
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"backbone_config has the model_type {model_type!r}, which this version of transformers does not know; "
+            "pass the configuration of one of its vision models, such as 'vit', 'dinov2' or 'convnext'"
+        )
+    config = copy.deepcopy(given)
+    if isinstance(config, dict):
+        config = CONFIG_MAPPING[model_type].from_dict(config)
     vision = getattr(config, "vision_config", None)
     if isinstance(vision, PreTrainedConfig):
         raise ValueError(

@@ -8,7 +8,6 @@ Shapes are written with B images, E experts, C classes and D features.
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,21 +23,25 @@ from transformers.utils.generic import can_return_tuple
 
 try:
     from .backbone_ride_bf import (
+        RideBfBackboneTrunk,
         RideBfStandardise,
         RideBfZeroLinear,
         batch_norm_names,
         build_backbone,
         check_gradient_checkpointing,
+        checkpoint_once,
         copy_backbone_weights,
     )
     from .configuration_ride_bf import RideBfConfig
 except ImportError:
     from backbone_ride_bf import (
+        RideBfBackboneTrunk,
         RideBfStandardise,
         RideBfZeroLinear,
         batch_norm_names,
         build_backbone,
         check_gradient_checkpointing,
+        checkpoint_once,
         copy_backbone_weights,
     )
     from configuration_ride_bf import RideBfConfig
@@ -105,46 +108,6 @@ class RideBfZeroPadShortcut(nn.Module):
         return F.pad(hidden_state, (0, 0, 0, 0, self.channels_before, self.channels_after))
 
 
-@contextmanager
-def _running_statistics_kept(module: nn.Module):
-    """Batch normalisation uses the statistics of the batch, and its running statistics stay as they are."""
-    # Copies are updated in their place. That holds for every kind of batch normalisation.
-    kept = [
-        (norm, name, buffer)
-        for norm in module.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        for name, buffer in norm._buffers.items()
-        if buffer is not None
-    ]
-    for norm, name, buffer in kept:
-        norm._buffers[name] = buffer.clone()
-    try:
-        yield
-    finally:
-        for norm, name, buffer in kept:
-            norm._buffers[name] = buffer
-
-
-def _checkpoint_once(
-    block: nn.Module, checkpoint_function: Callable[..., Any], function: Callable[..., Any], *inputs: Any
-) -> Any:
-    """Checkpoints `function`, the forward of `block`. Only its first call updates the running statistics.
-
-    The calls after the first are recomputations for the backward pass. They must not count the batch again.
-    """
-    called = False
-
-    def counted_once(*inputs: Any) -> Any:
-        nonlocal called
-        if called:
-            with _running_statistics_kept(block):
-                return function(*inputs)
-        called = True
-        return function(*inputs)
-
-    return checkpoint_function(counted_once, *inputs)
-
-
 class RideBfBlock(GradientCheckpointingLayer):
     """One residual block, basic or bottleneck; the stride sits in its first 3x3 convolution."""
 
@@ -174,7 +137,7 @@ class RideBfBlock(GradientCheckpointingLayer):
     def _gradient_checkpointing_func(self) -> Callable[..., Any]:
         # transformers sets this function and calls it. A property binds it to the block that runs: a replica of
         # nn.DataParallel has running statistics of its own.
-        return partial(_checkpoint_once, self, self._checkpoint_function)
+        return partial(checkpoint_once, self, self._checkpoint_function)
 
     @_gradient_checkpointing_func.setter
     def _gradient_checkpointing_func(self, function: Callable[..., Any]) -> None:
@@ -455,11 +418,11 @@ class RideBfPreTrainedModel(PreTrainedModel):
             return
         if enable:
             check_gradient_checkpointing(self.base_model.trunk)
-        timm_models = [module.timm_model for module in self.modules() if hasattr(module, "timm_model")]
-        for timm_model in timm_models:  # they have a switch of their own
-            timm_model.set_grad_checkpointing(enable)
-        if not timm_models:
-            super()._set_gradient_checkpointing(enable, **options)
+        for part in self.modules():  # the networks of timm whose blocks are not known have a switch of their own
+            if isinstance(part, RideBfBackboneTrunk) and part.has_own_switch:
+                part.backbone.timm_model.set_grad_checkpointing(enable)
+                return
+        super()._set_gradient_checkpointing(enable, **options)
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, config: RideBfConfig) -> "RideBfPreTrainedModel":

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,12 +21,12 @@ from tiny_run import COUNTS, NAMES, write_run
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from backbone_ride_bf import FAMILIES, RideBfSkipped, family_name
-from configuration_ride_bf import RideBfConfig
+from configuration_ride_bf import OWN_POOLING, RideBfConfig
 from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 from ride_bf.evaluation.compute import inference_cost, multiply_adds, profile
 from ride_bf.evaluation.decoupling import correct, corrected_logits
-from ride_bf.hub.export import export
+from ride_bf.hub.export import TIMM, export
 from ride_bf.hub.onnx import export_onnx
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.methods.losses import RideLoss
@@ -304,6 +306,24 @@ def test_more_blocks_than_there_are():
         tiny_model("vit", num_expert_layers=4)
 
 
+def test_a_backbone_that_reads_no_images():
+    with pytest.raises(ValueError, match="the backbone bert reads input_ids, not images; choose a vision model"):
+        RideBfModel(RideBfConfig(backbone_config=transformers.BertConfig(**TRANSFORMER), num_labels=5))
+
+
+def test_a_pooler_that_there_is_not(images):
+    nested = transformers.SiglipVisionConfig(**VIT, vision_use_head=False)
+    for layers in (0, 1):
+        config = RideBfConfig(backbone_config=nested, backbone_pooling="pooler", num_expert_layers=layers)
+        with pytest.raises(ValueError, match="'pooler' needs a pooler_output, this backbone has none; use 'mean'"):
+            RideBfModel(config)(images)
+
+
+def test_a_device_map_does_not_split_what_the_backbone_keeps_together():
+    for part in (tiny_model("vit"), tiny_model("vit", num_expert_layers=1)):
+        assert {"ViTEmbeddings", "ViTLayer"} <= part._no_split_modules
+
+
 def test_of_two_towers_the_error_names_the_one_to_take():
     two = transformers.CLIPConfig(vision_config=VIT)
     with pytest.raises(ValueError, match=r"pass its vision tower: backbone_config=config.vision_config"):
@@ -331,6 +351,15 @@ def test_the_given_configuration_and_backbone_stay_as_they_are():
 
 
 # --- Images of another size -------------------------------------------------------------------------------------------
+
+
+def test_siglip2_at_another_size_is_its_own_model():
+    images = torch.randn(2, 3, 48, 24, generator=torch.Generator().manual_seed(1))
+    backbone = moved(AutoModel.from_config(backbone_config("siglip2"))).eval()
+    model = RideBfModel.from_backbone(backbone, tiny_config("siglip2", num_expert_layers=1)).eval()
+    with torch.no_grad():
+        expected = backbone(**siglip2_inputs(images)).last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(model(images).expert_features[:, 0], expected)
 
 
 @pytest.mark.parametrize("layers", [0, 1])
@@ -497,8 +526,8 @@ def test_attention_implementations(layers, images, tmp_path):
 
 
 @pytest.mark.parametrize("layers", [0, 1])
-@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "clip", "swin", "timm_vit", "timm_convnext"])
-def test_gradient_checkpointing_changes_no_gradient(name, layers, images):
+@pytest.mark.parametrize("name", ["vit", "dinov3_vit", "swin", "timm_vit", "timm_resnet", "timm_efficientnet"])
+def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(name, layers, images):
     plain = moved(tiny_model(name, num_expert_layers=layers)).train()
     checkpointed = copy.deepcopy(plain)
     newer = "activation_checkpointing_enable"  # its name since transformers 5.23
@@ -516,16 +545,21 @@ def test_gradient_checkpointing_changes_no_gradient(name, layers, images):
     assert kept[checkpointed] < 0.8 * kept[plain], "nothing was checkpointed"
     for (key, expected), actual in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(actual.grad, expected.grad, msg=key)
+    for (key, expected), actual in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
+        assert torch.equal(actual, expected), key
+    with torch.no_grad():
+        assert torch.equal(checkpointed.eval()(images).logits, plain.eval()(images).logits)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("resnet", "the backbone resnet has no gradient checkpointing; use smaller batches"),
-        ("timm_resnet", "count each batch twice in the batch normalisation of timm_wrapper ResNet"),
+        ("timm_mobilenet", "count each batch twice in the batch normalisation of timm_wrapper MobileNetV3"),
     ],
 )
-def test_gradient_checkpointing_that_there_is_not(name, message):
+def test_gradient_checkpointing_that_there_is_not(name, message, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "timm_mobilenet", ("timm_wrapper", {"architecture": "mobilenetv3_small_050"}))
     model = tiny_model(name)
     newer = "activation_checkpointing_enable"
     with pytest.raises(ValueError, match=message):
@@ -604,12 +638,13 @@ def test_dry_run_cost():
     assert "multiply-adds an image" in run_cost(model, recipe, batches_per_epoch=2, draws_per_epoch=64)
 
 
-@pytest.mark.parametrize("name", ["vit", "convnext"])
+@pytest.mark.parametrize("name", ["swin", "siglip2"])
 def test_onnx(name, images, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     model = moved(tiny_model(name, num_expert_layers=1, expert_adapter_size=3)).eval()
     assert export_onnx(model, images, tmp_path / "model.onnx") < 1e-4
+    assert model.config.backbone_config._attn_implementation == "sdpa", "the exported one is a copy"
 
 
 def test_a_run_starts_from_another_with_the_same_backbone_only(tmp_path):
@@ -635,7 +670,8 @@ def test_a_published_model_and_its_handler(name, tmp_path):
     folder = tmp_path / "published"
     export(read_saved_run(run), folder, "user/name")
     needed = (folder / "requirements.txt").read_text()
-    assert ("timm" in needed) == (name == "timm_efficientnet")
+    assert (TIMM in needed) == (name == "timm_efficientnet")
+    assert f"{TIMM} " in (ROOT / "requirements-extras.txt").read_text()
     assert all((folder / f"{file}.py").is_file() for file in ("backbone_ride_bf", "modeling_ride_bf", "handler"))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
     spec = importlib.util.spec_from_file_location("handler_of_a_backbone", folder / "handler.py")
@@ -681,3 +717,20 @@ def test_only_the_classifiers_train(name, images):
     optimizer.step()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {f"classifiers.{expert}.{kind}" for expert in (0, 1) for kind in ("weight", "bias")}
+
+
+def test_the_page_about_backbones(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    backbone = AutoModel.from_config(backbone_config("dinov2"))
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda place: backbone)
+    exec(page.partition("```python\n")[2].partition("```")[0], names := {})
+    loaded = RideBfForImageClassification.from_pretrained(tmp_path / "outputs" / "dinov2")
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in names["model"].state_dict().items())
+    documented = page.partition("## Families")[2].partition("## What")[0]
+    assert set(re.findall(r"`(\w+)`", documented)) >= {name.split()[0] for name in FAMILIES}
+    for row in documented.splitlines():
+        types = [
+            word for word in re.findall(r"`(\w+)`", row.partition("|")[2].partition("|")[0]) if word in OWN_POOLING
+        ]
+        assert all(f"| `{OWN_POOLING[model_type]}` |" in row for model_type in types)

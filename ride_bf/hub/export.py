@@ -21,7 +21,7 @@ from ride_bf.runs.provenance import DATA
 HUB_CARDS = Path(__file__).resolve().parent.parent.parent / "hub_cards"
 CLASS_COUNTS = "class_counts.json"
 ONNX = "model.onnx"
-TIMM = "timm>=1.0.20"  # what a model with a backbone of timm needs too
+TIMM = "timm>=1.0.22"  # what a model with a backbone of timm needs too
 # Example images in this repository, for models that were trained on that data set
 _EXAMPLES = {"digits_lt": "examples/*.png"}
 _TOP_K = 5  # number of answers for an example

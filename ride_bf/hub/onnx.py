@@ -38,6 +38,9 @@ def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path)
     if model.router is not None:
         raise ValueError("a network with a router chooses its experts for each image; an ONNX file cannot do that")
     network = _Logits(copy.deepcopy(model).float()).eval()
+    if model.config.backbone_config is not None:
+        # The exporter cannot take every backbone's fused attention apart. ONNX Runtime fuses it again.
+        network.model.set_attn_implementation("eager")
     torch.onnx.export(
         network,
         (images,),
