@@ -11,9 +11,9 @@ from typing import Any, Literal
 from ride_bf.command_line.options import Need, not_with, only_with, option
 
 _network = partial(option, group="network")
-_residual = partial(
-    option, group="network", needs=(Need("no --backbone", ("backbone",), lambda place: place is None, in_help=False),)
-)
+# Of options that a backbone decides: it has its own network and its own image processor
+NO_BACKBONE = Need("no --backbone", ("backbone",), lambda place: place is None, in_help=False)
+_residual = partial(option, group="network", needs=(NO_BACKBONE,))
 _backbone = partial(option, group="backbone", needs=(only_with("backbone"),))
 _batchformer = partial(option, group="BatchFormer", needs=(not_with("batchformer", "none"),))
 _router = partial(option, group="router", needs=(only_with("router", True),))
@@ -57,12 +57,14 @@ class NetworkOptions:
         (64, 128, 192, 384),
     )
     groups: int = _network(
-        "groups of a bottleneck's 3x3 convolution; 32 in ResNeXt", 1, needs=(only_with("block_type", "bottleneck"),)
+        "groups of a bottleneck's 3x3 convolution; 32 in ResNeXt",
+        1,
+        needs=(NO_BACKBONE, only_with("block_type", "bottleneck")),
     )
     width_per_group: int = _network(
         "width of one group at a base width of 64; 4 in ResNeXt-50 32x4d, 64 in a ResNet",
         64,
-        needs=(only_with("block_type", "bottleneck"),),
+        needs=(NO_BACKBONE, only_with("block_type", "bottleneck")),
     )
     num_experts: int = _network("number of experts on the shared trunk; 1 is a plain ResNet", 3)
     num_shared_stages: int = _residual("number of stages that all experts share; the stem is not counted", 2)
@@ -103,6 +105,5 @@ class NetworkOptions:
 
 NETWORK_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(NetworkOptions)}
 # Options of the residual network, which a backbone replaces
-RESIDUAL_OPTIONS = (
-    *("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group", "num_shared_stages"),
-)
+RESIDUAL_OPTIONS = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group")
+RESIDUAL_OPTIONS += ("num_shared_stages",)

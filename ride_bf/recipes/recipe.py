@@ -13,7 +13,7 @@ from data.sets import DATA_SETS
 from ride_bf.command_line.options import Need, check_values, not_with, only_with, option, shown
 from ride_bf.methods.losses import loss_names, losses_that_read, options_read
 from ride_bf.methods.samplers import INSTANCE, SAMPLERS
-from ride_bf.recipes.network_options import NETWORK_DEFAULTS, RESIDUAL_OPTIONS, NetworkOptions
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NO_BACKBONE, RESIDUAL_OPTIONS, NetworkOptions
 
 if TYPE_CHECKING:
     from configuration_ride_bf import RideBfConfig
@@ -101,9 +101,8 @@ class TrainingRecipe:
         group="backbone",
         metavar="PLACE",
     )
-    classifier_init: Literal["random", "class_means", "text"] = option(
-        "how the class vectors start. class_means: the mean features of a class's training images; text: the features "
-        "of its name, with a CLIP backbone",
+    classifier_init: Literal["random", "class_means"] = option(
+        "how the class vectors start. class_means: the mean features of a class's training images",
         "random",
         group="backbone",
         needs=(only_with("classifier", "cosine"),),
@@ -114,14 +113,32 @@ class TrainingRecipe:
         None,
         group="backbone",
         must_be="1 or more",
-        needs=(only_with("train_only", "heads"),),
+        needs=(
+            only_with("train_only", "heads"),
+            only_with("num_expert_layers", 0),
+            Need(
+                "an --augmentation other than none, or --auto_augment",
+                ("augmentation", "auto_augment"),
+                lambda augmentation, policy: AUGMENTATIONS[augmentation].varies or policy != "none",
+                in_help=False,
+            ),
+            Need(
+                "images that are not mixed",
+                ("mixup_alpha", "cutmix_alpha"),
+                lambda mixup, cutmix: mixup + cutmix == 0,
+                in_help=False,
+            ),
+        ),
     )
 
     image_size: int = _image(
         "side of a training crop, and of the centre crop in evaluation, in pixels", 224, must_be="1 or more"
     )
     resize_size: int = _image(
-        "length to which evaluation resizes the shorter side, in pixels", 256, must_be="1 or more"
+        "length to which evaluation resizes the shorter side, in pixels",
+        256,
+        must_be="1 or more",
+        needs=(NO_BACKBONE,),
     )
     augmentation: str = _image(
         "crops, flips and colour changes of training images", "imagenet", choices=lambda: AUGMENTATIONS
@@ -131,9 +148,11 @@ class TrainingRecipe:
     cutmix_alpha: float = _image(
         "alpha of CutMix, which pastes a part of another image; 0: no CutMix", 0.0, must_be="0 or more"
     )
-    image_mean: tuple[float, ...] = _image("number that is subtracted from each channel", IMAGENET_MEAN)
+    image_mean: tuple[float, ...] = _image(
+        "number that is subtracted from each channel", IMAGENET_MEAN, needs=(NO_BACKBONE,)
+    )
     image_std: tuple[float, ...] = _image(
-        "number that each channel is then divided by", IMAGENET_STD, must_be="positive"
+        "number that each channel is then divided by", IMAGENET_STD, must_be="positive", needs=(NO_BACKBONE,)
     )
 
     epochs: int = _optimisation("number of epochs", must_be="1 or more")
@@ -351,6 +370,11 @@ class TrainingRecipe:
                 f"logit_adjustment_tau {shown(taus)} has {len(taus)} numbers for {self.network_value('num_experts')} "
                 "experts; give one for all, or one each"
             )
+
+    @property
+    def varies_images(self) -> bool:
+        """Whether training sees an image in another way each time, apart from mixing images."""
+        return AUGMENTATIONS[self.augmentation].varies or self.auto_augment != "none"
 
     @property
     def window_size(self) -> int:

@@ -190,8 +190,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[RunArgument
         of_data = {name: given[name] for name in data_options() if name in given}
         run = RunArguments(**own, dataset_options=of_data, given=frozenset(given))
         recipe = recipe.with_overrides(**_changes(recipe, given))
-        recipe.check_network()
         check_effects(run, recipe, given)
+        recipe.check_network()
     except ValueError as error:
         parser.error(str(error))
     return run, recipe

@@ -64,7 +64,10 @@ def load_backbone(place: str, image_size: int | None = None) -> Backbone:
         check_weights(report)
     except ValueError as error:
         raise ValueError(f"{place} does not have the weights of its network: {error}; download it again") from error
-    processor = as_bit_processor(_of_the_place(place, AutoImageProcessor.from_pretrained), model, place)
+    # timm's processor is of one kind, and transformers would warn about the other
+    kind = {"backend": "pil"} if model.config.model_type == "timm_wrapper" else {}
+    original = _of_the_place(place, lambda name: AutoImageProcessor.from_pretrained(name, **kind))
+    processor = as_bit_processor(original, place)
     return Backbone(
         place=place, config=model.config, processor=resized(processor, image_size), model=model.float().eval()
     )
@@ -125,7 +128,7 @@ def _why(place: str, error: Exception, is_folder: bool) -> str:
     return f"the backbone {place} cannot be loaded: {said}"
 
 
-def as_bit_processor(processor: Any, model: PreTrainedModel, place: str) -> BitImageProcessor:
+def as_bit_processor(processor: Any, place: str) -> BitImageProcessor:
     """Describes any family's processor as a `BitImageProcessor`: resize, crop, rescale, normalise.
 
     So every saved model has a processor that transformers alone loads, and training reads images as it does. Raises

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 from data import FinishedBatches
 from data.groups import file_facts
@@ -80,8 +81,9 @@ def as_it_is(batch: Any) -> Any:
 class FeatureCache:
     """Computes the pooled features of a frozen backbone, or reads them if they were computed before.
 
-    Files lie in the cache of the `datasets` library. Their names are digests of the backbone's weights, of how images
-    are read, and of the images: paths, sizes and times of the files, or the content of images in a table.
+    Files lie in the cache of the `datasets` library. Their names are digests of the backbone, its weights and its
+    pooling, of how images are read, and of the images: paths, sizes and times of the files, or the content of images in
+    a table.
 
     Args:
         model: the network before training.
@@ -91,7 +93,8 @@ class FeatureCache:
     def __init__(self, model: RideBfForImageClassification, accelerator: Accelerator):
         self.network, self.accelerator = model.ride_bf, accelerator
         shared = model.ride_bf.trunk.whole
-        self.weights = weights_digest(model.ride_bf.trunk if shared else model.ride_bf)
+        self.backbone = {"config": _facts(model.config.backbone_config), "pooling": model.config.pooling}
+        self.backbone["weights"] = weights_digest(model.ride_bf.trunk if shared else model.ride_bf)
 
     def rows(
         self,
@@ -122,9 +125,8 @@ class FeatureCache:
 
     def _path(self, split: Dataset, facts: dict[str, Any]) -> Path:
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps(facts, sort_keys=True).encode())
-        digest.update(self.weights.encode())
-        digest.update(str(self.accelerator.mixed_precision).encode())
+        facts = {**facts, **self.backbone, "precision": self.accelerator.mixed_precision}
+        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
         digest.update(file_facts(split).encode())
         return Path(datasets.config.HF_DATASETS_CACHE) / "features" / f"{digest.hexdigest()}.npy"
 
@@ -136,32 +138,48 @@ class FeatureCache:
     def _compute(
         self, loader: FinishedBatches, count: int, views: int, path: Path, labels_path: Path, name: str
     ) -> None:
-        """Writes features (views, count, D) and labels (count,), batch by batch, so that no process holds them all."""
+        """Writes features (views, count, D) and labels (count,), batch by batch, so that no process holds them all.
+
+        The files get their names when they are whole. If it fails, it leaves nothing.
+        """
         writes = self.accelerator.is_local_main_process
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished, unfinished_labels = (own.with_name(f".{own.name}.{os.getpid()}") for own in (path, labels_path))
+        try:
+            if writes:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            labels = self._write_features(loader, (views, count), unfinished if writes else None, name)
+            if writes:
+                with unfinished_labels.open("wb") as file:  # np.save would add a suffix to a name
+                    np.save(file, labels)
+                unfinished_labels.replace(labels_path)
+                unfinished.replace(path)
+        finally:
+            for left in (unfinished, unfinished_labels):
+                left.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+
+    def _write_features(
+        self, loader: FinishedBatches, shape: tuple[int, int], path: Path | None, name: str
+    ) -> np.ndarray:
+        """Writes the features of `shape` (views, count) to `path`, if this process writes. Returns labels (count,)."""
+        views, count = shape
         labels, features = np.zeros(count, dtype=np.int64), None
-        if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
         for view in range(views):
             loader.set_epoch(view)
             doing = f"features of the {name} images" + (f", view {view + 1} of {views}" if views > 1 else "")
             start = 0
             for pooled, own_labels in self._one_pass(loader, doing):
-                if writes:
+                if path is not None:
                     if features is None:
-                        shape = (views, count, pooled.shape[1])
-                        features = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+                        features = np.lib.format.open_memmap(path, "w+", np.float32, (*shape, pooled.shape[1]))
                     features[view, start : start + len(pooled)] = pooled
                 labels[start : start + len(pooled)] = own_labels
                 start += len(pooled)
             if start != count:
                 raise RuntimeError(f"the loader gave {start:,} of {count:,} {name} images")
-        if writes:
+        if features is not None:
             features.flush()
-            with labels_path.open("wb") as file:
-                np.save(file, labels)
-            unfinished.replace(path)
-        self.accelerator.wait_for_everyone()
+        return labels
 
     @torch.no_grad()
     def _one_pass(self, loader: FinishedBatches, doing: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -180,6 +198,12 @@ def start_features(network: RideBfModel, pixel_values: Tensor) -> Tensor:
     if network.trunk.whole:
         return network.pooled_features(pixel_values)
     return network(pixel_values).expert_features[:, 0]
+
+
+def _facts(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a backbone's configuration says about its features, without the place and the version that it came from."""
+    left_out = {"_name_or_path", "transformers_version", "dtype"}
+    return {name: value for name, value in config.to_dict().items() if name not in left_out}
 
 
 def weights_digest(module: nn.Module) -> str:

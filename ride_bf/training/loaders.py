@@ -20,7 +20,6 @@ from data import (
     train_transform,
     training_batches,
 )
-from data.augmentations import AUGMENTATIONS
 from data.loaders import Shuffle, draws_loader, view_batches
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.methods.samplers import INSTANCE, LongTailedSampler
@@ -73,16 +72,18 @@ class RunLoaders:
         """Views of each training image whose features are computed once; 0: all views go through the backbone."""
         recipe = self.recipe
         mixes = recipe.mixup_alpha + recipe.cutmix_alpha > 0
-        varies = AUGMENTATIONS[recipe.augmentation].varies or recipe.auto_augment != "none"
         if not self.has_features or mixes or self.run.dry_run:
             return 0
-        return recipe.feature_views or (0 if varies else 1)
+        return recipe.feature_views or (0 if recipe.varies_images else 1)
 
     def centre_features(self, name: str) -> FeatureRows:
         """The features of a split's images, seen as in evaluation."""
+        return self._features().rows(self.splits[name], lambda: self._images(name), self._reading(), name)
+
+    def _reading(self) -> dict[str, Any]:
+        """How an image becomes what the backbone sees in evaluation."""
         processor = {key: value for key, value in self.processor.to_dict().items() if "version" not in key}
-        facts = {"processor": processor, "max_image_pixels": self.run.max_image_pixels}
-        return self._features().rows(self.splits[name], lambda: self._images(name), facts, name)
+        return {"processor": processor, "max_image_pixels": self.run.max_image_pixels}
 
     def _features(self) -> FeatureCache:
         if self._cache is None:
@@ -138,10 +139,9 @@ class RunLoaders:
         """The batches of `_training_images`, of features."""
         recipe, run, accelerator, split = self.recipe, self.run, self.accelerator, self.splits["train"]
         rows = self.centre_features("train")
-        if recipe.feature_views or recipe.auto_augment != "none" or AUGMENTATIONS[recipe.augmentation].varies:
+        if recipe.varies_images:
             names = ("augmentation", "auto_augment", "image_size", "image_mean", "image_std")
-            facts = {name: getattr(recipe, name) for name in names} | {"seed": run.seed}
-            facts |= {"max_image_pixels": run.max_image_pixels}
+            facts = self._reading() | {name: getattr(recipe, name) for name in names} | {"seed": run.seed}
 
             def loader() -> FinishedBatches:
                 return view_batches(split, batch_size=run.eval_batch_size, accelerator=accelerator, **self._augmented())
