@@ -175,14 +175,10 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
 
 def _backbone(saved: SavedRun) -> str:
     """What the backbone was, and whether it learned."""
-    place = saved.base_model
+    place, whole = saved.base_model, saved.recipe["train_only"] == "all"
     name = f"`{saved.backbone}`" if place is None else f"[`{place}`](https://huggingface.co/{place})"
-    learned = {
-        "all": "It was trained with the rest of the network.",
-        "heads": "It was frozen: only what follows it was trained.",
-    }
-    frozen = f"It was frozen: only the {saved.recipe['train_only'].replace('_', ' ')} were trained."
-    return f"{name}, which was pre-trained. {learned.get(saved.recipe['train_only'], frozen)}"
+    learned = "trained with the rest of the network" if whole else "frozen: only what follows it was trained"
+    return f"{name}, which was pre-trained. It was {learned}"
 
 
 def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:

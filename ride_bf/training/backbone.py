@@ -13,7 +13,7 @@ from transformers.image_utils import PILImageResampling
 from configuration_ride_bf import BACKBONE_OPTIONS, RideBfConfig
 from data.hub_ids import is_hub_id
 from ride_bf.recipes import TrainingRecipe
-from ride_bf.runs.models import check_weights, load_config, load_processor
+from ride_bf.runs.models import check_weights, find_model, load_config, load_processor
 
 _GREY_LEVELS = 3  # by which a converted processor may differ from the original, from rounding at another place
 
@@ -42,13 +42,16 @@ def load_backbone(place: str, image_size: int | None = None) -> Backbone:
     `image_size` replaces the side of the images that the processor makes. Raises ValueError, with the remedy, for a
     model that is not there, private, gated, damaged or no vision model, and for a missing package.
     """
-    config = _of_the_place(place, AutoConfig.from_pretrained)
-    if isinstance(config, RideBfConfig):
+    described, _ = _of_the_place(place, lambda name: PreTrainedConfig.get_config_dict(_folder_of_model(name)))
+    if described.get("model_type") == RideBfConfig.model_type:
+        config = load_config(place)
         if config.backbone_config is None:
             raise ValueError(f"{place} is a residual network of this library: start from it with --init_from")
         return Backbone(
             place=place, config=config.backbone_config, processor=resized(load_processor(place), image_size)
         )
+    # Otherwise transformers would ask on the terminal whether it may run the code of a repository.
+    config = _of_the_place(place, lambda name: AutoConfig.from_pretrained(name, trust_remote_code=False))
     if isinstance(vision := getattr(config, "vision_config", None), PreTrainedConfig):
         config = vision
     model, report = _of_the_place(
@@ -63,7 +66,7 @@ def load_backbone(place: str, image_size: int | None = None) -> Backbone:
     try:
         check_weights(report)
     except ValueError as error:
-        raise ValueError(f"{place} does not have the weights of its network: {error}; download it again") from error
+        raise ValueError(f"the backbone {place} is damaged: {error}; download it again") from error
     # timm's processor is of one kind, and transformers would warn about the other
     kind = {"backend": "pil"} if model.config.model_type == "timm_wrapper" else {}
     original = _of_the_place(place, lambda name: AutoImageProcessor.from_pretrained(name, **kind))
@@ -84,6 +87,11 @@ def with_backbone_of(place: str, recipe: TrainingRecipe) -> TrainingRecipe:
         if name != "backbone_config" and name not in recipe.network
     }
     return replace(recipe, backbone=str(place), network={**recipe.network, **inherited})
+
+
+def _folder_of_model(place: str) -> str:
+    """The place; for a run's output folder, that of its checkpoint."""
+    return str(find_model(place)) if os.path.isdir(place) else place
 
 
 def _is_unused(name: str) -> bool:
@@ -110,6 +118,8 @@ def _of_the_place(place: str, load) -> Any:
 def _why(place: str, error: Exception, is_folder: bool) -> str:
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     causes = [error, error.__cause__, error.__context__]
+    if "trust_remote_code" in str(error):
+        return f"the backbone {place} has code of its own, which is not run here; name a model of transformers or timm"
     if is_folder:
         return f"the backbone in {place} cannot be loaded: {said}"
     if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):

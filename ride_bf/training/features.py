@@ -100,10 +100,10 @@ class FeatureCache:
         self,
         split: Dataset,
         loaders: Callable[[], FinishedBatches],
+        still_broken: Callable[[dict], bool],
         facts: dict[str, Any],
         name: str,
         views: int = 1,
-        drop_broken: bool = False,
     ) -> FeatureRows:
         """Features of a split, (views, N, D).
 
@@ -111,17 +111,23 @@ class FeatureCache:
             split: the images.
             loaders: makes a loader of all images in their order, with negative labels for images that could not be
                 read. `set_epoch` chooses the view. It is called only if the features are not on the disk.
+            still_broken: whether an image, which could not be read when the features were computed, cannot be read
+                now. It reports the image to this run.
             facts: how images are read and varied; part of the digest.
             name: of the split, for the progress bar.
         """
         path = self._path(split, {**facts, "views": views})
         labels_path = path.with_suffix(".labels.npy")
-        if not self._is_everywhere(path, labels_path):
+        found = path.is_file() and labels_path.is_file()
+        if found:
+            broken = np.flatnonzero(np.load(labels_path) < 0)
+            found = all([still_broken(row["image"]) for row in undecoded(split).select(broken)])
+        if not self._everywhere(found):
             self._compute(loaders(), len(split), views, path, labels_path, name)
         features = np.load(path, mmap_mode="r")
         labels = np.load(labels_path)
         labels = np.where(labels < 0, labels, class_labels(split))
-        return FeatureRows(features, labels, split, drop_broken)
+        return FeatureRows(features, labels, split)
 
     def _path(self, split: Dataset, facts: dict[str, Any]) -> Path:
         digest = hashlib.blake2b(digest_size=16)
@@ -130,10 +136,9 @@ class FeatureCache:
         digest.update(file_facts(split).encode())
         return Path(datasets.config.HF_DATASETS_CACHE) / "features" / f"{digest.hexdigest()}.npy"
 
-    def _is_everywhere(self, *paths: Path) -> bool:
-        """Whether the files are there in every process: machines need not share a disk."""
-        here = torch.tensor([all(path.is_file() for path in paths)], device=self.accelerator.device)
-        return bool(self.accelerator.gather(here).all())
+    def _everywhere(self, here: bool) -> bool:
+        """Whether it holds in every process: machines need not share a disk."""
+        return bool(self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).all())
 
     def _compute(
         self, loader: FinishedBatches, count: int, views: int, path: Path, labels_path: Path, name: str

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import BitImageProcessor
 
 from data import (
+    BrokenImageError,
     FinishedBatches,
     ImageStream,
     OnBrokenImage,
@@ -17,6 +18,7 @@ from data import (
     class_labels,
     evaluation_batches,
     find_entry,
+    read_image,
     train_transform,
     training_batches,
 )
@@ -78,7 +80,17 @@ class RunLoaders:
 
     def centre_features(self, name: str) -> FeatureRows:
         """The features of a split's images, seen as in evaluation."""
-        return self._features().rows(self.splits[name], lambda: self._images(name), self._reading(), name)
+        split = self.splits[name]
+        return self._features().rows(split, lambda: self._images(name), self._still_broken, self._reading(), name)
+
+    def _still_broken(self, image: dict) -> bool:
+        """Reports an image that cannot be read, as the loaders of images do."""
+        try:
+            read_image(image, self.run.max_image_pixels)
+        except BrokenImageError as error:
+            self.on_broken(image, error)
+            return True
+        return False
 
     def _reading(self) -> dict[str, Any]:
         """How an image becomes what the backbone sees in evaluation."""
@@ -146,7 +158,7 @@ class RunLoaders:
             def loader() -> FinishedBatches:
                 return view_batches(split, batch_size=run.eval_batch_size, accelerator=accelerator, **self._augmented())
 
-            rows = self._features().rows(split, loader, facts, "training", self.training_views)
+            rows = self._features().rows(split, loader, self._still_broken, facts, "training", self.training_views)
         rows = FeatureRows(rows.features, rows.labels, rows.rows, drop_broken=True)
         order = make_sampler(split, recipe, run.seed) or Shuffle(len(split), recipe.passes_per_epoch, run.seed)
         batch_size = recipe.batch_size // recipe.gradient_accumulation_steps // accelerator.num_processes

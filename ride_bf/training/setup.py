@@ -254,6 +254,8 @@ def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone |
         return None, recipe
     chosen = "image_size" in run.given or run.recipe_file is not None
     backbone = load_backbone(recipe.backbone, recipe.image_size if chosen else None)
+    if backbone.model is None and run.init_from is None:
+        raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
     return backbone, replace(recipe, **processor_facts(backbone.processor))
 
 
