@@ -612,6 +612,10 @@ class RideBfBackboneExpert(_RunsBlocks):
 
     def forward(self, hidden: Tensor, **context: Any) -> tuple[Tensor, list[Tensor]]:
         features, hidden_states = hidden, []
+        if self.tail is not None and not torch.compiler.is_compiling() and not len(hidden):
+            # A router sends no image on. Many blocks of transformers cannot reshape a batch of none.
+            features, hidden_states = self(hidden.new_zeros(1, *hidden.shape[1:]), **context)
+            return features[:0], [state[:0] for state in hidden_states]
         if self.tail is not None:
             hidden_states = list(self.run_blocks(self.tail, hidden, context))
             _, features = self.features(self.tail, hidden_states[-1], self.pooling)

@@ -20,7 +20,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProc
 
 from backbone_ride_bf import RideBfBackboneTrunk
 from data import load_long_tailed
-from ride_bf import evaluate, publish
+from ride_bf import evaluate, publish, route
+from ride_bf.hub.card import _training_facts
+from ride_bf.hub.run_files import read_saved_run
 from ride_bf.runs.models import load_model, load_processor
 from ride_bf.training.backbone import as_bit_processor, load_backbone, resized
 from ride_bf.training.features import FeatureCache
@@ -274,6 +276,16 @@ def test_image_size_of_a_run(tmp_path, vit, images):
     assert json.loads((out / "recipe.json").read_text())["image_size"] == 16, "the backbone's own"
 
 
+def test_an_image_size_that_the_backbone_cannot_take(tmp_path, images):
+    pytest.importorskip("timm")
+    network = {"architecture": "test_vit", "model_args": {"img_size": 32, "patch_size": 8, "dynamic_img_size": False}}
+    described = {**network, "pretrained_cfg": {**TIMM["pretrained_cfg"], "input_size": [3, 32, 32]}, "num_labels": 0}
+    AutoModel.from_config(transformers.TimmWrapperConfig(**described)).save_pretrained(tmp_path / "timm-vit")
+    with pytest.raises(SystemExit, match=r"timm-vit cannot take images of 40 x 40 pixels: .*; leave out --image_size"):
+        probe(tmp_path / "out", tmp_path / "timm-vit", images, "--image_size", 40)
+    probe(tmp_path / "out", tmp_path / "timm-vit", images, "--epochs", 1)
+
+
 # --- Frozen, and its features once ------------------------------------------------------------------------------------
 
 
@@ -353,7 +365,7 @@ def test_what_makes_a_new_cache(tmp_path, vit, images, own_cache, seen):
     assert looked_at() == 0
     assert looked_at("--seed", 1, "--batch_size", 4, "--num_experts", 3, "--eval_batch_size", 5) == 0
     assert looked_at("--backbone_pooling", "mean") == NUMBER_OF_IMAGES
-    assert looked_at("--image_size", 24) == NUMBER_OF_IMAGES
+    assert looked_at("--image_size", 24) == 1 + NUMBER_OF_IMAGES, "and an image to see whether it takes the size"
     changed = folder / "test/bee/0.png"
     before = changed.stat()
     Image.new("RGB", (20, 26)).save(changed)
@@ -399,10 +411,7 @@ def test_broken_images(tmp_path, vit, images, seen, capsys):
     skipping = ("--on_broken_image", "skip", "--overwrite_output_dir")
     first = probe(tmp_path / "out", vit, folder, *skipping)
     results = json.loads((first / "test_results.json").read_text())
-    assert [name in line for name, line in zip(("bee/1.png", "ant/3.png"), results["broken_images"], strict=True)] == [
-        True,
-        True,
-    ]
+    assert sorted(line.split(".png")[0][-5:] for line in results["broken_images"]) == ["ant/3", "bee/1"]
     seen.clear()
     again = probe(tmp_path / "again", vit, folder, *skipping)
     assert sum(seen) == 0
@@ -410,11 +419,23 @@ def test_broken_images(tmp_path, vit, images, seen, capsys):
     assert losses(again) == losses(first)
     with pytest.raises(SystemExit, match=r"ant/3\.png.*--on_broken_image skip"):
         probe(tmp_path / "stops", vit, folder)
-    cut = (folder / "train/ant/3.png").stat()
-    shutil.copyfile(images / "train/ant/3.png", folder / "train/ant/3.png")
-    (folder / "test/bee/1.png").unlink()
-    os.utime(folder / "train/ant/3.png", ns=(cut.st_atime_ns, cut.st_mtime_ns + 10**9))
-    assert "broken_images" not in json.loads((probe(tmp_path / "whole", vit, folder) / "test_results.json").read_text())
+
+
+def test_an_image_that_could_not_be_read_for_a_while(tmp_path, vit, images, seen):
+    """A disk that was away: nothing about the file has changed, but its features are needed now."""
+    folder = shutil.copytree(images, tmp_path / "images")
+    path = folder / "train/ant/3.png"
+    content, facts = path.read_bytes(), path.stat()
+    path.write_bytes(bytes(len(content)))
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    first = probe(tmp_path / "first", vit, folder, "--on_broken_image", "skip")
+    assert "ant/3.png" in json.loads((first / "test_results.json").read_text())["broken_images"][0]
+    path.write_bytes(content)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    seen.clear()
+    second = probe(tmp_path / "second", vit, folder)
+    assert sum(seen) == sum(COUNTS.values())
+    assert "broken_images" not in json.loads((second / "test_results.json").read_text())
 
 
 def test_a_failed_computation_leaves_nothing(tmp_path, vit, images, own_cache, monkeypatch):
@@ -525,23 +546,51 @@ def test_the_card_names_a_backbone_on_the_hub(trained, tmp_path, part, said):
 # --- Everything trains ------------------------------------------------------------------------------------------------
 
 
-def test_experts_of_their_own_blocks_then_their_heads_alone(tmp_path, vit, images):
-    options = ("--augmentation", "imagenet", "--classifier_init", "random", "--max_steps", 3)
-    experts = ("--num_expert_layers", 1, "--num_experts", 3)
-    both = ("--train_only", "all", "--batchformer", "shared_classifier", "--batchformer_window", "global")
-    whole = probe(tmp_path / "whole", vit, images, *options, *experts, *both)
-    model = load_model(whole / "last")
-    assert (model.config.num_expert_layers, len(model.ride_bf.experts)) == (1, 3)
-    before = load_backbone(str(vit)).model.state_dict()
-    moved = model.ride_bf.trunk.backbone.state_dict()
-    assert any(not torch.equal(tensor, before[name]) for name, tensor in moved.items() if name in before)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, vit, images):
+    """Three experts that own the last block, of which everything was trained, with a BatchFormer."""
+    options = ("--train_only", "all", "--num_experts", 3, "--num_expert_layers", 1, "--augmentation", "imagenet")
+    batchformer = ("--batchformer", "shared_classifier", "--batchformer_window", "global")
+    return probe(tmp_path_factory.mktemp("whole") / "out", vit, images, *options, *batchformer, "--max_steps", 3)
 
-    start = ("--init_from", whole / "last", "--data_dir", images, "--train_only", "heads", "--dataset", "custom")
-    small = ("--batch_size", 8, "--max_steps", 3, "--report_to", "none", "--batchformer", "none", "--num_experts", 3)
-    heads = train(tmp_path / "heads", *start, *small)
-    left, right = (load_file(out / "last/model.safetensors") for out in (whole, heads))
-    changed = {name for name, tensor in right.items() if not torch.equal(tensor, left[name])}
-    assert changed == {f"classifiers.{expert}.weight" for expert in range(3)}
+
+def after(model, images, *options):
+    """Options of a run that starts from a model, whose backbone it takes."""
+    data = ("--dataset", "custom", "--data_dir", images, "--report_to", "none")
+    small = ("--batch_size", 8, "--max_steps", 3, "--batchformer", "none", "--num_experts", 3, "--warmup_epochs", 0)
+    return ("--init_from", model / "last", *data, *small, *options)
+
+
+def changed(before, after):
+    left, right = (load_file(out / "last/model.safetensors") for out in (before, after))
+    assert right.keys() <= left.keys() | {name for name in right if name.startswith("router.")}
+    return {name for name, tensor in right.items() if name in left and not torch.equal(tensor, left[name])}
+
+
+def test_all_of_a_backbone_trains(whole, vit):
+    model, before = load_model(whole / "last"), load_backbone(str(vit)).model.state_dict()
+    assert (model.config.num_expert_layers, len(model.ride_bf.experts)) == (1, 3)
+    shared = model.ride_bf.trunk.backbone.state_dict()
+    assert len(shared) > 10
+    kept = [name for name, tensor in shared.items() if torch.equal(tensor, before[name])]
+    assert kept == []
+
+
+def test_its_heads_alone(whole, images, tmp_path):
+    heads = train(tmp_path / "heads", *after(whole, images, "--train_only", "heads"))
+    (said,) = [phrase for subject, phrase in _training_facts(read_saved_run(heads)) if subject == "Backbone"]
+    assert said.startswith("that of the model it started from, which was pre-trained. It was frozen")
+    assert changed(whole, heads) == {f"classifiers.{expert}.weight" for expert in range(3)}
+
+
+def test_its_router_alone(whole, images, tmp_path, capsys):
+    options = ("--train_only", "router", "--router", "true", "--router_top_k", 2, "--sampler", "class_balanced")
+    routed = train(tmp_path / "routed", *after(whole, images, *options))
+    assert changed(whole, routed) == set()
+    route.main([str(routed), "--output_dir", str(tmp_path / "curve")])
+    curve = json.loads((tmp_path / "curve/routing.json").read_text())
+    assert (curve[0]["mean_experts"], curve[-1]["mean_experts"]) == (3, 1)
+    assert curve[0]["multiply_adds"] > curve[-1]["multiply_adds"] > 0
 
 
 # --- Real weights -----------------------------------------------------------------------------------------------------
@@ -583,6 +632,6 @@ def test_real_weights_know_what_they_see(efficientnet, tmp_path, images, recwarn
                 crop = Image.fromarray(photo[top : top + 200, left : left + 200])
                 crop.save(tmp_path / "photos" / split / name / f"{index}.png")
     out = probe(tmp_path / "out", efficientnet, tmp_path / "photos", "--image_size", 96, "--batch_size", 4)
-    assert sum(seen) == 24
+    assert sum(seen) == 1 + 24
     assert json.loads((out / "test_results.json").read_text())["test"]["accuracy"] == 1.0
     assert "Falling back" not in caplog.text

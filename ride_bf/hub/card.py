@@ -177,6 +177,8 @@ def _backbone(saved: SavedRun) -> str:
     """What the backbone was, and whether it learned."""
     place, whole = saved.base_model, saved.recipe["train_only"] == "all"
     name = f"`{saved.backbone}`" if place is None else f"[`{place}`](https://huggingface.co/{place})"
+    if saved.backbone == saved.settings.get("init_from"):
+        name = "that of the model it started from"
     learned = "trained with the rest of the network" if whole else "frozen: only what follows it was trained"
     return f"{name}, which was pre-trained. It was {learned}"
 

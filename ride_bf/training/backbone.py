@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 
 from configuration_ride_bf import BACKBONE_OPTIONS, RideBfConfig
+from data import prepared_size
 from data.hub_ids import is_hub_id
+from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.models import check_weights, find_model, load_config, load_processor
 
@@ -74,6 +77,20 @@ def load_backbone(place: str, image_size: int | None = None) -> Backbone:
     return Backbone(
         place=place, config=model.config, processor=resized(processor, image_size), model=model.float().eval()
     )
+
+
+@torch.no_grad()
+def check_image_size(model: RideBfForImageClassification, backbone: Backbone) -> None:
+    """Raises ValueError for a network that cannot take images of the size that the processor makes."""
+    height, width = prepared_size(backbone.processor)
+    try:
+        model.eval()(torch.zeros(1, 3, height, width))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        said = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise ValueError(
+            f"the backbone {backbone.place} cannot take images of {height} x {width} pixels: {said}; leave out "
+            "--image_size, or give a size that it takes"
+        ) from error
 
 
 def with_backbone_of(place: str, recipe: TrainingRecipe) -> TrainingRecipe:

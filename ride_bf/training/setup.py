@@ -32,7 +32,7 @@ from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
-from ride_bf.training.backbone import Backbone, load_backbone, processor_facts, with_backbone_of
+from ride_bf.training.backbone import Backbone, check_image_size, load_backbone, processor_facts, with_backbone_of
 from ride_bf.training.batch_norm import check_batch_norm
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
@@ -252,11 +252,15 @@ def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone |
         recipe = with_backbone_of(run.init_from, recipe)
     if recipe.backbone is None:
         return None, recipe
-    chosen = "image_size" in run.given or run.recipe_file is not None
-    backbone = load_backbone(recipe.backbone, recipe.image_size if chosen else None)
+    backbone = load_backbone(recipe.backbone, recipe.image_size if _chooses_image_size(run) else None)
     if backbone.model is None and run.init_from is None:
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
     return backbone, replace(recipe, **processor_facts(backbone.processor))
+
+
+def _chooses_image_size(run: RunArguments) -> bool:
+    """Whether the size of the images is not the backbone's own. A recipe's file has the size that it was written for."""
+    return "image_size" in run.given or run.recipe_file is not None
 
 
 def make_model(
@@ -278,6 +282,8 @@ def make_model(
         model = RideBfForImageClassification(config)
         if backbone.model is not None:
             model = RideBfForImageClassification.from_backbone(backbone.model, config)
+        if _chooses_image_size(run):
+            check_image_size(model, backbone)
     if run.init_from is not None:
         started = initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
         check_frozen_classes(started, recipe)
