@@ -122,6 +122,7 @@ class TrainingRecipe:
                 lambda augmentation, policy: AUGMENTATIONS[augmentation].varies or policy != "none",
                 in_help=False,
             ),
+            Need("no --teacher", ("teacher",), lambda teacher: teacher is None, in_help=False),
             Need(
                 "images that are not mixed",
                 ("mixup_alpha", "cutmix_alpha"),

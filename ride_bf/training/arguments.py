@@ -158,6 +158,17 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
         raise ValueError(
             f"--classifier_init {recipe.classifier_init} would replace the class vectors of --init_from; give one"
         )
+    if run.dataset_options.get("streaming") and run.init_from is None:
+        reading = {
+            "classifier_init": recipe.classifier_init != "random" and recipe.classifier_init,
+            "standardise_features": recipe.network_value("standardise_features"),
+            "feature_views": recipe.feature_views,
+        }
+        if asked := [f"--{name} {value}" for name, value in reading.items() if value]:
+            raise ValueError(
+                f"{', '.join(asked)} needs the features of all training images, which --streaming does not keep; leave "
+                "out --streaming, or set --classifier_init random --standardise_features false"
+            )
     if recipe.train_only == "heads" and recipe.backbone is None and run.init_from is None:
         raise ValueError(
             "train_only heads needs a trained backbone: name it with --backbone, or a model with --init_from"

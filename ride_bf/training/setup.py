@@ -259,7 +259,7 @@ def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone |
 
 
 def _chooses_image_size(run: RunArguments) -> bool:
-    """Whether the size of the images is not the backbone's own. A recipe's file has the size that it was written for."""
+    """Whether the images have another size than the backbone's own. A recipe's file has the size that it was for."""
     return "image_size" in run.given or run.recipe_file is not None
 
 
