@@ -521,6 +521,8 @@ class RideBfBackboneTrunk(_RunsBlocks):
         return hasattr(self.backbone, "timm_model") and self.family is None
 
     def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], dict[str, Any]]:
+        if self.whole and pixel_values.ndim == 2:  # the pooled features of images, computed before
+            return [pixel_values], {}
         inputs = self._inputs(pixel_values)
         backbone, family = self.backbone, self.family
         if self.whole and not self.checkpoints and not (family is not None and family.whole_patches):
@@ -582,6 +584,18 @@ class RideBfAdapter(nn.Module):
         return features + self.up(F.gelu(self.down(self.norm(features))))
 
 
+class RideBfStandardise(nn.Module):
+    """Standardises features (B, D) by the statistics of the training images, which are not learned."""
+
+    def __init__(self, feature_size: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(feature_size))
+        self.register_buffer("std", torch.ones(feature_size))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+
 class RideBfBackboneExpert(_RunsBlocks):
     """One expert: its own blocks and what follows them, if it has any, and its adapter.
 
@@ -592,14 +606,20 @@ class RideBfBackboneExpert(_RunsBlocks):
         super().__init__(tail)
         self.tail = tail
         self.pooling = config.pooling
+        self.standardise = RideBfStandardise(config.feature_size) if config.standardise_features else nn.Identity()
         size = config.expert_adapter_size
         self.adapter = RideBfAdapter(config.feature_size, size) if size else None
 
     def forward(self, hidden: Tensor, **context: Any) -> tuple[Tensor, list[Tensor]]:
         features, hidden_states = hidden, []
+        if self.tail is not None and not torch.compiler.is_compiling() and not len(hidden):
+            # A router sends no image on. Many blocks of transformers cannot reshape a batch of none.
+            features, hidden_states = self(hidden.new_zeros(1, *hidden.shape[1:]), **context)
+            return features[:0], [state[:0] for state in hidden_states]
         if self.tail is not None:
             hidden_states = list(self.run_blocks(self.tail, hidden, context))
             _, features = self.features(self.tail, hidden_states[-1], self.pooling)
+        features = self.standardise(features)
         return (features if self.adapter is None else self.adapter(features)), hidden_states
 
 
@@ -669,6 +689,7 @@ __all__ = [
     "RideBfAdapter",
     "RideBfBackboneExpert",
     "RideBfBackboneTrunk",
+    "RideBfStandardise",
     "RideBfZeroLinear",
     "batch_norm_names",
     "build_backbone",

@@ -26,6 +26,7 @@ _HUGGING_FACE_KEYWORDS = {
 RESIDUAL_OPTIONS = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group")
 RESIDUAL_OPTIONS += ("num_shared_stages",)
 BACKBONE_OPTIONS = ("backbone_config", "backbone_pooling", "num_expert_layers", "expert_adapter_size")
+BACKBONE_OPTIONS += ("standardise_features",)
 
 # Model type of a backbone -> the features that the family's own classifier takes. DINOv3 has no classifier in
 # transformers; its vision transformers take what the authors' linear classifiers take.
@@ -75,6 +76,8 @@ class RideBfConfig(PreTrainedConfig):
             times as wide.
         groups: groups of a bottleneck's 3x3 convolution (32 in ResNeXt).
         width_per_group: width of one group at a base width of 64 (4 in ResNeXt-50 32x4d, 64 in a ResNet).
+        standardise_features: subtract a mean from the pooled features and divide them by a standard deviation, both of
+            the training images. They are buffers of the network that `RideBfModel.set_feature_statistics` sets.
         num_experts: how many experts follow the shared trunk; 1 is a plain network.
         num_shared_stages: how many stages all experts share; the stem is not counted.
         classifier: `"linear"`, or `"cosine"`: `cosine_scale` times the cosine between feature and class vector.
@@ -112,6 +115,7 @@ class RideBfConfig(PreTrainedConfig):
     backbone_pooling: Literal["auto", "cls", "mean", "cls_mean", "pooler"] = "auto"
     num_expert_layers: int = 0
     expert_adapter_size: int = 0
+    standardise_features: bool = False
     num_channels: int = 3
     stem_type: Literal["imagenet", "cifar"] = "imagenet"
     block_type: Literal["basic", "bottleneck"] = "bottleneck"

@@ -24,6 +24,7 @@ from transformers.utils.generic import can_return_tuple
 try:
     from .backbone_ride_bf import (
         RideBfBackboneTrunk,
+        RideBfStandardise,
         RideBfZeroLinear,
         batch_norm_names,
         build_backbone,
@@ -35,6 +36,7 @@ try:
 except ImportError:
     from backbone_ride_bf import (
         RideBfBackboneTrunk,
+        RideBfStandardise,
         RideBfZeroLinear,
         batch_norm_names,
         build_backbone,
@@ -405,6 +407,9 @@ class RideBfPreTrainedModel(PreTrainedModel):
         elif isinstance(module, RideBfGatedEncoderLayer):
             init.constant_(module.attention_gate, module.gate_init_value)
             init.constant_(module.feedforward_gate, module.gate_init_value)
+        elif isinstance(module, RideBfStandardise):
+            init.zeros_(module.mean)
+            init.ones_(module.std)
 
     def _set_gradient_checkpointing(self, enable: bool = True, **options: Any) -> None:
         """transformers calls this to switch it on or off."""
@@ -447,7 +452,8 @@ class RideBfPreTrainedModel(PreTrainedModel):
             )
         if not isinstance(pixel_values, Tensor):
             raise TypeError(f"{expected}; got {type(pixel_values).__name__}")
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
+        pooled = getattr(self.base_model.trunk, "whole", False) and pixel_values.ndim == 2  # features, see RideBfModel
+        if not pooled and (pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape):
             raise ValueError(f"{expected}; got shape {tuple(pixel_values.shape)}")
         if not pixel_values.is_floating_point():
             raise TypeError(f"{expected}; got {pixel_values.dtype}")
@@ -496,7 +502,9 @@ class RideBfModel(RideBfPreTrainedModel):
         """Computes the features of every expert.
 
         Args:
-            pixel_values (B, num_channels, height, width): float, of any size. A 16-bit model takes float32 too.
+            pixel_values (B, num_channels, height, width): float, of any size. A 16-bit model takes float32 too. If the
+                experts share a whole backbone, these may also be its pooled features (B, D), computed before by
+                `pooled_features`.
             output_hidden_states: return the intermediate maps too.
 
         Returns `RideBfOutput` with `expert_features` and, if asked for, `hidden_states`. Raises `ValueError` or
@@ -510,6 +518,29 @@ class RideBfModel(RideBfPreTrainedModel):
         if output_hidden_states:
             hidden_states = (*trunk_states, *(torch.stack(maps, 1) for maps in zip(*expert_states, strict=True)))
         return RideBfOutput(expert_features=torch.stack(features, dim=1), hidden_states=hidden_states)
+
+    def pooled_features(self, pixel_values: Tensor) -> Tensor:
+        """Pooled features (B, D) of the backbone that the experts share, before they are standardised.
+
+        Raises ValueError for a network whose experts have layers of their own.
+        """
+        if not getattr(self.trunk, "whole", False):
+            raise ValueError("the experts have layers of their own, so there are no features that all of them share")
+        trunk_states, _ = self.trunk(self._checked_pixel_values(pixel_values))
+        return trunk_states[-1]
+
+    def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Sets the mean and the standard deviation (D,) of `standardise_features`, for every expert.
+
+        Raises ValueError for a network that does not standardise, and for a standard deviation that is not positive.
+        """
+        if not self.config.standardise_features:
+            raise ValueError("the network does not standardise its features; set standardise_features=True")
+        if not (std > 0).all():
+            raise ValueError("the standard deviation of a feature must be positive; set constant features to 1")
+        for expert in self.experts:
+            expert.standardise.mean.copy_(mean)
+            expert.standardise.std.copy_(std)
 
 
 class RideBfForImageClassification(RideBfPreTrainedModel):

@@ -14,12 +14,14 @@ class Augmentation:
     Attributes:
         crop: `crop(size)` returns the steps that change an image's geometry, for uint8 tensors of any size.
         flip: mirror half of the images.
+        varies: whether the images are varied at all. If not, training sees them as evaluation does.
         jitter: multiply brightness, contrast and saturation each by a random factor from 1 - jitter to 1 + jitter.
     """
 
     crop: Callable[[int], list[Callable]]
     flip: bool = True
     jitter: float = 0.0
+    varies: bool = True
 
 
 def _random_resized_crop(size: int) -> list[Callable]:
@@ -49,6 +51,10 @@ def _digits(size: int) -> list[Callable]:
     ]
 
 
+def _nothing(size: int) -> list[Callable]:
+    return []
+
+
 def _randaugment() -> list[Callable]:
     from torchvision.transforms import v2
 
@@ -67,6 +73,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "cifar": Augmentation(_cifar),
     # No flips and no large rotations: a mirrored 2 is not a digit, and a 6 upside down is a 9.
     "digits": Augmentation(_digits, flip=False),
+    "none": Augmentation(_nothing, flip=False, varies=False),
 }
 # Policies that apply more random operations after the crop.
 AUTO_AUGMENT: dict[str, Callable[[], list[Callable]]] = {

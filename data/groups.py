@@ -266,6 +266,19 @@ def describe_groups(groups: np.ndarray, by: str | None) -> str | None:
     )
 
 
+def file_facts(split: Dataset) -> str:
+    """Returns a digest of the images of a split as they are now: paths, sizes and times of files, or stored bytes."""
+    images = _images(split)
+    digest = hashlib.blake2b(digest_size=16)
+    paths = pc.struct_field(images, "path").to_pylist()
+    for path, stored in zip(paths, pc.struct_field(images, "bytes"), strict=True):
+        if stored.is_valid:
+            digest.update(stored.as_py())
+        else:
+            digest.update(f"{path}\0{_size_and_time(path)}\0".encode())
+    return digest.hexdigest()
+
+
 def _images(split: Dataset) -> pa.ChunkedArray:
     return arrow_column(undecoded(split), "image")
 

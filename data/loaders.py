@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 from torch.utils.data import Dataset as TorchDataset
 from transformers import BitImageProcessor
 
@@ -121,13 +121,41 @@ def training_batches(
         num_batches = max(1, len(split) * passes // (batch_size * batches_per_step)) * batches_per_step
         return FinishedBatches(loader, finish, num_batches, seed=step_seed)
     rows = TrainRows(undecoded(split), transform, seed)
-    order = NumberedDraws(sampler if sampler is not None else Shuffle(len(split), passes, seed), len(split))
+    collate = partial(leave_out_broken, full=options["batch_size"])
+    order = sampler if sampler is not None else Shuffle(len(split), passes, seed)
+    loader = draws_loader(rows, order, accelerator, collate_fn=collate, **options)
+    return FinishedBatches(accelerator.prepare(loader), finish, seed=step_seed)
+
+
+def draws_loader(
+    rows: TorchDataset, order: Sampler[int], accelerator: Accelerator, *, batch_size: int, **options: Any
+) -> DataLoader:
+    """Returns a loader of the draws of `order`, with `batch_size` rows of one process in a batch."""
     # With several processes Accelerate fills the last batches with images of the first ones, so all are full.
     kind = JoiningBatchSampler if accelerator.num_processes == 1 else BatchSampler
-    batches = kind(order, options.pop("batch_size"), drop_last=False)
-    collate = partial(leave_out_broken, full=batches.batch_size)
-    loader = DataLoader(rows, batch_sampler=batches, collate_fn=collate, **options)
-    return FinishedBatches(accelerator.prepare(loader), finish, seed=step_seed)
+    batches = kind(NumberedDraws(order, len(rows)), batch_size, drop_last=False)
+    return DataLoader(rows, batch_sampler=batches, **options)
+
+
+def view_batches(
+    split: Dataset,
+    transform: Callable[[dict], dict],
+    finish: TrainBatch,
+    batch_size: int,
+    accelerator: Accelerator,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> FinishedBatches:
+    """Returns a loader of augmented images in their order. `set_epoch` chooses the draw of the augmentation.
+
+    Broken images stay, with the label `data.BROKEN`. The arguments are those of `training_batches`.
+    """
+    rows = ViewRows(undecoded(split), transform, seed)
+    batches = BatchSampler(NumberedDraws(SequentialSampler(rows), len(rows)), batch_size, drop_last=False)
+    loader = DataLoader(rows, batch_sampler=batches, collate_fn=collate_prepared, **_worker_options(num_workers))
+    return FinishedBatches(
+        accelerator.prepare(loader), finish.to(accelerator.device), seed=(seed, accelerator.process_index)
+    )
 
 
 class Shuffle(Sampler[int]):
@@ -216,6 +244,9 @@ class TrainRows(TorchDataset):
         return [image["path"] or f"image {index}" for index, image in zip(indices, images, strict=True)]
 
     def __getitems__(self, draws: list[int]) -> list[dict]:
+        return self.prepared(draws, replace_broken=True)
+
+    def prepared(self, draws: list[int], replace_broken: bool) -> list[dict]:
         numbers, indices = zip(*(divmod(draw, len(self.rows)) for draw in draws), strict=True)
         images = self.rows[list(indices)]
 
@@ -226,11 +257,18 @@ class TrainRows(TorchDataset):
 
         with torch.random.fork_rng(devices=[]):  # without workers the training step uses the same generator
             prepared = [prepare(place) for place in range(len(draws))]
-            alone = only_whole(prepared)
+            alone = only_whole(prepared) if replace_broken else None
             return prepared if alone is None else [*prepared, prepare(alone, 1)]
 
     def __getitem__(self, draw: int) -> dict:
         return self.__getitems__([draw])[0]
+
+
+class ViewRows(TrainRows):
+    """The same images, one row for each draw."""
+
+    def __getitems__(self, draws: list[int]) -> list[dict]:
+        return self.prepared(draws, replace_broken=False)
 
 
 def evaluation_batches(

@@ -78,19 +78,27 @@ def train_transform(
     auto_augment: str = "none",
     on_broken: OnBrokenImage | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    processor: BitImageProcessor | None = None,
 ) -> Callable[[dict], dict]:
     """Returns a function for `Dataset.with_transform`. The column `image` must be undecoded (see `undecoded`).
 
     It turns rows of `image` and `label` into `labels` and uint8 `pixel_values` (3, image_size, image_size). The images
     are cropped and varied in geometry by `augmentation`, a key of `AUGMENTATIONS`, and then by `auto_augment`, a key of
     `AUTO_AUGMENT`. `data.batches.TrainBatch` does the flips, the colours and the normalisation. Images of more than
-    `max_image_pixels` are broken. Raises ValueError for an unknown name.
+    `max_image_pixels` are broken. An augmentation that does not vary the images prepares them as `processor` does.
+    Raises ValueError for an unknown name.
     """
     for value, known, kind in ((augmentation, AUGMENTATIONS, "augmentation"), (auto_augment, AUTO_AUGMENT, "policy")):
         if value not in known:
             raise ValueError(f"no {kind} is called {value!r}; there are {', '.join(known)}")
-    steps = [*AUGMENTATIONS[augmentation].crop(image_size), *AUTO_AUGMENT[auto_augment]()]
-    return _Rows(v2.Compose(steps), (image_size, image_size), on_broken or OnBrokenImage(), max_image_pixels)
+    crop = AUGMENTATIONS[augmentation].crop(image_size)
+    if not AUGMENTATIONS[augmentation].varies:
+        if processor is None:
+            raise ValueError(f"the augmentation {augmentation!r} leaves images to the image processor: pass processor")
+        crop = [_ProcessorSteps(processor)]
+    steps = v2.Compose([*crop, *AUTO_AUGMENT[auto_augment]()])
+    size = (image_size, image_size) if AUGMENTATIONS[augmentation].varies else prepared_size(processor)
+    return _Rows(steps, size, on_broken or OnBrokenImage(), max_image_pixels)
 
 
 def evaluation_processor(

@@ -609,6 +609,13 @@ def test_a_router_runs_experts_only_where_they_are_needed(name, images):
         torch.testing.assert_close(routed.expert_logits[image, :number], expected, rtol=1e-4, atol=1e-5)
         assert routed.expert_logits[image, number:].isnan().all()
     assert [state.shape for state in routed.hidden_states] == [state.shape for state in everything.hidden_states]
+    with torch.no_grad():
+        for output_layer in model.router.output_layers:
+            output_layer.bias -= 1000
+        alone = model(images, output_hidden_states=True)
+    assert alone.num_experts_used.tolist() == [1] * len(images), "no image goes on"
+    torch.testing.assert_close(alone.logits, everything.expert_logits[:, 0], rtol=1e-4, atol=1e-5)
+    assert alone.expert_logits[:, 1:].isnan().all()
 
 
 def test_hidden_states(images):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT
+from conftest import tiny_model as residual_model
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from hostile_images import AVIF, encoded, right_images
@@ -44,7 +45,7 @@ from ride_bf.hub.export import export
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.runs.provenance import describe_data, load_data_to_evaluate, load_splits_of
 from ride_bf.training.arguments import parse_arguments
-from ride_bf.training.setup import make_loaders
+from ride_bf.training.loaders import RunLoaders
 
 PIXELS = np.random.default_rng(3).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 TURNED = Image.Exif()
@@ -414,7 +415,7 @@ def test_training_and_its_workers_keep_the_limit(images_of_two_sizes, tmp_path, 
     run, recipe = parse_arguments(words)
     splits = load_long_tailed("custom", images_of_two_sizes)
     processor = evaluation_processor(24, 24, (0.5,) * 3, (0.25,) * 3)
-    loaders = make_loaders(splits, processor, run, recipe, Accelerator(cpu=True))
+    loaders = RunLoaders(splits, processor, run, recipe, Accelerator(cpu=True), residual_model()).make()
     assert next(iter(loaders["train"]))["labels"].shape == (2,)
     with pytest.raises(BrokenImageError, match=r"large.png cannot be read: it has 2,400 pixels.*2,399 are"):
         list(loaders["test"])

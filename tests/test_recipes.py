@@ -8,11 +8,13 @@ from dataclasses import asdict, replace
 
 import pytest
 from conftest import ROOT
+from transformers import AutoConfig
 
-from configuration_ride_bf import BACKBONE_OPTIONS, RideBfConfig
+import configuration_ride_bf
+from configuration_ride_bf import RideBfConfig
 from ride_bf.command_line.options import options_of
 from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
-from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS, RESIDUAL_OPTIONS, NetworkOptions
 from ride_bf.training.arguments import _HEADINGS, RunArguments, parse_arguments
 
 NAMES = {
@@ -33,6 +35,15 @@ PUBLISHED = {
     "inaturalist18_resnet50": (128, 100, 0.2, 2e-4, 0.015, -0.2, 80, (60, 80), 0.1),
     "cifar100_lt_resnet32": (128, 200, 0.1, 5e-4, 0.05, -0.45, 160, (160, 180), 0.01),
 }
+
+
+WITHOUT_BACKBONE = [name for name, recipe in RECIPES.items() if recipe.backbone is None]
+
+
+def config_of(recipe):
+    """The configuration of a recipe's network, with any backbone in place of one that has to be loaded."""
+    backbone = {} if recipe.backbone is None else {"backbone_config": AutoConfig.for_model("vit")}
+    return recipe.config(num_labels=100, **backbone)
 
 
 def test_names():
@@ -62,7 +73,7 @@ def test_published_settings(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_makes_a_network_and_goes_through_json(name):
     recipe = RECIPES[name]
-    config = recipe.config(num_labels=100)
+    config = config_of(recipe)
     if name in NAMES:
         assert config.num_experts == 3
         assert config.batchformer == ("shared_classifier" if config.stem_type == "cifar" else "insert")
@@ -71,7 +82,7 @@ def test_every_recipe_makes_a_network_and_goes_through_json(name):
 
 
 def test_variants():
-    config = {name: recipe.config(num_labels=100) for name, recipe in RECIPES.items()}
+    config = {name: config_of(recipe) for name, recipe in RECIPES.items()}
     assert config["imagenet_lt_resnet50_ride"].batchformer == "none"
     ldam, recipe = config["cifar100_lt_resnet32_ldam_drw"], RECIPES["cifar100_lt_resnet32_ldam_drw"]
     assert (ldam.num_experts, ldam.hidden_sizes, ldam.classifier) == (1, [16, 32, 64], "cosine")
@@ -231,6 +242,12 @@ def test_no_arguments_are_the_default_recipe():
         ("--num_experts 0", ["num_experts must be 1 or more, not 0"]),
         ("--depths 1 1", ["one entry for each stage"]),
         ("--num_workers -1", ["num_workers must be 0 or more"]),
+        ("--recipe probe --depths 1 1", ["--depths 1 1 cannot act: it needs no --backbone"]),
+        ("--recipe probe --groups 4", ["--groups 4 cannot act"]),
+        ("--recipe probe --image_mean 0 0 0", ["--image_mean 0.0 0.0 0.0 cannot act: it needs no --backbone"]),
+        ("--expert_adapter_size 8", ["--expert_adapter_size 8 cannot act: it needs --backbone"]),
+        ("--recipe probe --feature_views 3", ["--feature_views 3 cannot act", "an --augmentation other than none"]),
+        ("--recipe probe --classifier_init text", ["--classifier_init", "invalid choice: 'text'"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_explained(arguments, messages, capsys):
@@ -260,10 +277,15 @@ def test_help_has_every_option_under_a_heading_and_a_whole_sentence_for_it():
 
 
 def test_the_networks_options_are_those_of_its_configuration():
-    """Names, types and defaults, which `--help` has without importing transformers. A recipe has no backbone."""
+    """Names, types and defaults, which `--help` has without importing transformers.
+
+    The backbone's own configuration is no option: it comes with the backbone.
+    """
     options = inspect.get_annotations(RideBfConfig)
-    assert inspect.get_annotations(NetworkOptions) == {n: t for n, t in options.items() if n not in BACKBONE_OPTIONS}
+    del options["backbone_config"]
+    assert inspect.get_annotations(NetworkOptions) == options
     assert {name: getattr(RideBfConfig, name) for name in NETWORK_DEFAULTS} == NETWORK_DEFAULTS
+    assert RESIDUAL_OPTIONS == configuration_ride_bf.RESIDUAL_OPTIONS
     assert set(options_of(NetworkOptions)) == set(NETWORK_DEFAULTS) - {"num_channels"}
 
 
@@ -292,7 +314,7 @@ FORMER = {"diversity_temperature": 1.0, "distillation_loss_factor": 1.0, "router
 FORMER |= {"margin_scale": 30.0}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", WITHOUT_BACKBONE)  # earlier versions had none
 def test_recipes_of_earlier_versions_are_read(name, tmp_path):
     written = {**json.loads(RECIPES[name].as_json()), **FORMER}
     assert TrainingRecipe.from_json(written) == RECIPES[name]

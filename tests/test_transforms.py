@@ -243,13 +243,14 @@ def test_half_of_the_images_are_mirrored_each_by_itself():
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("policy", AUTO_AUGMENT)
 def test_training_pixels(name, policy):
-    transform = train_transform(name, 32, policy)
+    transform = train_transform(name, 32, policy, processor=evaluation_processor(32, 32, MEAN, STD))
     file = encoded(noise(), "PNG")
     torch.manual_seed(0)
     rows = transform({"image": [file, file], "label": [3, 4]})
     first, second = rows["pixel_values"]
     assert (first.dtype, first.shape) == (torch.uint8, (3, 32, 32))
-    assert not torch.equal(first, second), "each image is augmented by itself"
+    varies = AUGMENTATIONS[name].varies or policy != "none"
+    assert torch.equal(first, second) != varies, "each image is augmented by itself, if at all"
     assert rows["labels"] == [3, 4]
     torch.manual_seed(0)
     assert torch.equal(transform({"image": [file], "label": [3]})["pixel_values"][0], first)
@@ -260,6 +261,8 @@ def test_unknown_names():
         train_transform("autoaugment", 32)
     with pytest.raises(ValueError, match="no policy is called 'augmix'; there are none, randaugment"):
         train_transform("imagenet", 32, "augmix")
+    with pytest.raises(ValueError, match="'none' leaves images to the image processor: pass processor"):
+        train_transform("none", 32)
 
 
 class TestMixing:
@@ -366,7 +369,7 @@ def test_training_and_evaluation_see_the_same_under_transparency():
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_transforms_can_be_sent_to_spawned_workers(name):
     processor = evaluation_processor(32, 32, MEAN, STD)
-    for transform in (train_transform(name, 32), evaluation_transform(processor)):
+    for transform in (train_transform(name, 32, processor=processor), evaluation_transform(processor)):
         again = pickle.loads(pickle.dumps(transform))
         rows = again({"image": [encoded(noise(), "PNG")], "label": [1]})
         assert rows["pixel_values"][0].shape == (3, 32, 32)

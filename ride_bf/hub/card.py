@@ -111,6 +111,7 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
     ]
     return ModelCardData(
         license=published.license,
+        base_model=saved.base_model,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=[
@@ -155,6 +156,8 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
             f"{optimizer} at {recipe['learning_rate']:g}, "
             f"{recipe['schedule'].replace('_', ' ')} schedule, loss `{recipe['loss']}`, seed {settings.get('seed')}",
         )
+        if saved.backbone is not None:
+            yield "Backbone", _backbone(saved)
         yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, only in training"
     for name, subject in (("init_from", "Started from"), ("teacher", "Distilled from")):
         if settings.get(name):
@@ -168,6 +171,16 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
         method = correction["method"].replace("_", " ")
         yield "Corrected after training", f"{method} of the classifiers, strength {correction['strength']:g}"
     yield from _environment(saved)
+
+
+def _backbone(saved: SavedRun) -> str:
+    """What the backbone was, and whether it learned."""
+    place, whole = saved.base_model, saved.recipe["train_only"] == "all"
+    name = f"`{saved.backbone}`" if place is None else f"[`{place}`](https://huggingface.co/{place})"
+    if saved.backbone == saved.settings.get("init_from"):
+        name = "that of the model it started from"
+    learned = "trained with the rest of the network" if whole else "frozen: only what follows it was trained"
+    return f"{name}, which was pre-trained. It was {learned}"
 
 
 def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:

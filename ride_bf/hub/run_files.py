@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration_ride_bf import RideBfConfig
+from data.hub_ids import is_hub_id
 from ride_bf.evaluation.results import RESULTS, read_results
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model, loading_errors
@@ -17,14 +18,14 @@ from ride_bf.runs.provenance import PATH_OPTIONS, TrainingData, check_same_count
 from ride_bf.runs.run_folder import ENVIRONMENT
 
 TEST_RESULTS = "test_results.json"  # in the run's folder, written at the end of training
-_LOCAL_SETTINGS = {"data_dir", "init_from", "teacher", *PATH_OPTIONS}  # these may be paths of this machine
+_LOCAL_SETTINGS = {"backbone", "data_dir", "init_from", "teacher", *PATH_OPTIONS}  # these may be paths of this machine
 
 
 @dataclass(frozen=True)
 class SavedRun:
     """A checkpoint and what is known about it. Unknown attributes are empty or None.
 
-    Paths of this machine are left out of `settings` and `results`.
+    Paths of this machine are left out of `recipe`, `settings` and `results`.
 
     Attributes:
         checkpoint: its folder.
@@ -75,6 +76,16 @@ class SavedRun:
         return self.recipe.get("dataset") or (self.results or {}).get("dataset")
 
     @property
+    def backbone(self) -> str | None:
+        """The Hub id, or the name of the folder, of the pre-trained backbone that the training started from."""
+        return self.recipe.get("backbone")
+
+    @property
+    def base_model(self) -> str | None:
+        """The Hub id of the backbone; None if it came from a folder, of which only the name is known."""
+        return self.backbone if self.backbone is not None and "/" in self.backbone else None
+
+    @property
     def training_seconds(self) -> float | None:
         """Time of the training epochs, without evaluation and saving."""
         seconds = [line.get("seconds") for line in self.epochs]
@@ -101,7 +112,7 @@ def read_saved_run(folder: Path) -> SavedRun:
         last_epoch = math.ceil(facts.get("epoch", sys.maxsize))
         settings = _read_json(run / "run.json", {})
         known = {
-            "recipe": recipe,
+            "recipe": {name: _public(name, value) for name, value in recipe.items()},
             "settings": {name: _public(name, value) for name, value in settings.items() if value is not None},
             "starts": _read_json(run / ENVIRONMENT, []),
             "epochs": [
@@ -174,7 +185,9 @@ def _check_data(saved: SavedRun) -> None:
 
 def _public(name: str, value: Any) -> Any:
     """A setting without folders of this machine: only the last part of a path stays."""
-    if name in _LOCAL_SETTINGS and (Path(value).exists() or Path(value).is_absolute()):
+    if name not in _LOCAL_SETTINGS or value is None:
+        return value
+    if Path(value).exists() or Path(value).is_absolute() or (name == "backbone" and not is_hub_id(value)):
         return Path(value).name
     return value
 

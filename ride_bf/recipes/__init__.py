@@ -6,12 +6,12 @@ those runs the BatchFormer's window is one GPU's share of the batch, with 4 GPUs
 1 for CIFAR. Here the window holds the same number of images on any number of GPUs.
 """
 
-from ride_bf.recipes import cifar_lt, digits_lt, imagenet_lt, inaturalist18, places_lt
+from ride_bf.recipes import cifar_lt, digits_lt, imagenet_lt, inaturalist18, places_lt, pretrained
 from ride_bf.recipes.recipe import TrainingRecipe
 
 RECIPES: dict[str, TrainingRecipe] = {
     recipe.name: recipe
-    for file in (digits_lt, cifar_lt, imagenet_lt, inaturalist18, places_lt)
+    for file in (digits_lt, cifar_lt, imagenet_lt, inaturalist18, places_lt, pretrained)
     for recipe in file.RECIPES
 }
 DEFAULT_RECIPE = digits_lt.DIGITS_LT_RESNET32.name

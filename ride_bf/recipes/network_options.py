@@ -8,9 +8,13 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal
 
-from ride_bf.command_line.options import not_with, only_with, option
+from ride_bf.command_line.options import Need, not_with, only_with, option
 
 _network = partial(option, group="network")
+# Of options that a backbone decides: it has its own network and its own image processor
+NO_BACKBONE = Need("no --backbone", ("backbone",), lambda place: place is None, in_help=False)
+_residual = partial(option, group="network", needs=(NO_BACKBONE,))
+_backbone = partial(option, group="backbone", needs=(only_with("backbone"),))
 _batchformer = partial(option, group="BatchFormer", needs=(not_with("batchformer", "none"),))
 _router = partial(option, group="router", needs=(only_with("router", True),))
 
@@ -19,33 +23,51 @@ _router = partial(option, group="router", needs=(only_with("router", True),))
 class NetworkOptions:
     """The options that a recipe's `network` may have, with their defaults."""
 
+    backbone_pooling: Literal["auto", "cls", "mean", "cls_mean", "pooler"] = _backbone(
+        "features of the backbone. cls: the class token; mean: the mean over the patches or the map; cls_mean: both; "
+        "pooler: the backbone's own pooler; auto: what the classifier of its family takes",
+        "auto",
+    )
+    num_expert_layers: int = _backbone(
+        "number of last blocks, or stages, of which each expert has its own copy; 0: all experts share the backbone",
+        0,
+        must_be="0 or more",
+    )
+    expert_adapter_size: int = _backbone(
+        "inner width of a residual adapter on the features of each expert; 0: no adapter", 0, must_be="0 or more"
+    )
+    standardise_features: bool = _backbone(
+        "standardise the features by their mean and standard deviation over the training images", False
+    )
     num_channels: int = 3
     """Not an option of the command line: images are read in three channels."""
-    stem_type: Literal["imagenet", "cifar"] = _network(
+    stem_type: Literal["imagenet", "cifar"] = _residual(
         "imagenet: a 7x7 convolution of stride 2 and a max-pool, projection shortcuts; cifar: one 3x3 convolution, "
         "parameter-free shortcuts. The initialisation of the weights follows it",
         "imagenet",
     )
-    block_type: Literal["basic", "bottleneck"] = _network(
+    block_type: Literal["basic", "bottleneck"] = _residual(
         "basic: two 3x3 convolutions; bottleneck: 1x1, 3x3 and 1x1, whose output is four times as wide", "bottleneck"
     )
-    depths: list[int] | tuple[int, ...] = _network(  # noqa: RUF009
+    depths: list[int] | tuple[int, ...] = _residual(  # noqa: RUF009
         "number of blocks in each stage", (3, 4, 6, 3)
     )
-    hidden_sizes: list[int] | tuple[int, ...] = _network(  # noqa: RUF009
+    hidden_sizes: list[int] | tuple[int, ...] = _residual(  # noqa: RUF009
         "base width of each stage; the stem has the first one. The output of a bottleneck stage is four times as wide",
         (64, 128, 192, 384),
     )
     groups: int = _network(
-        "groups of a bottleneck's 3x3 convolution; 32 in ResNeXt", 1, needs=(only_with("block_type", "bottleneck"),)
+        "groups of a bottleneck's 3x3 convolution; 32 in ResNeXt",
+        1,
+        needs=(NO_BACKBONE, only_with("block_type", "bottleneck")),
     )
     width_per_group: int = _network(
         "width of one group at a base width of 64; 4 in ResNeXt-50 32x4d, 64 in a ResNet",
         64,
-        needs=(only_with("block_type", "bottleneck"),),
+        needs=(NO_BACKBONE, only_with("block_type", "bottleneck")),
     )
     num_experts: int = _network("number of experts on the shared trunk; 1 is a plain ResNet", 3)
-    num_shared_stages: int = _network("number of stages that all experts share; the stem is not counted", 2)
+    num_shared_stages: int = _residual("number of stages that all experts share; the stem is not counted", 2)
     classifier: Literal["linear", "cosine"] = _network(
         "linear, or cosine: cosine_scale times the cosine between feature and class vector", "cosine"
     )
@@ -82,3 +104,6 @@ class NetworkOptions:
 
 
 NETWORK_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(NetworkOptions)}
+# Options of the residual network, which a backbone replaces
+RESIDUAL_OPTIONS = ("stem_type", "block_type", "depths", "hidden_sizes", "groups", "width_per_group")
+RESIDUAL_OPTIONS += ("num_shared_stages",)

@@ -13,7 +13,7 @@ from data.sets import DATA_SETS
 from ride_bf.command_line.options import Need, check_values, not_with, only_with, option, shown
 from ride_bf.methods.losses import loss_names, losses_that_read, options_read
 from ride_bf.methods.samplers import INSTANCE, SAMPLERS
-from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NO_BACKBONE, RESIDUAL_OPTIONS, NetworkOptions
 
 if TYPE_CHECKING:
     from configuration_ride_bf import RideBfConfig
@@ -94,11 +94,52 @@ class TrainingRecipe:
     network: dict[str, Any] = field()
     """Options of `RideBfConfig`."""
 
+    backbone: str | None = option(
+        "Hub id or folder of a pre-trained vision model to start from, instead of a residual network. It may be one of "
+        "transformers, or timm/... with the timm package",
+        None,
+        group="backbone",
+        metavar="PLACE",
+    )
+    classifier_init: Literal["random", "class_means"] = option(
+        "how the class vectors start. class_means: the mean features of a class's training images",
+        "random",
+        group="backbone",
+        needs=(only_with("classifier", "cosine"),),
+    )
+    feature_views: int | None = option(
+        "number of augmented views of each image to compute the features of a frozen backbone for, once; training then "
+        "draws from them. Without augmentation there is one; with augmentation, none: compute features in every epoch",
+        None,
+        group="backbone",
+        must_be="1 or more",
+        needs=(
+            only_with("train_only", "heads"),
+            only_with("num_expert_layers", 0),
+            Need(
+                "an --augmentation other than none, or --auto_augment",
+                ("augmentation", "auto_augment"),
+                lambda augmentation, policy: AUGMENTATIONS[augmentation].varies or policy != "none",
+                in_help=False,
+            ),
+            Need("no --teacher", ("teacher",), lambda teacher: teacher is None, in_help=False),
+            Need(
+                "images that are not mixed",
+                ("mixup_alpha", "cutmix_alpha"),
+                lambda mixup, cutmix: mixup + cutmix == 0,
+                in_help=False,
+            ),
+        ),
+    )
+
     image_size: int = _image(
         "side of a training crop, and of the centre crop in evaluation, in pixels", 224, must_be="1 or more"
     )
     resize_size: int = _image(
-        "length to which evaluation resizes the shorter side, in pixels", 256, must_be="1 or more"
+        "length to which evaluation resizes the shorter side, in pixels",
+        256,
+        must_be="1 or more",
+        needs=(NO_BACKBONE,),
     )
     augmentation: str = _image(
         "crops, flips and colour changes of training images", "imagenet", choices=lambda: AUGMENTATIONS
@@ -108,9 +149,11 @@ class TrainingRecipe:
     cutmix_alpha: float = _image(
         "alpha of CutMix, which pastes a part of another image; 0: no CutMix", 0.0, must_be="0 or more"
     )
-    image_mean: tuple[float, ...] = _image("number that is subtracted from each channel", IMAGENET_MEAN)
+    image_mean: tuple[float, ...] = _image(
+        "number that is subtracted from each channel", IMAGENET_MEAN, needs=(NO_BACKBONE,)
+    )
     image_std: tuple[float, ...] = _image(
-        "number that each channel is then divided by", IMAGENET_STD, must_be="positive"
+        "number that each channel is then divided by", IMAGENET_STD, must_be="positive", needs=(NO_BACKBONE,)
     )
 
     epochs: int = _optimisation("number of epochs", must_be="1 or more")
@@ -172,9 +215,10 @@ class TrainingRecipe:
         ),
     )
     warmup_epochs: int = _optimisation("epochs of linear warm-up; 0: no warm-up", 5, must_be="0 or more")
-    train_only: Literal["all", "classifiers", "class_scales", "router"] = _optimisation(
-        "what to train. classifiers: new classifiers (cRT); class_scales: the lengths of the class vectors (LWS); "
-        "router: the router. Everything except all needs --init_from",
+    train_only: Literal["all", "heads", "classifiers", "class_scales", "router"] = _optimisation(
+        "what to train. heads: all but the backbone, which stays as it is; classifiers: new classifiers (cRT); "
+        "class_scales: the lengths of the class vectors (LWS); router: the router. heads needs --backbone or "
+        "--init_from, the others --init_from",
         "all",
     )
 
@@ -268,6 +312,9 @@ class TrainingRecipe:
     )
 
     def __post_init__(self):
+        if self.backbone is not None:  # it replaces the residual network that a recipe may describe
+            network = {name: value for name, value in self.network.items() if name not in RESIDUAL_OPTIONS}
+            object.__setattr__(self, "network", network)
         unknown = sorted(set(self.network) - set(NETWORK_DEFAULTS))
         if unknown:
             raise ValueError(f"a network has no options {unknown}; it has {', '.join(NETWORK_DEFAULTS)}")
@@ -305,7 +352,7 @@ class TrainingRecipe:
                 "a router cannot learn from mixed images which images need a later expert: set --mixup_alpha 0 "
                 "and --cutmix_alpha 0"
             )
-        if self.train_only != "all" and self.network.get("batchformer", "none") != "none":
+        if self.train_only not in ("all", "heads") and self.network.get("batchformer", "none") != "none":
             raise ValueError(
                 f"train_only {self.train_only!r} trains on the features of evaluation: set --batchformer none"
             )
@@ -326,6 +373,11 @@ class TrainingRecipe:
             )
 
     @property
+    def varies_images(self) -> bool:
+        """Whether training sees an image in another way each time, apart from mixing images."""
+        return AUGMENTATIONS[self.augmentation].varies or self.auto_augment != "none"
+
+    @property
     def window_size(self) -> int:
         """Images in the BatchFormer's window if one process holds all images of a step."""
         return self.batch_size if isinstance(self.batchformer_window, str) else self.batchformer_window
@@ -344,13 +396,21 @@ class TrainingRecipe:
         return {"margin_scale": self.margin_scale, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
     def config(self, **labels) -> "RideBfConfig":
-        """The configuration of the network. Pass `num_labels`, or `id2label` and `label2id`."""
+        """The configuration of the network. Pass `num_labels`, or `id2label` and `label2id`.
+
+        With a `backbone`, pass its configuration as `backbone_config` too.
+        """
         from configuration_ride_bf import RideBfConfig  # imports transformers
 
         return RideBfConfig(**self.network, **labels)
 
     def check_network(self) -> None:
-        """Raises ValueError for a network that cannot be built with any number of classes."""
+        """Raises ValueError for a network that cannot be built with any number of classes.
+
+        A network with a backbone is checked when its backbone is loaded.
+        """
+        if self.backbone is not None:
+            return
         from huggingface_hub.errors import StrictDataclassError
 
         try:

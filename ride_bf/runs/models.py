@@ -67,6 +67,19 @@ def load_model(
     ValueError, with one line, for files that are missing, damaged or of another kind of model.
     """
     place = find_model(place)
+    load_config(place)
+    with loading_errors(place):
+        # transformers only warns about missing weights, and initialises them at random.
+        model, report = RideBfForImageClassification.from_pretrained(
+            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+        check_weights(report, leftovers=True)
+    return to_fast_layout(model)
+
+
+def load_config(place: str | Path) -> RideBfConfig:
+    """Loads the configuration of a saved model. Raises ValueError, with one line, as `load_model` does."""
+    place = find_model(place)
     with loading_errors(place):
         config, _ = RideBfConfig.get_config_dict(place)
         if not isinstance(config, dict) or config.get("model_type") != RideBfConfig.model_type:
@@ -74,12 +87,7 @@ def load_model(
             raise ValueError(
                 f"its config.json is of a {kind or 'nameless'} model, not of a {RideBfConfig.model_type} model"
             )
-        # transformers only warns about missing weights, and initialises them at random.
-        model, report = RideBfForImageClassification.from_pretrained(
-            place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
-        check_weights(report, leftovers=True)
-    return to_fast_layout(model)
+        return RideBfConfig.from_pretrained(place)
 
 
 def check_weights(report: dict, leftovers: bool = False) -> None:

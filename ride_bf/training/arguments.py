@@ -39,6 +39,7 @@ _HEADINGS = {
     "sampling": None,
     "images": None,
     "distillation": None,
+    "backbone": "A pre-trained network in place of the residual one.",
     "network": None,
     "BatchFormer": None,
     "router": "Expert assignment: which images need a later expert.",
@@ -153,7 +154,26 @@ class RunArguments:
 
 def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
     """Raises ValueError if the recipe needs `--init_from` or `--teacher` and the run does not give it."""
-    if recipe.train_only != "all" and run.init_from is None:
+    if recipe.classifier_init != "random" and run.init_from is not None:
+        raise ValueError(
+            f"--classifier_init {recipe.classifier_init} would replace the class vectors of --init_from; give one"
+        )
+    if run.dataset_options.get("streaming") and run.init_from is None:
+        reading = {
+            "classifier_init": recipe.classifier_init != "random" and recipe.classifier_init,
+            "standardise_features": recipe.network_value("standardise_features"),
+            "feature_views": recipe.feature_views,
+        }
+        if asked := [f"--{name} {value}" for name, value in reading.items() if value]:
+            raise ValueError(
+                f"{', '.join(asked)} needs the features of all training images, which --streaming does not keep; leave "
+                "out --streaming, or set --classifier_init random --standardise_features false"
+            )
+    if recipe.train_only == "heads" and recipe.backbone is None and run.init_from is None:
+        raise ValueError(
+            "train_only heads needs a trained backbone: name it with --backbone, or a model with --init_from"
+        )
+    if recipe.train_only not in ("all", "heads") and run.init_from is None:
         raise ValueError(f"train_only {recipe.train_only!r} needs a trained model: name it with --init_from")
     if recipe.needs_teacher and run.teacher is None:
         raise ValueError(f"{recipe.name} needs a teacher: name the teacher with --teacher")
@@ -181,8 +201,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[RunArgument
         of_data = {name: given[name] for name in data_options() if name in given}
         run = RunArguments(**own, dataset_options=of_data, given=frozenset(given))
         recipe = recipe.with_overrides(**_changes(recipe, given))
-        recipe.check_network()
         check_effects(run, recipe, given)
+        recipe.check_network()
     except ValueError as error:
         parser.error(str(error))
     return run, recipe

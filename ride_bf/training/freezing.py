@@ -2,9 +2,11 @@
 
 from torch import nn
 
-# Part of the network that can be trained alone -> prefixes of the names of its parameters.
+# Part of the network that can be trained alone -> prefixes of the names of its parameters. The adapters of the experts
+# are heads too, see `is_of_part`.
 TRAINABLE_PARTS: dict[str, tuple[str, ...]] = {
     "all": ("",),
+    "heads": ("classifiers.", "batchformer."),
     "classifiers": ("classifiers.",),
     "class_scales": ("classifiers.",),
     "router": ("router.",),
@@ -13,15 +15,24 @@ TRAINABLE_PARTS: dict[str, tuple[str, ...]] = {
 
 def train_only(model: nn.Module, part: str) -> None:
     """Freezes every parameter outside `part`, a key of `TRAINABLE_PARTS`. Raises ValueError if the network has none."""
-    prefixes = TRAINABLE_PARTS[part]
     trained = 0
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
+        parameter.requires_grad_(is_of_part(name, part))
         trained += parameter.requires_grad
     if not trained:
         raise ValueError(f"the network has no {part} to train")
     if part == "class_scales":
         _train_only_scales(model)
+
+
+def is_of_part(name: str, part: str) -> bool:
+    """Whether the parameter of this name is of a part, a key of `TRAINABLE_PARTS`."""
+    return name.startswith(TRAINABLE_PARTS[part]) or (part == "heads" and is_of_adapter(name))
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether the parameter of this name is of an expert's adapter."""
+    return name.startswith("ride_bf.experts.") and ".adapter." in name
 
 
 def _train_only_scales(model: nn.Module) -> None:
@@ -42,8 +53,18 @@ def _train_only_scales(model: nn.Module) -> None:
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Like `model.train()`, but a normalisation whose parameters are frozen keeps its statistics too."""
+    """Like `model.train()`, but a part whose parameters are all frozen stays as in evaluation.
+
+    So a frozen backbone keeps the statistics of its norms and has no dropout.
+    """
     model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
-            module.eval()
+    _frozen_parts_to_evaluation(model)
+
+
+def _frozen_parts_to_evaluation(module: nn.Module) -> None:
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _frozen_parts_to_evaluation(child)

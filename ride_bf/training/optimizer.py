@@ -7,8 +7,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ride_bf.recipes import TrainingRecipe
+from ride_bf.training.freezing import is_of_adapter
 
-_HEADS = ("classifiers.",)
 _BATCH_MODULE = "batchformer."
 
 
@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> Optimizer:
 
 def rate_factor(name: str, recipe: TrainingRecipe) -> float:
     """Factor on the learning rate for the parameter of this name."""
-    if name.startswith(_HEADS):
+    if name.startswith("classifiers.") or is_of_adapter(name):
         return recipe.head_learning_rate_factor
     if name.startswith(_BATCH_MODULE):
         return recipe.batchformer_learning_rate_factor

@@ -3,8 +3,7 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,13 @@ from transformers import BitImageProcessor
 
 from data import (
     FinishedBatches,
-    OnBrokenImage,
-    TrainBatch,
-    class_counts,
-    class_labels,
-    evaluation_batches,
     evaluation_processor,
-    find_entry,
     load_long_tailed,
-    train_transform,
-    training_batches,
 )
 from data.notices import printed_notices
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.methods.objectives import make_objective
-from ride_bf.methods.samplers import INSTANCE, LongTailedSampler
 from ride_bf.methods.teacher import describe_teacher, load_teacher
 from ride_bf.methods.windows import check_windows, describe_windows, set_window
 from ride_bf.recipes import TrainingRecipe
@@ -40,13 +30,16 @@ from ride_bf.runs.checkpoints import TRAINING_STATE
 from ride_bf.runs.environment import check_precision
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
-from ride_bf.runs.run_folder import BROKEN_IMAGES, TENSORBOARD, RunFolder
+from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
+from ride_bf.training.backbone import Backbone, check_image_size, load_backbone, processor_facts, with_backbone_of
 from ride_bf.training.batch_norm import check_batch_norm
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.freezing import train_only
+from ride_bf.training.heads import start_heads
+from ride_bf.training.loaders import RunLoaders, draws_per_epoch
 from ride_bf.training.optimizer import Schedule, make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
@@ -113,10 +106,12 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     check_effect_of_options(run, splits)
     data = describe_data(splits, recipe.dataset, max_image_pixels=run.max_image_pixels, **run.data_options())
     counts, names = data.train_class_counts, data.class_names
-    processor = evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
-    loaders = make_loaders(splits, processor, run, recipe, accelerator)
+    with accelerator.main_process_first():  # it downloads
+        backbone, recipe = find_backbone(run, recipe)
+    processor = make_processor(recipe) if backbone is None else backbone.processor
     set_seed(run.seed)
-    model = make_model(names, run, recipe, accelerator)
+    model = make_model(names, run, recipe, accelerator, backbone)
+    run_loaders = RunLoaders(splits, processor, run, recipe, accelerator, model)
     check_batch_norm(model, recipe, draws_per_epoch(counts, recipe), accelerator.num_processes)
     teacher = None if run.teacher is None else load_teacher(run.teacher, names, processor, accelerator.autocast)
     if teacher is not None:
@@ -128,7 +123,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         cost = run_cost(
             model,
             recipe,
-            batches_per_epoch=len(loaders["train"]),
+            batches_per_epoch=len(run_loaders.make()["train"]),
             draws_per_epoch=draws_per_epoch(counts, recipe),
             num_processes=accelerator.num_processes,
             max_steps=run.max_steps,
@@ -148,6 +143,10 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         overwrite=run.overwrite_output_dir,
         allow_changes=run.allow_changes or (),
     )
+    # From here on images are read, and those that are broken are listed in the folder.
+    if not run.resume and run.init_from is None:
+        start_heads(model, recipe, run_loaders)
+    loaders = run_loaders.make()
     steps_per_epoch = math.ceil(len(loaders["train"]) / recipe.gradient_accumulation_steps)
     schedule = Schedule(optimizer, recipe, steps_per_epoch)
     progress = Progress()
@@ -239,12 +238,52 @@ def make_clipping(accelerator: Accelerator, model: nn.Module, max_norm: float) -
     return clip if max_norm > 0 else lambda: None
 
 
+def make_processor(recipe: TrainingRecipe) -> BitImageProcessor:
+    """The image processor of a recipe without a backbone."""
+    return evaluation_processor(recipe.resize_size, recipe.image_size, recipe.image_mean, recipe.image_std)
+
+
+def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone | None, TrainingRecipe]:
+    """The backbone of the recipe, or of the model that the run starts from; and the recipe with its image options.
+
+    The backbone decides size and normalisation of the images, but for an `--image_size` that is given.
+    """
+    if recipe.backbone is None and run.init_from is not None:
+        recipe = with_backbone_of(run.init_from, recipe)
+    if recipe.backbone is None:
+        return None, recipe
+    backbone = load_backbone(recipe.backbone, recipe.image_size if _chooses_image_size(run) else None)
+    if backbone.model is None and run.init_from is None:
+        raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
+    return backbone, replace(recipe, **processor_facts(backbone.processor))
+
+
+def _chooses_image_size(run: RunArguments) -> bool:
+    """Whether the images have another size than the backbone's own. A recipe's file has the size that it was for."""
+    return "image_size" in run.given or run.recipe_file is not None
+
+
 def make_model(
-    names: list[str], run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
+    names: list[str],
+    run: RunArguments,
+    recipe: TrainingRecipe,
+    accelerator: Accelerator,
+    backbone: Backbone | None = None,
 ) -> RideBfForImageClassification:
-    """The recipe's network, with the weights of `--init_from` if given. Parts that do not train are frozen."""
+    """The recipe's network, with the weights of `--init_from` or of a backbone if given.
+
+    Parts that do not train are frozen.
+    """
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
-    model = RideBfForImageClassification(recipe.config(**labels))
+    if backbone is None:
+        model = RideBfForImageClassification(recipe.config(**labels))
+    else:
+        config = recipe.config(backbone_config=backbone.config, **labels)
+        model = RideBfForImageClassification(config)
+        if backbone.model is not None:
+            model = RideBfForImageClassification.from_backbone(backbone.model, config)
+        if _chooses_image_size(run):
+            check_image_size(model, backbone)
     if run.init_from is not None:
         started = initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
         check_frozen_classes(started, recipe)
@@ -252,50 +291,6 @@ def make_model(
     train_only(model, recipe.train_only)
     set_window(model, recipe.batchformer_window)
     return to_fast_layout(model)
-
-
-def make_loaders(
-    splits, processor, run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator
-) -> dict[str, FinishedBatches]:
-    """A prepared loader for each split. The training loader shuffles and augments."""
-    find = partial(find_entry, recipe.dataset, run.data_dir, lists=run.dataset_options.get("lists"))
-    on_broken = OnBrokenImage(run.on_broken_image, find, Path(run.output_dir) / BROKEN_IMAGES)
-    loaders = {
-        name: evaluation_batches(
-            split, processor, run.eval_batch_size, run.num_workers, accelerator, on_broken, run.max_image_pixels
-        )
-        for name, split in splits.items()
-        if name != "train"
-    }
-    loaders["train"] = training_batches(
-        splits["train"],
-        train_transform(recipe.augmentation, recipe.image_size, recipe.auto_augment, on_broken, run.max_image_pixels),
-        TrainBatch(recipe.augmentation, recipe.image_mean, recipe.image_std, recipe.mixup_alpha, recipe.cutmix_alpha),
-        recipe.batch_size // recipe.gradient_accumulation_steps,
-        accelerator,
-        sampler=make_sampler(splits["train"], recipe, run.seed),
-        passes=recipe.passes_per_epoch,
-        batches_per_step=recipe.gradient_accumulation_steps,
-        num_workers=run.num_workers,
-        seed=run.seed,
-    )
-    return loaders
-
-
-def make_sampler(split, recipe: TrainingRecipe, seed: int) -> LongTailedSampler | None:
-    """The sampler of the training images; None if each image comes once an epoch, in random order."""
-    if recipe.sampler == INSTANCE:
-        return None
-    counts = class_counts(split)
-    draws = draws_per_epoch(counts, recipe)
-    return LongTailedSampler(class_labels(split), len(counts), recipe.sampler, draws, recipe.epochs, seed)
-
-
-def draws_per_epoch(counts: list[int], recipe: TrainingRecipe) -> int:
-    """Number of images drawn in an epoch, from the training images of each class (C,)."""
-    if recipe.sampler != INSTANCE and recipe.sampler_epoch == "largest_class":
-        return len(counts) * max(counts)
-    return sum(counts) * recipe.passes_per_epoch
 
 
 def describe(

@@ -102,6 +102,7 @@ def _network(config: RideBfConfig) -> dict[str, Any]:
         "backbone_pooling": config.pooling,
         "num_expert_layers": config.num_expert_layers,
         "expert_adapter_size": config.expert_adapter_size,
+        "standardise_features": config.standardise_features,
     }
 
 

@@ -1,0 +1,58 @@
+"""Starts the heads on a pre-trained backbone: the statistics of its features, and the class vectors."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.recipes import TrainingRecipe
+from ride_bf.training.loaders import RunLoaders
+
+_ROWS_AT_ONCE = 65_536
+
+
+def start_heads(model: RideBfForImageClassification, recipe: TrainingRecipe, loaders: RunLoaders) -> None:
+    """Sets what the heads take from the features of the training images, seen as in evaluation.
+
+    These are the statistics of `standardise_features` and, with `classifier_init` "class_means", the class vectors of
+    every expert: the mean direction of the features of a class. Images that cannot be read are left out.
+    """
+    means = recipe.classifier_init == "class_means"
+    if not (model.config.standardise_features or means):
+        return
+    rows = loaders.centre_features("train")
+    read = rows.labels >= 0
+    features, labels = torch.from_numpy(rows.features[0][read]), torch.from_numpy(rows.labels[read])
+    if model.config.standardise_features:
+        model.ride_bf.set_feature_statistics(*feature_statistics(features))
+    if means:
+        set_class_vectors(model, class_means(model, features, labels))
+
+
+@torch.no_grad()
+def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of features (N, D). A feature that is constant has the deviation 1."""
+    mean, std = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
+    constant = std <= 1e-6 * mean.abs().clamp(min=1)
+    return mean.float(), torch.where(constant, 1.0, std).float()
+
+
+@torch.no_grad()
+def class_means(model: RideBfForImageClassification, features: Tensor, labels: Tensor) -> Tensor:
+    """The mean direction (C, D) of the features (N, D) of each class, after they are standardised."""
+    standardise = model.ride_bf.experts[0].standardise.cpu()
+    sums = torch.zeros(model.config.num_labels, features.shape[1], dtype=torch.float64)
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        directions = F.normalize(standardise(features[rows].float()), dim=1)
+        sums.index_add_(0, labels[rows], directions.double())
+    return F.normalize(sums, dim=1).float()
+
+
+@torch.no_grad()
+def set_class_vectors(model: RideBfForImageClassification, vectors: Tensor) -> None:
+    """Gives every expert's cosine classifier these class vectors (C, D). Raises ValueError for linear classifiers."""
+    if model.config.classifier != "cosine":
+        raise ValueError("classifier_init needs --classifier cosine: only the direction of a class vector is known")
+    for classifier in model.classifiers:
+        classifier.weight.copy_(vectors)
