@@ -22,6 +22,22 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
+# Words beside the name of a split which say that a folder is no class: training_set, test-images
+_GENERIC = {"set", "data", "dataset", "image", "images", "img", "imgs", "folder", "split"}
+
+
+def split_in_name(name: str) -> tuple[str | None, bool]:
+    """Returns the split that the first or last word of a name stands for, or None, and whether this is certain.
+
+    It is certain if the other words say nothing: "test_images" is, "bullet_train" may well be a class.
+    """
+    words = re.split(r"[-_. ]+", name.lower())
+    for word, others in ((words[0], words[1:]), (words[-1], words[:-1])):
+        if (split := split_of(word)) is not None and (word is words[-1] or _GENERIC.issuperset(others)):
+            return split, _GENERIC.issuperset(others)
+    return None, False
+
+
 # A file of several, as the Hub writes them: train-00000-of-00002.parquet. Its older versions added a hash.
 _SHARD = re.compile(r"(?P<name>.+?)[-_.](?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]{8,})?", re.IGNORECASE)
 
