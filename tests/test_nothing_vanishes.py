@@ -309,10 +309,123 @@ class TestLists:
 
     def test_tables_beside_lists_are_named(self, place):
         (place / "train.txt").write_text(self.LINES)
-        for name in ("train.csv", "test.CSV", "more.parquet"):
+        for name in ("train.csv", "extra.CSV", "more.parquet", "trainval.txt", "class_names.csv"):
             (place / name).write_text("image,label\n")
+        (place / "class_names.txt").write_text("a\nb\n")
         told = load(place)[1]
-        assert f"{place}: train.txt is read, so these are not: train.csv, test.CSV, more.parquet" in told
+        others = "train.csv, class_names.csv, extra.CSV, more.parquet, trainval.txt"
+        assert f"{place}: train.txt is read, so these are not: {others}" in told
+
+    def test_images_without_a_class_in_a_folder_of_a_split_are_named(self, place):
+        write(place, "test/0.png")
+        (place / "train.txt").write_text(self.LINES)
+        told = load(place)[1]
+        assert f"{place}: train.txt is read, so the images in test/, which have no class folders, are not" in told
+
+    def test_a_list_may_name_images_in_a_folder_of_another_split(self, place):
+        write(place, "val/a/0.png", "val/b/0.png")
+        (place / "train.txt").write_text(self.LINES)
+        (place / "test.txt").write_text("val/a/0.png 0\nval/b/0.png 1\n")
+        assert class_counts(load(place)[0]["test"]) == [1, 1]
+
+
+OTHER_FORMATS = {
+    "list": ("train.txt", "a/0.png 0\nb/0.png 1\n"),
+    "table": ("train.csv", "image,label\na/0.png,0\nb/0.png,1\n"),
+    "folders": (None, None),
+}
+
+
+@pytest.mark.parametrize("read", OTHER_FORMATS)
+@pytest.mark.parametrize("other", ["test/", "val/", "test.txt", "test.csv", "val.parquet"])
+def test_a_split_in_another_format_is_an_error(tmp_path, read, other):
+    name, text = OTHER_FORMATS[read]
+    if name is None:
+        write(tmp_path, *classes("a", "b", splits=["train"]))
+    else:
+        write(tmp_path, "a/0.png", "b/0.png")
+        (tmp_path / name).write_text(text)
+    is_same = (read, other) in (("list", "test.txt"), ("table", "test.csv")) or (read == "folders" and other[-1] == "/")
+    if is_same:
+        other = "test.parquet"
+    if other.endswith("/"):
+        write(tmp_path, f"{other}a/1.png", f"{other}b/1.png")
+    else:
+        (tmp_path / other).write_text("")
+    split = "validation" if other.startswith("val") else "test"
+    assert f"which has no split for {split}, but {other} would be one in another format. Convert it" in error_of(
+        tmp_path
+    )
+
+
+class TestSplitsElsewhere:
+    """Splits that are not at the top of the folder are an error: they would be pooled, or be classes."""
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            (
+                [f"{name}/{split}/0.png" for name in ("cat", "dog") for split in ("train", "test")],
+                "has splits inside of the folder cat/, which would be a class: cat/test/, cat/train/. Move ",
+            ),
+            (
+                [*(f"Data/{path}" for path in classes("cat", "dog")), "samples/x.png"],
+                "has splits inside of the folder Data/, which would be a class: Data/test/, Data/train/. Name ",
+            ),
+            (
+                ["training_set/cat/0.png", "training_set/dog/0.png", "test-set/cat/0.png", "test-set/dog/0.png"],
+                "would be classes. Rename them to the splits' names alone, for example test-set/ to test/",
+            ),
+            (
+                ["birds_train/cat/0.png", "birds_test/cat/0.png"],
+                "folders with the names of splits, birds_test/, birds_train/",
+            ),
+            (
+                ["cat/0.png", "dog/0.png", "test_images/0.png"],
+                "folders with the names of splits, test_images/, and no folder",
+            ),
+        ],
+    )
+    def test_hidden_splits(self, tmp_path, files, message):
+        assert message in error_of(write(tmp_path, *files))
+
+    def test_classes_named_after_trains(self, tmp_path):
+        files = ["bullet_train/0.png", "train_station/0.png", "vehicle/train/0.png", "vehicle/bus/0.png"]
+        loaded, told = load(write(tmp_path, *[name.replace("0.", f"{n}.") for name in files for n in range(5)]))
+        assert loaded["train"].features["label"].names == ["bullet_train", "train_station", "vehicle"]
+        assert (
+            f"{tmp_path}: images in folders below a class folder have its class: vehicle/bus/, vehicle/train/" in told
+        )
+
+    def test_a_split_without_class_folders(self, tmp_path):
+        message = error_of(write(tmp_path, *classes("cat", "dog", splits=["train"]), "test/0.png"))
+        assert message.startswith(
+            f"{tmp_path}/test has images but no class folders: sort its images into {tmp_path}/test/CLASS/"
+        )
+
+    def test_archives_without_streaming(self, tmp_path):
+        assert "read archives with --streaming" in error_of(write(tmp_path, "train-0.tar", "test-0.tar"))
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            (["a/cat/0.png", "a/dog/0.png"], "If its folders cat/, dog/ are the classes: --data_dir "),
+            (
+                ["im/0.png", "metadata.csv", "train.jsonl"],
+                "This was not read: metadata.csv, train.jsonl. If it has the labels",
+            ),
+        ],
+    )
+    def test_why_there_is_one_class(self, tmp_path, files, message):
+        said = error_of(write(tmp_path, *files))
+        assert f"has one class only, {files[0].split('/')[0]!r}" in said
+        assert message in said
+
+    def test_output_of_commands_is_no_class(self, tmp_path):
+        output = ["report/check_data.json", "report/long_tail.png", "outputs/a/run.json", "outputs/a/curve.png"]
+        loaded, told = load(write(tmp_path, *[f"{name}/{n}.png" for name in "ab" for n in range(5)], *output))
+        assert loaded["train"].features["label"].names == ["a", "b"]
+        assert f"{tmp_path}: output folders of earlier commands are skipped: outputs/a/, report/" in told
 
 
 def write_table(folder, labels, name="train.csv", header="image,label"):
@@ -472,10 +585,11 @@ class TestTables:
 
     def test_tables_of_no_split_are_named(self, tmp_path):
         write_table(tmp_path, ["a", "b"] * 2)
-        for name in ("train-1.csv", "extra.CSV", "test.parquet"):
+        for name in ("train-1.csv", "extra.CSV", "more.parquet", "class_names.txt"):
             (tmp_path / name).write_text("")
         told = load(tmp_path)[1]
-        assert f"{tmp_path}: train.csv is read, so these are not: extra.CSV, train-1.csv, test.parquet" in told
+        others = "class_names.txt, extra.CSV, train-1.csv, more.parquet"
+        assert f"{tmp_path}: train.csv is read, so these are not: {others}" in told
 
     def test_only_tables_of_no_split(self, tmp_path):
         write_table(tmp_path, ["a", "b"], name="images.csv")
