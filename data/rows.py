@@ -71,10 +71,13 @@ class NamedRows:
 
 
 def read_text(path: Path) -> str:
-    """Reads a UTF-8 file, with or without a byte order mark. Raises ValueError for another encoding."""
+    """Reads a UTF-8 file, with or without a byte order mark. Every kind of line end becomes a line feed.
+
+    Raises ValueError for another encoding.
+    """
     content = path.read_bytes()
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         likely = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise ValueError(
@@ -269,7 +272,7 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
     called.
     """
 
-    VERSION = datasets.Version("2.3.0")  # raise it if the checks or the stored columns change
+    VERSION = datasets.Version("2.4.0")  # raise it if the checks or the stored columns change
 
     def __init__(self, *, folder: Path, read: Callable[[], NamedRows], **kwargs):
         self.folder, self.read = folder, read

@@ -14,7 +14,8 @@ from test_training import train
 
 from data import class_counts, load_long_tailed
 from data.notices import printed_notices
-from data.tables import standardise
+from data.rows import GROUP
+from data.tables import Columns, standardise
 from ride_bf import check_data
 
 SHADE = iter(range(10**6))
@@ -766,3 +767,82 @@ def test_errors_of_commands_are_one_line_without_a_traceback(tmp_path):
     with pytest.raises(SystemExit) as end:
         train(tmp_path / "run", "--dataset", "custom", "--data_dir", folder, "--dry_run")
     assert end.value.code == said
+
+
+class TestColumns:
+    @pytest.mark.parametrize("stored", ["csv", "tsv", "parquet", "images"])
+    def test_a_column_of_splits(self, tmp_path, stored):
+        """The only table may have the split of each row, and then no other split is drawn."""
+        write(tmp_path, *(f"{index}.png" for index in range(7)))
+        rows = {
+            "image": [f"{index}.png" for index in range(7)],
+            "label": ["a", "b", "a", "b", "a", "b", "a"],
+            "Split": ["train", "train", "VAL", "test ", "test", "valid", "training"],
+        }
+        path = tmp_path / ("train.parquet" if stored == "images" else f"train.{stored}")
+
+        def store():
+            if stored == "images":
+                images = [picture(index) for index in range(7)]
+                Dataset.from_dict({**rows, "image": images}).to_parquet(path)
+            elif stored == "parquet":
+                pyarrow.parquet.write_table(pa.table(rows), path)
+            else:
+                separator = {"csv": ",", "tsv": "\t"}[stored]
+                path.write_text("\n".join(separator.join(line) for line in [rows, *zip(*rows.values(), strict=True)]))
+
+        store()
+        loaded, _ = load(tmp_path)
+        assert {split: class_counts(of_split) for split, of_split in loaded.items()} == {
+            "train": [2, 1],
+            "validation": [1, 1],
+            "test": [1, 1],
+        }
+        assert loaded["test"][0]["label"] == 1
+        if stored == "images":
+            assert loaded["test"][1]["image"].getpixel((0, 0)) == picture(4).getpixel((0, 0))
+        rows["Split"][3] = "fold 1"
+        store()
+        assert "column 'split' has 'fold 1', which is no split, in row 4; write train, val or test" in error_of(
+            tmp_path
+        )
+        rows["Split"] = ["test"] * 7
+        store()
+        assert "column 'split' has no row for train" in error_of(tmp_path)
+
+    def test_a_column_of_splits_in_files_of_splits(self, tmp_path):
+        write(tmp_path, *(f"{index}.png" for index in range(4)))
+        (tmp_path / "train.csv").write_text("image,label,split\n0.png,a,x\n1.png,b,x\n")
+        (tmp_path / "test.csv").write_text("image,label\n2.png,a\n3.png,b\n")
+        assert (
+            f"{tmp_path}: the files are the splits, so the column 'split' of the tables is not used"
+            in load(tmp_path)[1]
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "lines"), [("train.csv", "image,label\r{},a\r{},b"), ("train.txt", "{} 0\r{} 1\r")]
+    )
+    def test_old_line_ends(self, tmp_path, name, lines):
+        write(tmp_path, *(f"{index}.png" for index in range(4)))
+        (tmp_path / name).write_bytes(lines.format("0.png", "1.png").encode())
+        (tmp_path / name.replace("train", "test")).write_bytes(lines.format("2.png", "3.png").encode())
+        assert class_counts(load(tmp_path)[0]["train"]) == [1, 1]
+
+    def test_columns_of_other_kinds(self, tmp_path):
+        pyarrow.parquet.write_table(pa.table({"image": [1, 2], "label": ["a", "b"]}), tmp_path / "train.parquet")
+        message = error_of(tmp_path)
+        assert message.endswith(
+            "'image' holds int64; expected images or their paths. Name their column with --image_column"
+        )
+        images = [picture(), picture()]
+        rows = {"image": images, "label": ["a", "b"], "who": [[1], [2]]}
+        Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+        assert "'who' holds list<" in error_of(tmp_path, group_by="who")
+
+    def test_empty_groups_are_images_of_their_own(self):
+        rows = Dataset.from_dict(
+            {"image": [picture() for _ in range(4)], "label": [0, 1, 0, 1], "who": ["", " ", "x ", "x"]},
+            Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"]), "who": Value("string")}),
+        )
+        loaded = standardise({"train": rows}, "place", Columns(group="who"))
+        assert loaded["train"][GROUP][:] == [None, None, "x", "x"]
