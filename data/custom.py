@@ -13,7 +13,7 @@ from data.hub_ids import hub_id_of, is_hub_id
 from data.hub_loading import is_gated, load_from_hub, why_not
 from data.notices import notify, some
 from data.rows import check_utf8
-from data.split_names import EXPECTED, folders_of_splits, is_shard, split_files, split_tables
+from data.split_names import EXPECTED, folders_of_splits, is_shard, split_files, split_parts, split_tables
 from data.tables import Columns
 
 # What `datasets` raises if the Hub does not have an id; RuntimeError if the data set needs code of its own
@@ -145,6 +145,8 @@ def _find_tables(folder: Path) -> _Tables:
         else:
             rest += [path for of_split in files.values() for path in of_split]
         found.others += rest
+    if not found.files and "train" in (parts := split_parts(folder)):
+        found.files = parts
     return found
 
 
@@ -155,8 +157,18 @@ def _find_tables_below(place: Path) -> _Tables | None:
         for folder in sorted(place.iterdir())
         if folder.is_dir() and not folder.name.startswith(".") and (found := _find_tables(folder)).files
     ]
-    if not below or folders.count_images(place):
+    if not below:
         return None
+    with_tables = sum(folders.count_images(found.folder) for found in below)
+    if folders.count_images(place) > with_tables:
+        # A folder of a class may have a table of its own, and splits may have one beside them.
+        if with_tables or folders_of_splits(place):
+            return None
+        names = some([f"{found.folder.name}/" for found in below])
+        raise ValueError(
+            f"{place} has tables in {names} and images beside them. To read the tables, name their folder: --data_dir "
+            f"{below[0].folder}. To read the images as class folders, move the tables out of {place}"
+        )
     if len(below) > 1:
         names = some([f"{found.folder.name}/" for found in below])
         raise ValueError(f"{place} has tables in {names}; name one of these folders: --data_dir {below[0].folder}")

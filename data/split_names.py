@@ -73,6 +73,27 @@ def split_tables(folder: Path, suffix: str) -> tuple[dict[str, list[Path]], list
     return found, [path for files in tables.values() for path in files if path not in used]
 
 
+def split_parts(folder: Path) -> dict[str, list[Path]]:
+    """Finds tables of numbered files in a folder for each split: `train/0000.parquet`, as the Hub converts data sets.
+
+    Raises ValueError if a file of a table is missing.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if (split := split_of(path.name)) is None or not path.is_dir():
+            continue
+        files = [file for file in _files(path, ".parquet") if re.fullmatch("[0-9]+", file.stem)]
+        if not files:
+            continue
+        if split in found:
+            raise ValueError(f"{folder} has several folders of tables for {split}, one of them {path.name}; keep one")
+        numbers = [int(file.stem) for file in files]
+        if missing := sorted(set(range(max(numbers) + 1)) - set(numbers)):
+            raise ValueError(f"{path} has {files[-1].name}, but number {missing[0]} is missing; download all files")
+        found[split] = files
+    return found
+
+
 def is_shard(path: Path) -> bool:
     """Whether a file is one of several of a table."""
     shard = _SHARD.fullmatch(path.stem)

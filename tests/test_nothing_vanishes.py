@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 import unicodedata
 
 import pyarrow as pa
@@ -809,6 +810,41 @@ class TestColumns:
         rows["Split"] = ["test"] * 7
         store()
         assert "column 'split' has no row for train" in error_of(tmp_path)
+
+    def test_the_hub_s_converted_layout(self, tmp_path):
+        write_images_table(tmp_path / "0.parquet", "abab")
+        for name in ("train/0000", "train/0001", "test/0000"):
+            (tmp_path / "set/default" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "0.parquet", tmp_path / f"set/default/{name}.parquet")
+        for place in (tmp_path / "set", tmp_path / "set/default"):
+            assert {split: len(rows) for split, rows in load(place)[0].items()} == {"train": 8, "test": 4}
+        (tmp_path / "set/default/train/0000.parquet").unlink()
+        assert "train has 0001.parquet, but number 0 is missing; download all files" in error_of(tmp_path / "set")
+
+    def test_images_beside_the_folder_of_tables(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        write_images_table(tmp_path / "data/train.parquet", "abab")
+        message = error_of(write(tmp_path, "assets/0.png"))
+        assert message.startswith(f"{tmp_path} has tables in data/ and images beside them. To read the tables, name")
+        assert f"--data_dir {tmp_path}/data. " in message
+
+    def test_images_inside_of_the_folder_of_tables(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        write_table(tmp_path / "data", ["a", "b"] * 5)
+        loaded, told = load(tmp_path)
+        assert sum(class_counts(loaded["train"])) + len(loaded["test"]) == 10
+        assert f"{tmp_path}: the tables in data/ are read" in told
+
+    def test_archives_whose_images_have_another_suffix(self, tmp_path):
+        for split, suffix in (("train", "png"), ("test", "jpg")):
+            with tarfile.open(tmp_path / f"{split}-0.tar", "w") as tar:
+                for index in range(4):
+                    picture().save(tmp_path / "image", "PNG")
+                    (tmp_path / "label").write_text(str(index % 2))
+                    tar.add(tmp_path / "image", f"{index}.{suffix}")
+                    tar.add(tmp_path / "label", f"{index}.cls")
+        message = error_of(tmp_path, streaming=True)
+        assert f"{tmp_path}/test-0.tar has images .jpg, but {tmp_path}/train-0.tar has .png. The suffix names" in message
 
     def test_a_column_of_splits_in_files_of_splits(self, tmp_path):
         write(tmp_path, *(f"{index}.png" for index in range(4)))
