@@ -235,8 +235,8 @@ def _other_suffix(archives: dict[str, list[Path]]) -> str | None:
         first = first or (path, kinds)
         if kinds and first[1] and not set(kinds) & set(first[1]):
             return (
-                f"{path} has images .{kinds[0]}, but {first[0]} has .{first[1][0]}. The suffix names the column, "
-                "so the images of all archives need one suffix; rename them"
+                f"{path} has images .{kinds[0]}, but {first[0]} has .{first[1][0]}. The suffix names the "
+                "column, so the images of all archives need one suffix; rename them"
             )
     return None
 

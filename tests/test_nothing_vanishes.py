@@ -844,7 +844,7 @@ class TestColumns:
                     tar.add(tmp_path / "image", f"{index}.{suffix}")
                     tar.add(tmp_path / "label", f"{index}.cls")
         message = error_of(tmp_path, streaming=True)
-        assert f"{tmp_path}/test-0.tar has images .jpg, but {tmp_path}/train-0.tar has .png. The suffix names" in message
+        assert f"{tmp_path}/test-0.tar has images .jpg, but {tmp_path}/train-0.tar has .png. The suffix" in message
 
     def test_a_column_of_splits_in_files_of_splits(self, tmp_path):
         write(tmp_path, *(f"{index}.png" for index in range(4)))
