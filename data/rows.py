@@ -142,8 +142,11 @@ def _first(mask: pa.Array) -> int | None:
     return int(found[0]) if found.size else None
 
 
-def check_labels(splits: dict[str, Rows], num_classes: int) -> None:
-    """Raises ValueError for labels out of range, classes without training images, or images in two splits."""
+def check_labels(splits: dict[str, Rows], num_classes: int, names: Sequence[str] = ()) -> None:
+    """Raises ValueError for labels out of range, classes without training images, or images in two splits.
+
+    `names` are those of the classes, for the message about a single one.
+    """
     for rows in splits.values():
         wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= num_classes))
         if wrong.size:
@@ -160,7 +163,8 @@ def check_labels(splits: dict[str, Rows], num_classes: int) -> None:
             "is the list cut off, or does it count from 1?"
         )
     if num_classes < 2:
-        raise ValueError(f"{train.source} has one class only; a classifier needs at least two")
+        only = f", {names[0]!r}" if names else ""
+        raise ValueError(f"{train.source} has one class only{only}; a classifier needs at least two")
     names = list(splits)
     for index, one in enumerate(names):
         for other in names[index + 1 :]:

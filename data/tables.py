@@ -115,7 +115,7 @@ def load_tables(
             group = table[GROUP] if columns.group else None
             rows[split] = Rows(paths, codes, path, table["row"].to_numpy(), unit="row", groups=group)
             rows[split].check_paths()
-        check_labels(rows, len(names))
+        check_labels(rows, len(names), names)
         return NamedRows(rows, names, notices)
 
     used = [path for of_split in files.values() for path in of_split]
@@ -372,6 +372,7 @@ def standardise(
             for split, rows in splits.items()
         },
         feature.num_classes,
+        feature.names,
     )
     return DatasetDict(splits)
 

@@ -821,6 +821,13 @@ class TestColumns:
         (tmp_path / "set/default/train/0000.parquet").unlink()
         assert "train has 0001.parquet, but number 0 is missing; download all files" in error_of(tmp_path / "set")
 
+    def test_the_only_class_is_named(self, tmp_path):
+        write_table(tmp_path, ["owl", "owl"])
+        assert "has one class only, 'owl'; a classifier needs at least two" in error_of(tmp_path)
+        (tmp_path / "train.csv").unlink()
+        write_images_table(tmp_path / "train.parquet", "aa")
+        assert "has one class only, 'a'; a classifier needs at least two" in error_of(tmp_path)
+
     def test_images_beside_the_folder_of_tables(self, tmp_path):
         (tmp_path / "data").mkdir()
         write_images_table(tmp_path / "data/train.parquet", "abab")
