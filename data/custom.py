@@ -4,15 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import pyarrow.compute as pc
 from datasets import DatasetDict
 
 from data import folders, tables
-from data.annotation_lists import load_own_lists
+from data.annotation_lists import CLASS_NAMES, load_own_lists
 from data.hub_ids import hub_id_of, is_hub_id
 from data.hub_loading import is_gated, load_from_hub, why_not
 from data.notices import notify, some
 from data.rows import check_utf8
-from data.split_names import EXPECTED, is_shard, split_files, split_tables
+from data.split_names import EXPECTED, folders_of_splits, is_shard, split_files, split_parts, split_tables
 from data.tables import Columns
 
 # What `datasets` raises if the Hub does not have an id; RuntimeError if the data set needs code of its own
@@ -62,17 +63,65 @@ def load_custom(
     text = split_files(place, ".txt")
     found = _find_tables(place)
     if "train" in text:
-        _tell_unread(place, text["train"], [*found.all_files(), *found.others])
-        return _load_lists(place, place, named)
+        used = {*text.values(), place / CLASS_NAMES}
+        lists_unread = [path for path in _lists_in(place) if path not in used]
+        _tell_unread(place, text["train"], [*found.all_files(), *found.others, *lists_unread])
+        loaded = _load_lists(place, place, named)
+        _refuse_other_splits(place, text["train"].name, loaded)
+        return loaded
     if not found.files:
         found = _find_tables_below(place) or found
     if not found.files:
         _refuse(named, place, "image_column label_column group_by", "no columns")
-        return folders.load_folders(place, allow_empty_classes)
+        loaded = folders.load_folders(place, allow_empty_classes)
+        _refuse_other_splits(place, "the class folders", loaded)
+        return loaded
     first = found.files["train"][0]
-    _tell_unread(place, first, [*text.values(), *found.others])
+    _tell_unread(place, first, [*_lists_in(place), *found.others])
     _refuse(named, first, "allow_empty_classes", "no class folders")
-    return tables.load_tables(found.folder, found.files, columns, skip_empty_rows)
+    loaded = tables.load_tables(found.folder, found.files, columns, skip_empty_rows)
+    _refuse_other_splits(place, first.name, loaded)
+    return loaded
+
+
+def _lists_in(place: Path) -> list[Path]:
+    return [path for path in sorted(place.iterdir()) if path.suffix.lower() == ".txt" and path.is_file()]
+
+
+def _refuse_other_splits(place: Path, read: str, loaded: DatasetDict) -> None:
+    """Raises ValueError if a split which `read` lacks is there in another format: another test split would be drawn.
+
+    Folders of images that the rows name are no splits of their own.
+    """
+    there: dict[str, list[str]] = {}
+    for split, path in split_files(place, ".txt").items():
+        there.setdefault(split, []).append(path.name)
+    for suffix in tables.SUFFIXES:
+        for split, paths in split_tables(place, suffix)[0].items():
+            there.setdefault(split, []).append(paths[0].name)
+    for split, name in folders_of_splits(place).items():
+        if split in loaded or not folders.count_images(place / name) or _names_images_of(loaded, place / name):
+            continue
+        if folders.has_class_folders(place / name):
+            there.setdefault(split, []).append(f"{name}/")
+        else:
+            notify(f"{place}: {read} is read, so the images in {name}/, which have no class folders, are not")
+    left_out = {split: names for split, names in there.items() if split not in loaded}
+    for split, names in left_out.items():
+        raise ValueError(
+            f"{place}: {read} is read, which has no split for {split}, but {names[0]} would be one in another format. "
+            f"Convert it to the format of {read}, or move it out of {place}"
+        )
+
+
+def _names_images_of(loaded: DatasetDict, folder: Path) -> bool:
+    """Whether rows name images in a folder."""
+    start = f"{folder.resolve()}/"
+    for rows in loaded.values():
+        paths = pc.struct_field(rows.data.column("image"), "path")
+        if pc.any(pc.starts_with(paths, start)).as_py():
+            return True
+    return False
 
 
 @dataclass
@@ -96,6 +145,8 @@ def _find_tables(folder: Path) -> _Tables:
         else:
             rest += [path for of_split in files.values() for path in of_split]
         found.others += rest
+    if not found.files and "train" in (parts := split_parts(folder)):
+        found.files = parts
     return found
 
 
@@ -106,8 +157,18 @@ def _find_tables_below(place: Path) -> _Tables | None:
         for folder in sorted(place.iterdir())
         if folder.is_dir() and not folder.name.startswith(".") and (found := _find_tables(folder)).files
     ]
-    if not below or folders.count_images(place):
+    if not below:
         return None
+    with_tables = sum(folders.count_images(found.folder) for found in below)
+    if folders.count_images(place) > with_tables:
+        # A folder of a class may have a table of its own, and splits may have one beside them.
+        if with_tables or folders_of_splits(place):
+            return None
+        names = some([f"{found.folder.name}/" for found in below])
+        raise ValueError(
+            f"{place} has tables in {names} and images beside them. To read the tables, name their folder: --data_dir "
+            f"{below[0].folder}. To read the images as class folders, move the tables out of {place}"
+        )
     if len(below) > 1:
         names = some([f"{found.folder.name}/" for found in below])
         raise ValueError(f"{place} has tables in {names}; name one of these folders: --data_dir {below[0].folder}")

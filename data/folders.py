@@ -13,7 +13,7 @@ from datasets import DatasetDict
 from data.formats import image_suffixes
 from data.notices import notify, some
 from data.rows import NamedRows, Rows, check_labels, check_utf8, class_codes, load_rows
-from data.split_names import EXPECTED, folders_of_splits
+from data.split_names import EXPECTED, folders_of_splits, split_in_name, split_of
 
 # A folder with such a file was written by one of our commands, as an --output_dir: its pictures are no data.
 _WRITTEN = {"check_data.json", "run.json", "checkpoint.json"}
@@ -53,6 +53,8 @@ class _Found:
         beside: images that lie beside the folders of the classes and so have no class.
         links: links to folders that are followed.
         linked_files: images that are links to files.
+        merged: folders with images below the folder of a class.
+        written: output folders of our commands.
     """
 
     images: list[str] = field(default_factory=list)
@@ -63,6 +65,8 @@ class _Found:
     beside: list[str] = field(default_factory=list)
     links: _Links = field(default_factory=_Links)
     linked_files: list[str] = field(default_factory=list)
+    merged: list[str] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
 
     def hide(self, entry: os.DirEntry, name: str) -> None:
         if _is_image(entry.name) or (entry.is_dir() and count_images(entry.path)):
@@ -84,6 +88,8 @@ def load_folders(place: Path, allow_empty_classes: bool = False) -> DatasetDict:
     splits = folders_of_splits(place)
     if splits:
         _refuse_folders_beside(place, splits)
+    else:
+        _refuse_hidden_splits(place)
     tops = {split: f"{name}/" for split, name in splits.items()} or {"train": ""}
     links = _Links()
     found = {split: _scan(place, top, links) for split, top in tops.items()}
@@ -124,6 +130,42 @@ def _refuse_folders_beside(place: Path, splits: dict[str, str]) -> None:
         raise ValueError(f"{place} has {', '.join(sorted(splits.values()))} but no folder train; {EXPECTED}")
 
 
+def _refuse_hidden_splits(place: Path) -> None:
+    """Raises ValueError for splits that would be pooled, as DIR/CLASS/train/, or be classes, as DIR/test_images/."""
+    tops = [entry for entry in _entries(place) if entry.is_dir() and not _is_hidden(entry)]
+    like = {entry.name: found for entry in tops if (found := split_in_name(entry.name))[0] is not None}
+    like = {name: found for name, found in like.items() if count_images(place / name)}
+    known = {split for split, _ in like.values()}
+    if len(known) > 1 or any(certain for _, certain in like.values()):
+        name, (split, _) = next(iter(like.items()))
+        raise ValueError(
+            f"{place} has folders with the names of splits, {some([f'{name}/' for name in like])}, and no folder "
+            f"train. They would be classes. Rename them to the splits' names alone, for example {name}/ to {split}/"
+        )
+    for top in tops:
+        below = [entry for entry in _entries(top.path) if entry.is_dir() and not _is_hidden(entry)]
+        named = {entry.name: split for entry in below if (split := split_of(entry.name)) is not None}
+        # A class vehicle/ may well have a folder train/ beside bus/ and car/.
+        if not named or (len(set(named.values())) == 1 and len(named) < len(below)):
+            continue
+        named = [name for name in named if count_images(f"{top.path}/{name}")]
+        if not named:
+            continue
+        if has_class_folders(f"{top.path}/{named[0]}"):
+            remedy = f"Name the folder of the splits: --data_dir {top.path}"
+        else:
+            remedy = f"Move the images to {place}/{named[0]}/{top.name}/ and so on, or rename the folders"
+        raise ValueError(
+            f"{place} has splits inside of the folder {top.name}/, which would be a class: "
+            f"{some([f'{top.name}/{name}/' for name in named])}. {remedy}"
+        )
+
+
+def has_class_folders(folder: str | Path) -> bool:
+    """Whether a folder has folders with images."""
+    return any(entry.is_dir() and not _is_hidden(entry) and count_images(entry.path) for entry in _entries(folder))
+
+
 def count_images(folder: str | Path) -> int:
     """Returns the number of images in and below a folder, without the output folders of our commands.
 
@@ -157,8 +199,11 @@ def _scan(place: Path, top: str, links: _Links) -> _Found:
             found.hide(entry, name)
         elif _is_folder(entry):
             check_utf8(f"{place}/{name}", "the folder")
-            found.classes.append(entry.name)
+            before = len(found.images), len(found.written)
             _scan_class(entry, name, root, (os.path.realpath(place / top),), found)
+            # A folder with nothing but our output, such as outputs/, is no class.
+            if len(found.images) > before[0] or len(found.written) == before[1]:
+                found.classes.append(entry.name)
         elif _is_image(entry.name):
             found.beside.append(name)
         else:
@@ -185,8 +230,12 @@ def _scan_class(folder: os.DirEntry, relative: str, root: str, above: tuple[str,
     if folder.is_symlink():
         real = os.path.realpath(folder.path)
         _check_link(relative, real, root, above, found)
-    inner = []
-    for entry in _entries(folder.path):
+    inner, entries = [], _entries(folder.path)
+    if not _WRITTEN.isdisjoint(entry.name for entry in entries):
+        found.written.append(f"{relative}/")
+        return
+    is_merged = len(above) > 1
+    for entry in entries:
         name = f"{relative}/{entry.name}"
         if _is_hidden(entry):
             found.hide(entry, name)
@@ -195,6 +244,9 @@ def _scan_class(folder: os.DirEntry, relative: str, root: str, above: tuple[str,
         elif _is_image(entry.name) and entry.is_file():
             check_utf8(f"{root}/{name}", "the file")
             found.images.append(name)
+            if is_merged:
+                found.merged.append(f"{relative}/")
+                is_merged = False  # a folder is named once
             if entry.is_symlink():
                 found.linked_files.append(name)
         else:
@@ -263,9 +315,21 @@ def _check_and_tell(
         skipped.update(of_split.skipped)
         examples |= of_split.example
     others = some([f"{count:,} {suffix} (such as {examples[suffix]})" for suffix, count in skipped.most_common()])
+    if not names and ".tar" in skipped:
+        raise ValueError(
+            f"{place} has tar archives, such as {examples['.tar']}, and no folders of images; read archives with "
+            "--streaming, or unpack them"
+        )
     if not names:
         hint = f", only files of other kinds: {others}" if skipped else ""
         raise ValueError(f"{place} has no folders of images{hint}; {EXPECTED}")
+    for split, top in tops.items():
+        if split != "train" and not found[split].images:
+            what = "images but no class folders" if found[split].beside else "no images in class folders"
+            raise ValueError(
+                f"{place}/{top.rstrip('/')} has {what}: sort its images into {place}/{top}CLASS/, or move {top} out of "
+                f"{place}"
+            )
     empty = {split: _empty_classes(found[split], top) for split, top in tops.items()}
     if empty["train"] and not allow_empty:
         hint = f" These files are no images of a known format: {others}." if skipped else ""
@@ -273,6 +337,8 @@ def _check_and_tell(
             f"{place} has class folders without images: {some(empty['train'])}.{hint} Add images, remove the folders, "
             "or leave these classes out with --allow_empty_classes"
         )
+    if len(names) == 1:
+        raise ValueError(_why_one_class(place, f"{tops['train']}{names[0]}", names[0]))
     for what, listed in (
         ("classes without images are left out", empty.pop("train")),
         ("class folders without images", list(chain(*empty.values()))),
@@ -282,12 +348,30 @@ def _check_and_tell(
             "links to folders elsewhere are followed",
             [f"{link} -> {real}" for real, link in found["train"].links.to.items()],
         ),
+        ("output folders of earlier commands are skipped", list(chain(*(of.written for of in found.values())))),
+        ("images in folders below a class folder have its class", list(chain(*(of.merged for of in found.values())))),
         ("images that are links are read", list(chain(*(of.linked_files for of in found.values())))),
     ):
         if listed:
             notify(f"{place}: {what}: {some(listed)}")
     if skipped:
         notify(f"{place}: files that are no images of a known format are skipped: {others}")
+
+
+def _why_one_class(place: Path, folder: str, name: str) -> str:
+    """Explains a single class: by a table that was not read, or by a folder around the classes."""
+    said = f"{place} has one class only, {name!r}, the folder {folder}/; a classifier needs at least two"
+    inner = [f"{entry.name}/" for entry in _entries(place / folder) if entry.is_dir() and count_images(entry.path)]
+    if inner:
+        return f"{said}. If its folders {some(inner)} are the classes: --data_dir {place / folder}"
+    suffixes = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx")
+    unread = [entry.name for entry in _entries(place) if entry.name.lower().endswith(suffixes) and entry.is_file()]
+    if unread:
+        return (
+            f"{said}. This was not read: {some(unread)}. If it has the labels, call it train.csv, with the columns "
+            "image and label"
+        )
+    return said
 
 
 def _empty_classes(found: _Found, top: str) -> list[str]:

@@ -71,10 +71,13 @@ class NamedRows:
 
 
 def read_text(path: Path) -> str:
-    """Reads a UTF-8 file, with or without a byte order mark. Raises ValueError for another encoding."""
+    """Reads a UTF-8 file, with or without a byte order mark. Every kind of line end becomes a line feed.
+
+    Raises ValueError for another encoding.
+    """
     content = path.read_bytes()
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         likely = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise ValueError(
@@ -139,8 +142,11 @@ def _first(mask: pa.Array) -> int | None:
     return int(found[0]) if found.size else None
 
 
-def check_labels(splits: dict[str, Rows], num_classes: int) -> None:
-    """Raises ValueError for labels out of range, classes without training images, or images in two splits."""
+def check_labels(splits: dict[str, Rows], num_classes: int, names: Sequence[str] = ()) -> None:
+    """Raises ValueError for labels out of range, classes without training images, or images in two splits.
+
+    `names` are those of the classes, for the message about a single one.
+    """
     for rows in splits.values():
         wrong = np.flatnonzero((rows.labels < 0) | (rows.labels >= num_classes))
         if wrong.size:
@@ -157,7 +163,8 @@ def check_labels(splits: dict[str, Rows], num_classes: int) -> None:
             "is the list cut off, or does it count from 1?"
         )
     if num_classes < 2:
-        raise ValueError(f"{train.source} has one class only; a classifier needs at least two")
+        only = f", {names[0]!r}" if names else ""
+        raise ValueError(f"{train.source} has one class only{only}; a classifier needs at least two")
     names = list(splits)
     for index, one in enumerate(names):
         for other in names[index + 1 :]:
@@ -269,7 +276,7 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
     called.
     """
 
-    VERSION = datasets.Version("2.3.0")  # raise it if the checks or the stored columns change
+    VERSION = datasets.Version("2.4.0")  # raise it if the checks or the stored columns change
 
     def __init__(self, *, folder: Path, read: Callable[[], NamedRows], **kwargs):
         self.folder, self.read = folder, read

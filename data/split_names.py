@@ -22,6 +22,22 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
 
 
+# Words beside the name of a split which say that a folder is no class: training_set, test-images
+_GENERIC = {"set", "data", "dataset", "image", "images", "img", "imgs", "folder", "split"}
+
+
+def split_in_name(name: str) -> tuple[str | None, bool]:
+    """Returns the split that the first or last word of a name stands for, or None, and whether this is certain.
+
+    It is certain if the other words say nothing: "test_images" is, "bullet_train" may well be a class.
+    """
+    words = re.split(r"[-_. ]+", name.lower())
+    for word, others in ((words[0], words[1:]), (words[-1], words[:-1])):
+        if (split := split_of(word)) is not None and (word is words[-1] or _GENERIC.issuperset(others)):
+            return split, _GENERIC.issuperset(others)
+    return None, False
+
+
 # A file of several, as the Hub writes them: train-00000-of-00002.parquet. Its older versions added a hash.
 _SHARD = re.compile(r"(?P<name>.+?)[-_.](?P<number>\d+)-of-(?P<count>\d+)(-[0-9a-f]{8,})?", re.IGNORECASE)
 
@@ -55,6 +71,27 @@ def split_tables(folder: Path, suffix: str) -> tuple[dict[str, list[Path]], list
         _check_shards(files)
     used = {path for files in found.values() for path in files}
     return found, [path for files in tables.values() for path in files if path not in used]
+
+
+def split_parts(folder: Path) -> dict[str, list[Path]]:
+    """Finds tables of numbered files in a folder for each split: `train/0000.parquet`, as the Hub converts data sets.
+
+    Raises ValueError if a file of a table is missing.
+    """
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if (split := split_of(path.name)) is None or not path.is_dir():
+            continue
+        files = [file for file in _files(path, ".parquet") if re.fullmatch("[0-9]+", file.stem)]
+        if not files:
+            continue
+        if split in found:
+            raise ValueError(f"{folder} has several folders of tables for {split}, one of them {path.name}; keep one")
+        numbers = [int(file.stem) for file in files]
+        if missing := sorted(set(range(max(numbers) + 1)) - set(numbers)):
+            raise ValueError(f"{path} has {files[-1].name}, but number {missing[0]} is missing; download all files")
+        found[split] = files
+    return found
 
 
 def is_shard(path: Path) -> bool:

@@ -112,6 +112,8 @@ def load_streams(
         if "WebDataset format" not in str(error) and "Duplicate field" not in str(error):
             raise
         raise ValueError(_what_is_wrong(place, archives, error)) from error
+    if archives and any(counts[None] for counts in counted.values()) and (said := _other_suffix(archives)):
+        raise ValueError(said)
     for split in [split for split in stored if split != "train" and _has_no_labels(counted[split])]:
         notify(f"{place}: the split {split} has no labels and is not used")
         del stored[split], counted[split]
@@ -220,6 +222,21 @@ def _incomplete(path: Path, members: Sequence[str]) -> str | None:
             return (
                 f"{path}: {key} has the files {here}, but other images have {files}; "
                 "add what is missing, with one suffix for all images, or remove this image from the archive"
+            )
+    return None
+
+
+def _other_suffix(archives: dict[str, list[Path]]) -> str | None:
+    """Explains an archive whose images have another suffix than those of the first: none of them would be read."""
+    first: tuple[Path, list[str]] | None = None
+    for path in (path for files in archives.values() for path in files):
+        suffixes = {name.rpartition("/")[2].partition(".")[2] for name in _members(path)}
+        kinds = sorted(suffix for suffix in suffixes if suffix.lower() in _IMAGE_COLUMNS)
+        first = first or (path, kinds)
+        if kinds and first[1] and not set(kinds) & set(first[1]):
+            return (
+                f"{path} has images .{kinds[0]}, but {first[0]} has .{first[1][0]}. The suffix names the "
+                "column, so the images of all archives need one suffix; rename them"
             )
     return None
 

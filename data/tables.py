@@ -18,10 +18,11 @@ from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
 from data.notices import notify, some
 from data.rows import GROUP, NamedRows, Rows, check_labels, class_codes, load_rows, read_text, with_slashes
-from data.split_names import as_data_files, split_of
+from data.split_names import SPLIT_NAMES, as_data_files, split_of
 
 T = TypeVar("T")
-SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".parquet")
+_SPLIT = "split"  # a column with the split of each row, in a table that is the only one
 _FILL = "fill them, or train with --on_broken_image skip, which leaves these rows out"
 
 
@@ -75,7 +76,7 @@ def load_tables(
                     f"the tables of {folder} cannot be read as one data set ({cause}); all files need the same "
                     "columns and types, and a damaged file must be replaced"
                 ) from error
-            return standardise(loaded, folder, columns, skip_empty_rows)
+            return standardise(_by_own_splits(loaded, folder, columns), folder, columns, skip_empty_rows)
 
     def read() -> NamedRows:
         tables, notices = {}, []
@@ -84,27 +85,86 @@ def load_tables(
             for number, path in enumerate(of_split):
                 parts[number], notice = _whole_rows(parts[number], path, columns, skip_empty_rows)
                 notices += notice
+            if len({_SPLIT in part for part in parts}) > 1:
+                raise ValueError(
+                    f"{_as_one(of_split)}: only some of the files have a column {_SPLIT!r}; make them alike"
+                )
             tables[split] = {name: _joined([part[name] for part in parts]) for name in parts[0]}
             if not len(tables[split]["row"]):
                 raise ValueError(
                     f"{of_split[0]}: no row of the {split} split has an image and a label; fill them, or remove it"
                 )
+        sources = {split: _as_one(of_split) for split, of_split in files.items()}
+        with_column = [split for split, table in tables.items() if _SPLIT in table]
+        if with_column and len(tables) > 1:
+            notices.append(_not_used(folder))
+        elif with_column:
+            table, source = tables["train"], sources["train"]
+            tables = {
+                split: {name: column.take(indices) for name, column in table.items()}
+                for split, indices in _split_rows(table[_SPLIT], source, table["row"].to_numpy()).items()
+            }
+            sources = dict.fromkeys(tables, source)
         names, notice = class_names(tables["train"]["label"], files["train"][0])
         notices += notice
         rows = {}
         for split, table in tables.items():
-            path = _as_one(files[split])
+            path = sources[split]
             codes = class_codes(table["label"], names, path)
             paths = with_slashes(table["image"], folder)
             group = table[GROUP] if columns.group else None
             rows[split] = Rows(paths, codes, path, table["row"].to_numpy(), unit="row", groups=group)
             rows[split].check_paths()
-        check_labels(rows, len(names))
+        check_labels(rows, len(names), names)
         return NamedRows(rows, names, notices)
 
     used = [path for of_split in files.values() for path in of_split]
     key = "\0".join([*columns.options, str(skip_empty_rows), *(f"{split} {len(files[split])}" for split in files)])
     return load_rows("custom", folder, used, read, key=hashlib.blake2b(key.encode()).hexdigest()[:16])
+
+
+def _own_splits(there: Sequence[str], columns: Columns) -> str | None:
+    """Returns the column with the split of each row, if there is one that no option names."""
+    return next((name for name in there if name.strip().lower() == _SPLIT and name not in columns.options), None)
+
+
+def _not_used(folder: Path) -> str:
+    return f"{folder}: the files are the splits, so the column {_SPLIT!r} of the tables is not used"
+
+
+def _split_rows(values: pa.Array, source: str | Path, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the indices of the rows of each split. `rows` are their numbers, for messages.
+
+    Raises ValueError for a value that is no split's name, and if no row is for training.
+    """
+    names = values.to_pylist()
+    splits = {name: split_of(name or "") for name in set(names)}
+    for row, name in zip(rows.tolist(), names, strict=True):
+        if splits[name] is None:
+            what = "is empty" if not name else f"has {name!r}, which is no split"
+            raise ValueError(
+                f"{source}: column {_SPLIT!r} {what}, in row {row:,}; write train, val or test, or rename the column "
+                "if it means something else"
+            )
+    of_rows = np.array([splits[name] for name in names])
+    found = {split: np.flatnonzero(of_rows == split) for split in SPLIT_NAMES if split in splits.values()}
+    if "train" not in found:
+        raise ValueError(f"{source}: column {_SPLIT!r} has no row for train; mark the rows to train on")
+    return found
+
+
+def _by_own_splits(loaded: DatasetDict, folder: Path, columns: Columns) -> DatasetDict:
+    """Returns the splits that the column of splits gives, if there is one in a table that is the only one."""
+    column = _own_splits(loaded["train"].column_names, columns)
+    if column is None:
+        return loaded
+    if len(loaded) > 1:
+        notify(_not_used(folder))
+        return loaded
+    rows = loaded["train"]
+    values = as_text(rows.data.column(column), f"{folder}: column {column!r}")
+    found = _split_rows(pc.utf8_trim_whitespace(values), folder, np.arange(1, len(rows) + 1))
+    return DatasetDict({split: rows.select(indices) for split, indices in found.items()})
 
 
 def _check_labels_of_files(files: Sequence[Path], columns: Columns) -> None:
@@ -164,11 +224,12 @@ def _read_csv(path: Path, columns: Columns) -> pa.Table:
     text = read_text(path)
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     header = next(csv.reader([text.partition("\n")[0]], delimiter=delimiter), [])
+    used = {*columns.options, _own_splits([name.strip() for name in header], columns)}
     table = pyarrow.csv.read_csv(
         pa.BufferReader(text.encode()),
         parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values='"' in text),
         convert_options=pyarrow.csv.ConvertOptions(
-            column_types={name: pa.string() for name in header if name.strip() in columns.options},
+            column_types={name: pa.string() for name in header if name.strip() in used},
             strings_can_be_null=False,
         ),
     )
@@ -186,7 +247,8 @@ def _read_table(path: Path, columns: Columns) -> dict[str, pa.Array]:
     if not len(table):
         raise ValueError(f"{path} has no rows")
     read = {"row": pa.array(np.arange(1, len(table) + 1))}
-    for name, column in (("image", columns.image), ("label", columns.label), (GROUP, columns.group)):
+    named = {"image": columns.image, "label": columns.label, GROUP: columns.group}
+    for name, column in {**named, _SPLIT: _own_splits(table.column_names, columns)}.items():
         if column is not None:
             text = pc.utf8_trim_whitespace(as_text(table.column(column), f"{path}: column {column!r}"))
             read[name] = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
@@ -278,7 +340,11 @@ def standardise(
         wanted = {columns.image: "image", columns.label: "label"} | ({columns.group: GROUP} if columns.group else {})
         rows = rows.select_columns(list(wanted))
         splits[split] = rows.rename_columns({old: new for old, new in wanted.items() if old != new})
+        if columns.group:
+            splits[split] = _with_groups(splits[split], f"{source}, split {split}: column {columns.group!r}")
     if not isinstance(splits["train"].features["image"], Image):
+        for split, rows in splits.items():
+            _check_image_column(rows, f"{source}, split {split}: column {columns.image!r}")
         splits = {split: rows.cast_column("image", Image()) for split, rows in splits.items()}
     feature = splits["train"].features["label"]
     unlabelled = [split for split, rows in splits.items() if split != "train" and _has_no_labels(rows)]
@@ -306,6 +372,7 @@ def standardise(
             for split, rows in splits.items()
         },
         feature.num_classes,
+        feature.names,
     )
     return DatasetDict(splits)
 
@@ -332,8 +399,39 @@ def known_splits(loaded: Mapping[str, T], source: str | Path) -> dict[str, T]:
     return splits
 
 
+def _with_groups(rows: datasets.Dataset, where: str) -> datasets.Dataset:
+    """Returns rows whose empty groups are null: each of these images is a group of its own, as in other tables."""
+    values = _stored(rows, GROUP)
+    if pa.types.is_nested(values.type):
+        raise ValueError(f"{where} holds {values.type}; name a column of text or numbers with --group_by")
+    if not _is_text(values.type):
+        return rows
+    text = pc.utf8_trim_whitespace(values)
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, text.type), text)
+    if text.equals(values):
+        return rows
+    return rows.remove_columns(GROUP).add_column(GROUP, text.to_pylist(), feature=Value("string"))
+
+
+def _check_image_column(rows: datasets.Dataset, where: str) -> None:
+    """Raises ValueError for a column that cannot hold images."""
+    kind = rows.features.arrow_schema.field("image").type
+    if _is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind):
+        return
+    if pa.types.is_struct(kind) and {"bytes", "path"} >= {field.name for field in kind}:
+        return
+    raise ValueError(f"{where} holds {kind}; expected images or their paths. Name their column with --image_column")
+
+
+def _stored(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """A column as it is stored, in the order of the rows."""
+    from data.splits import arrow_column  # that module loads tables itself
+
+    return arrow_column(rows, name)
+
+
 def _has_no_labels(rows: datasets.Dataset) -> bool:
-    labels = rows.data.column("label")
+    labels = _stored(rows, "label")
     if labels.null_count == len(labels):
         return True
     return pa.types.is_integer(labels.type) and bool(pc.all(pc.less(labels, 0)).as_py())
@@ -344,7 +442,7 @@ def _rows_with_all(rows: datasets.Dataset, where: str, columns: Columns, skip: b
     table = rows.with_format("arrow").cast_column("image", Image(decode=False))
     whole = np.ones(len(rows), dtype=bool)
     for name, column in (("image", columns.image), ("label", columns.label)):
-        empty = _empty(table.data.column(name))
+        empty = _empty(_stored(table, name))
         if empty.size and not skip:
             raise ValueError(f"{where}: column {column!r} is empty in {_rows(empty)}; {_FILL}")
         whole[empty] = False

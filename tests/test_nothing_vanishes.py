@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 import unicodedata
 
 import pyarrow as pa
@@ -14,7 +15,8 @@ from test_training import train
 
 from data import class_counts, load_long_tailed
 from data.notices import printed_notices
-from data.tables import standardise
+from data.rows import GROUP
+from data.tables import Columns, standardise
 from ride_bf import check_data
 
 SHADE = iter(range(10**6))
@@ -309,10 +311,123 @@ class TestLists:
 
     def test_tables_beside_lists_are_named(self, place):
         (place / "train.txt").write_text(self.LINES)
-        for name in ("train.csv", "test.CSV", "more.parquet"):
+        for name in ("train.csv", "extra.CSV", "more.parquet", "trainval.txt", "class_names.csv"):
             (place / name).write_text("image,label\n")
+        (place / "class_names.txt").write_text("a\nb\n")
         told = load(place)[1]
-        assert f"{place}: train.txt is read, so these are not: train.csv, test.CSV, more.parquet" in told
+        others = "train.csv, class_names.csv, extra.CSV, more.parquet, trainval.txt"
+        assert f"{place}: train.txt is read, so these are not: {others}" in told
+
+    def test_images_without_a_class_in_a_folder_of_a_split_are_named(self, place):
+        write(place, "test/0.png")
+        (place / "train.txt").write_text(self.LINES)
+        told = load(place)[1]
+        assert f"{place}: train.txt is read, so the images in test/, which have no class folders, are not" in told
+
+    def test_a_list_may_name_images_in_a_folder_of_another_split(self, place):
+        write(place, "val/a/0.png", "val/b/0.png")
+        (place / "train.txt").write_text(self.LINES)
+        (place / "test.txt").write_text("val/a/0.png 0\nval/b/0.png 1\n")
+        assert class_counts(load(place)[0]["test"]) == [1, 1]
+
+
+OTHER_FORMATS = {
+    "list": ("train.txt", "a/0.png 0\nb/0.png 1\n"),
+    "table": ("train.csv", "image,label\na/0.png,0\nb/0.png,1\n"),
+    "folders": (None, None),
+}
+
+
+@pytest.mark.parametrize("read", OTHER_FORMATS)
+@pytest.mark.parametrize("other", ["test/", "val/", "test.txt", "test.csv", "val.parquet"])
+def test_a_split_in_another_format_is_an_error(tmp_path, read, other):
+    name, text = OTHER_FORMATS[read]
+    if name is None:
+        write(tmp_path, *classes("a", "b", splits=["train"]))
+    else:
+        write(tmp_path, "a/0.png", "b/0.png")
+        (tmp_path / name).write_text(text)
+    is_same = (read, other) in (("list", "test.txt"), ("table", "test.csv")) or (read == "folders" and other[-1] == "/")
+    if is_same:
+        other = "test.parquet"
+    if other.endswith("/"):
+        write(tmp_path, f"{other}a/1.png", f"{other}b/1.png")
+    else:
+        (tmp_path / other).write_text("")
+    split = "validation" if other.startswith("val") else "test"
+    assert f"which has no split for {split}, but {other} would be one in another format. Convert it" in error_of(
+        tmp_path
+    )
+
+
+class TestSplitsElsewhere:
+    """Splits that are not at the top of the folder are an error: they would be pooled, or be classes."""
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            (
+                [f"{name}/{split}/0.png" for name in ("cat", "dog") for split in ("train", "test")],
+                "has splits inside of the folder cat/, which would be a class: cat/test/, cat/train/. Move ",
+            ),
+            (
+                [*(f"Data/{path}" for path in classes("cat", "dog")), "samples/x.png"],
+                "has splits inside of the folder Data/, which would be a class: Data/test/, Data/train/. Name ",
+            ),
+            (
+                ["training_set/cat/0.png", "training_set/dog/0.png", "test-set/cat/0.png", "test-set/dog/0.png"],
+                "would be classes. Rename them to the splits' names alone, for example test-set/ to test/",
+            ),
+            (
+                ["birds_train/cat/0.png", "birds_test/cat/0.png"],
+                "folders with the names of splits, birds_test/, birds_train/",
+            ),
+            (
+                ["cat/0.png", "dog/0.png", "test_images/0.png"],
+                "folders with the names of splits, test_images/, and no folder",
+            ),
+        ],
+    )
+    def test_hidden_splits(self, tmp_path, files, message):
+        assert message in error_of(write(tmp_path, *files))
+
+    def test_classes_named_after_trains(self, tmp_path):
+        files = ["bullet_train/0.png", "train_station/0.png", "vehicle/train/0.png", "vehicle/bus/0.png"]
+        loaded, told = load(write(tmp_path, *[name.replace("0.", f"{n}.") for name in files for n in range(5)]))
+        assert loaded["train"].features["label"].names == ["bullet_train", "train_station", "vehicle"]
+        assert (
+            f"{tmp_path}: images in folders below a class folder have its class: vehicle/bus/, vehicle/train/" in told
+        )
+
+    def test_a_split_without_class_folders(self, tmp_path):
+        message = error_of(write(tmp_path, *classes("cat", "dog", splits=["train"]), "test/0.png"))
+        assert message.startswith(
+            f"{tmp_path}/test has images but no class folders: sort its images into {tmp_path}/test/CLASS/"
+        )
+
+    def test_archives_without_streaming(self, tmp_path):
+        assert "read archives with --streaming" in error_of(write(tmp_path, "train-0.tar", "test-0.tar"))
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            (["a/cat/0.png", "a/dog/0.png"], "If its folders cat/, dog/ are the classes: --data_dir "),
+            (
+                ["im/0.png", "metadata.csv", "train.jsonl"],
+                "This was not read: metadata.csv, train.jsonl. If it has the labels",
+            ),
+        ],
+    )
+    def test_why_there_is_one_class(self, tmp_path, files, message):
+        said = error_of(write(tmp_path, *files))
+        assert f"has one class only, {files[0].split('/')[0]!r}" in said
+        assert message in said
+
+    def test_output_of_commands_is_no_class(self, tmp_path):
+        output = ["report/check_data.json", "report/long_tail.png", "outputs/a/run.json", "outputs/a/curve.png"]
+        loaded, told = load(write(tmp_path, *[f"{name}/{n}.png" for name in "ab" for n in range(5)], *output))
+        assert loaded["train"].features["label"].names == ["a", "b"]
+        assert f"{tmp_path}: output folders of earlier commands are skipped: outputs/a/, report/" in told
 
 
 def write_table(folder, labels, name="train.csv", header="image,label"):
@@ -472,10 +587,11 @@ class TestTables:
 
     def test_tables_of_no_split_are_named(self, tmp_path):
         write_table(tmp_path, ["a", "b"] * 2)
-        for name in ("train-1.csv", "extra.CSV", "test.parquet"):
+        for name in ("train-1.csv", "extra.CSV", "more.parquet", "class_names.txt"):
             (tmp_path / name).write_text("")
         told = load(tmp_path)[1]
-        assert f"{tmp_path}: train.csv is read, so these are not: extra.CSV, train-1.csv, test.parquet" in told
+        others = "class_names.txt, extra.CSV, train-1.csv, more.parquet"
+        assert f"{tmp_path}: train.csv is read, so these are not: {others}" in told
 
     def test_only_tables_of_no_split(self, tmp_path):
         write_table(tmp_path, ["a", "b"], name="images.csv")
@@ -652,3 +768,124 @@ def test_errors_of_commands_are_one_line_without_a_traceback(tmp_path):
     with pytest.raises(SystemExit) as end:
         train(tmp_path / "run", "--dataset", "custom", "--data_dir", folder, "--dry_run")
     assert end.value.code == said
+
+
+class TestColumns:
+    @pytest.mark.parametrize("stored", ["csv", "tsv", "parquet", "images"])
+    def test_a_column_of_splits(self, tmp_path, stored):
+        """The only table may have the split of each row, and then no other split is drawn."""
+        write(tmp_path, *(f"{index}.png" for index in range(7)))
+        rows = {
+            "image": [f"{index}.png" for index in range(7)],
+            "label": ["a", "b", "a", "b", "a", "b", "a"],
+            "Split": ["train", "train", "VAL", "test ", "test", "valid", "training"],
+        }
+        path = tmp_path / ("train.parquet" if stored == "images" else f"train.{stored}")
+
+        def store():
+            if stored == "images":
+                images = [picture(index) for index in range(7)]
+                Dataset.from_dict({**rows, "image": images}).to_parquet(path)
+            elif stored == "parquet":
+                pyarrow.parquet.write_table(pa.table(rows), path)
+            else:
+                separator = {"csv": ",", "tsv": "\t"}[stored]
+                path.write_text("\n".join(separator.join(line) for line in [rows, *zip(*rows.values(), strict=True)]))
+
+        store()
+        loaded, _ = load(tmp_path)
+        assert {split: class_counts(of_split) for split, of_split in loaded.items()} == {
+            "train": [2, 1],
+            "validation": [1, 1],
+            "test": [1, 1],
+        }
+        assert loaded["test"][0]["label"] == 1
+        if stored == "images":
+            assert loaded["test"][1]["image"].getpixel((0, 0)) == picture(4).getpixel((0, 0))
+        rows["Split"][3] = "fold 1"
+        store()
+        assert "column 'split' has 'fold 1', which is no split, in row 4; write train, val or test" in error_of(
+            tmp_path
+        )
+        rows["Split"] = ["test"] * 7
+        store()
+        assert "column 'split' has no row for train" in error_of(tmp_path)
+
+    def test_the_hub_s_converted_layout(self, tmp_path):
+        write_images_table(tmp_path / "0.parquet", "abab")
+        for name in ("train/0000", "train/0001", "test/0000"):
+            (tmp_path / "set/default" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "0.parquet", tmp_path / f"set/default/{name}.parquet")
+        for place in (tmp_path / "set", tmp_path / "set/default"):
+            assert {split: len(rows) for split, rows in load(place)[0].items()} == {"train": 8, "test": 4}
+        (tmp_path / "set/default/train/0000.parquet").unlink()
+        assert "train has 0001.parquet, but number 0 is missing; download all files" in error_of(tmp_path / "set")
+
+    def test_the_only_class_is_named(self, tmp_path):
+        write_table(tmp_path, ["owl", "owl"])
+        assert "has one class only, 'owl'; a classifier needs at least two" in error_of(tmp_path)
+        (tmp_path / "train.csv").unlink()
+        write_images_table(tmp_path / "train.parquet", "aa")
+        assert "has one class only, 'a'; a classifier needs at least two" in error_of(tmp_path)
+
+    def test_images_beside_the_folder_of_tables(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        write_images_table(tmp_path / "data/train.parquet", "abab")
+        message = error_of(write(tmp_path, "assets/0.png"))
+        assert message.startswith(f"{tmp_path} has tables in data/ and images beside them. To read the tables, name")
+        assert f"--data_dir {tmp_path}/data. " in message
+
+    def test_images_inside_of_the_folder_of_tables(self, tmp_path):
+        (tmp_path / "data").mkdir()
+        write_table(tmp_path / "data", ["a", "b"] * 5)
+        loaded, told = load(tmp_path)
+        assert sum(class_counts(loaded["train"])) + len(loaded["test"]) == 10
+        assert f"{tmp_path}: the tables in data/ are read" in told
+
+    def test_archives_whose_images_have_another_suffix(self, tmp_path):
+        for split, suffix in (("train", "png"), ("test", "jpg")):
+            with tarfile.open(tmp_path / f"{split}-0.tar", "w") as tar:
+                for index in range(4):
+                    picture().save(tmp_path / "image", "PNG")
+                    (tmp_path / "label").write_text(str(index % 2))
+                    tar.add(tmp_path / "image", f"{index}.{suffix}")
+                    tar.add(tmp_path / "label", f"{index}.cls")
+        message = error_of(tmp_path, streaming=True)
+        assert f"{tmp_path}/test-0.tar has images .jpg, but {tmp_path}/train-0.tar has .png. The suffix" in message
+
+    def test_a_column_of_splits_in_files_of_splits(self, tmp_path):
+        write(tmp_path, *(f"{index}.png" for index in range(4)))
+        (tmp_path / "train.csv").write_text("image,label,split\n0.png,a,x\n1.png,b,x\n")
+        (tmp_path / "test.csv").write_text("image,label\n2.png,a\n3.png,b\n")
+        assert (
+            f"{tmp_path}: the files are the splits, so the column 'split' of the tables is not used"
+            in load(tmp_path)[1]
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "lines"), [("train.csv", "image,label\r{},a\r{},b"), ("train.txt", "{} 0\r{} 1\r")]
+    )
+    def test_old_line_ends(self, tmp_path, name, lines):
+        write(tmp_path, *(f"{index}.png" for index in range(4)))
+        (tmp_path / name).write_bytes(lines.format("0.png", "1.png").encode())
+        (tmp_path / name.replace("train", "test")).write_bytes(lines.format("2.png", "3.png").encode())
+        assert class_counts(load(tmp_path)[0]["train"]) == [1, 1]
+
+    def test_columns_of_other_kinds(self, tmp_path):
+        pyarrow.parquet.write_table(pa.table({"image": [1, 2], "label": ["a", "b"]}), tmp_path / "train.parquet")
+        message = error_of(tmp_path)
+        assert message.endswith(
+            "'image' holds int64; expected images or their paths. Name their column with --image_column"
+        )
+        images = [picture(), picture()]
+        rows = {"image": images, "label": ["a", "b"], "who": [[1], [2]]}
+        Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+        assert "'who' holds list<" in error_of(tmp_path, group_by="who")
+
+    def test_empty_groups_are_images_of_their_own(self):
+        rows = Dataset.from_dict(
+            {"image": [picture() for _ in range(4)], "label": [0, 1, 0, 1], "who": ["", " ", "x ", "x"]},
+            Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"]), "who": Value("string")}),
+        )
+        loaded = standardise({"train": rows}, "place", Columns(group="who"))
+        assert loaded["train"][GROUP][:] == [None, None, "x", "x"]
