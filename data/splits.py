@@ -203,8 +203,8 @@ def _hold_out(
         if touches.any():
             alike = {None: "equal to", PERCEPTUAL: "equal or similar to"}.get(group_by, "in one group with")
             notify(
-                f"{place}: {touches.sum():,} training image(s) are {alike} images of the given {split} split; they stay "
-                "in train, and none of them is drawn for another split"
+                f"{place}: {touches.sum():,} training image(s) are {alike} images of the given {split} split; they "
+                "stay in train, and none of them is drawn for another split"
             )
     if given and group_by not in (None, PERCEPTUAL):
         for said in shared_values(loaded, group_by):

@@ -38,6 +38,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of one process")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    parser.add_argument(
+        "--on_broken_image",
+        choices=("stop", "skip"),
+        help="what to do when an image cannot be read; skip: leave it out and count it in results.json; by default as "
+        "in training",
+    )
     add_data_options(parser)
     parser.add_argument(
         "--other_images",
@@ -59,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     from accelerate import Accelerator
     from transformers.utils import logging
 
-    from data import BrokenImageError
+    from data import BrokenImageError, OnBrokenImage
     from data.notices import printed_notices
     from ride_bf.evaluation.html_report import REPORT
     from ride_bf.evaluation.leakage import describe_leakage
@@ -80,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
             data = load_data_to_evaluate(place, options.split, options.other_images, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
     output_dir = options.output_dir or results_folder(place)
+    on_broken = options.on_broken_image or ("skip" if data.skips_broken_images else "stop")
     with errors_as_messages(BrokenImageError, FloatingPointError, ValueError):
         results = evaluate_split(
             accelerator.prepare_model(model, evaluation_mode=True),
@@ -94,11 +101,14 @@ def main(arguments: list[str] | None = None) -> None:
             data.training_images,
             options.views,
             data.max_image_pixels,
+            OnBrokenImage(on_broken),
         )
     if results is not None:
         seen = "" if options.views == "centre" else f", mean of the views {options.views}"
-        print(f"{place}: {len(data.split):,} images of {results['dataset']}'s {options.split} split{seen}\n")
+        print(f"{place}: {results['num_images']:,} images of {results['dataset']}'s {options.split} split{seen}\n")
         print(accuracy_table(results["metrics"], data.train_class_counts, data.class_names))
+        if broken := results.get("broken_images_left_out"):
+            print(f"\nnote: {broken:,} more image(s) cannot be read and are left out; check_data names them")
         if leakage := describe_leakage(results):
             print(f"\nnote: {leakage}")
         speed = results["speed"]["images_per_second"]

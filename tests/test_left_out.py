@@ -282,6 +282,33 @@ def test_a_run_that_skips_rows_without_image_or_label(tmp_path, capsys):
     assert read_facts(run / "last")["epoch"] == 2
 
 
+def test_an_evaluation_that_skips_broken_images(place, tmp_path, capsys):
+    run = train(tmp_path / "run", *TINY, "--data_dir", place, "--on_broken_image", "skip")
+    assert "broken_images_left_out" not in read_results_of(run)
+    (place / "test/cat/1.png").write_text("broken")
+    results = read_results_of(run)  # as in training
+    assert (results["num_images"], results["broken_images_left_out"]) == (7, 1)
+    assert results["metrics"]["per_class_images"] == [3, 4]
+    assert "note: 1 more image(s) cannot be read and are left out" in capsys.readouterr().out
+    assert results["also_trained_on"]["images"] == 0
+    with pytest.raises(SystemExit, match=r"cat/1\.png cannot be read: .*--on_broken_image skip"):
+        read_results_of(run, "--on_broken_image", "stop")
+    for path in (place / "test").rglob("*.png"):
+        path.write_text("broken")
+    with pytest.raises(SystemExit, match="none of the split's 8 images can be read"):
+        read_results_of(run)
+    published(run, tmp_path / "hub")
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "skip" not in card
+    assert "1 image(s) of the evaluated split" in card
+    assert "1 epoch, " in card
+
+
+def read_results_of(run, *options):
+    evaluate.main(["--model", str(run), *options])
+    return read_results(run / "last")
+
+
 def test_a_run_on_a_stream_that_skips_rows(tmp_path):
     from test_streams import pairs, write_archive, write_splits
 

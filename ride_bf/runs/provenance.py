@@ -229,6 +229,12 @@ class EvaluationData:
     max_image_pixels: int
     training_images: Dataset | ImageStream | None = None
 
+    @property
+    def skips_broken_images(self) -> bool:
+        """Whether training left out images that cannot be read; of other images this says nothing."""
+        known = not self.other_images and self.trained_on is not None
+        return known and bool(self.trained_on.options.get("skip_empty_rows"))
+
     def facts(self) -> dict[str, Any]:
         """Entries of `results.json` about the evaluated images and the training data."""
         facts: dict[str, Any] = {
