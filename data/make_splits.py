@@ -125,8 +125,10 @@ def write_lists(splits, place: str | Path, output_dir: Path, command: str, overw
                 raise ValueError(f"{place} has images that are not files in it, so a list cannot name them; save them")
             if path.strip() != path or "\n" in path:
                 raise ValueError(f"the file name {path!r} does not fit on a line of a list; rename the file")
-            start = "./" if path.startswith("# ", len(folder)) else ""  # or it would be read as a comment
-            lines.append(f"{start}{path[len(folder) :]} {label}")
+            relative = path[len(folder) :]
+            # or it would be read as a comment, or without the space
+            start = "./" if relative.startswith("# ") or relative.lstrip() != relative else ""
+            lines.append(f"{start}{relative} {label}")
         files[_LISTS[split]] = "".join(f"{line}\n" for line in lines)
     output_dir.mkdir(parents=True, exist_ok=True)
     for name in there:

@@ -15,6 +15,7 @@ from data.exclusion import content_line
 from data.groups import content_digest
 from data.notices import DataNotice
 from ride_bf import decouple, evaluate, publish
+from ride_bf.evaluation.exclusion_lists import image_line
 from ride_bf.evaluation.results import read_results
 from ride_bf.runs.checkpoints import read_facts
 from ride_bf.runs.provenance import load_splits_of, read_data
@@ -50,6 +51,17 @@ class TestExclude:
             path for rows in loaded.values() for path in paths(rows)
         }
         assert told == [f"{tmp_path}/out.txt: 3 image(s) left out"]
+
+    def test_names_that_look_like_comments_or_start_with_a_space(self, tmp_path):
+        place = write(tmp_path / "set", *classes("# c", " l"))
+        names = ["train/# c/0.png", "test/ l/1.png"]
+        folder = write(tmp_path / "flat", *(f"{name}/{index}.png" for name in ("# c", " l") for index in range(3)))
+        for where, excluded in ((place, names), (folder, ["# c/0.png", " l/1.png"])):
+            lines = [image_line({"bytes": None, "path": f"{where}/{name}"}, str(where), 0) for name in excluded]
+            loaded, _ = load(where, exclude=write_lines(tmp_path / "out.txt", *lines))
+            left = {path for rows in loaded.values() for path in paths(rows)}
+            assert not left & {f"{where}/{name}" for name in excluded}
+            assert len(left) == len([*where.rglob("*.png")]) - 2
 
     def test_images_in_a_table(self, tmp_path):
         features = Features({"image": ImageFeature(), "label": Value("string")})
