@@ -98,7 +98,7 @@ def make_splits(
     test: float | None = None,
     validation: float | None = None,
     long_tail: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     group_by: str | None = None,
     exclude: str | Path | None = None,
     **options,
@@ -109,9 +109,10 @@ def make_splits(
         place, group_by, exclude, **options: as in `load_long_tailed`.
         test, validation: share of each class. Without `test` a fifth is taken, unless `place` has a test split.
         long_tail: thins the training images with `data.drawing.long_tail`.
-        seed: of the draws. 0 draws the images that `load_long_tailed` draws.
+        seed: of the draws, by default 0, which draws the images that `load_long_tailed` draws.
 
-    Raises ValueError for a share of a split that `place` has, and the errors of `load_long_tailed`.
+    Raises ValueError for a share of a split that `place` has, for a seed without a draw, and the errors of
+    `load_long_tailed`.
     """
     loaded = _load(CUSTOM, place, group_by, exclude, options)
     fractions = {"test": test, "validation": validation}
@@ -123,6 +124,12 @@ def make_splits(
     given = {split: fraction for split, fraction in fractions.items() if fraction is not None}
     if group_by is not None and not given:
         raise ValueError(f"group_by {group_by} would do nothing: no split is taken from the training images")
+    if seed is not None and not given and long_tail is None:
+        raise ValueError(
+            f"--seed {seed} would do nothing: {place} has a test split of its own, and nothing is drawn; leave it out, "
+            "or draw with --validation or --long_tail"
+        )
+    seed = 0 if seed is None else seed
     if sum(given.values()) >= 1:
         shares = " and ".join(f"--{split} {fraction:g}" for split, fraction in given.items())
         raise ValueError(f"{shares} leave no images for training; give smaller shares")

@@ -523,9 +523,47 @@ class TestMakeSplits:
         listed, _ = load(place)
         assert images_digest(listed["test"]) == images_digest(automatic["test"])
 
+    def test_lists_that_are_replaced_are_not_read(self, place, tmp_path):
+        command.main(["--data_dir", str(place), "--output_dir", str(place)])
+        before = {path.name: path.read_bytes() for path in place.glob("*.txt")}
+        with pytest.raises(SystemExit, match=r"--test 0.6 and --validation 0.4 leave no images"):
+            command.main(["--data_dir", str(place), "--output_dir", str(place), "--overwrite", "--test", "0.6",
+                          "--validation", "0.4"])  # fmt: skip
+        assert {path.name: path.read_bytes() for path in place.glob("*.txt")} == before
+        command.main(["--data_dir", str(place), "--output_dir", str(place), "--seed", "7", "--overwrite"])
+        again = {path.name: path.read_bytes() for path in place.glob("*.txt")}
+        for path in place.glob("*.txt"):
+            path.unlink()
+        drawn = self.make(place, tmp_path, "--seed", 7)
+        for name in ("train.txt", "test.txt"):
+            assert again[name].splitlines()[1:] == (drawn / name).read_bytes().splitlines()[1:]
+            assert again[name].splitlines()[1:] != before[name].splitlines()[1:]
+        assert not list(place.glob(".earlier*"))
+
+    def test_a_seed_without_a_draw(self, tmp_path):
+        folder = write(tmp_path / "set", *classes("cat", "dog", each=5))
+        with pytest.raises(SystemExit, match=r"--seed 7 would do nothing: .* has a test split of its own"):
+            self.make(folder, tmp_path, "--seed", 7)
+        assert self.make(folder, tmp_path, "--seed", 7, "--long_tail", 2).is_dir()
+
+    def test_lists_of_other_classes_are_kept(self, place, tmp_path):
+        command.main(["--data_dir", str(place), "--output_dir", str(place)])
+        (place / "class_names.txt").write_text("emu\na cat\na dog\n")
+        before = {path.name: path.read_bytes() for path in place.glob("*.txt")}
+        with pytest.raises(SystemExit, match="has other classes without the lists in it"):
+            command.main(["--data_dir", str(place), "--output_dir", str(place), "--overwrite"])
+        assert {path.name: path.read_bytes() for path in place.glob("*.txt")} == before
+
+    def test_a_file_in_place_of_the_output_folder(self, place, tmp_path, capsys):
+        (tmp_path / "lists").write_text("")
+        with pytest.raises(SystemExit):
+            self.make(place, tmp_path)
+        assert f"--output_dir {tmp_path}/lists is a file; name a folder" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            (["--long_tail", "nan"], "a number from 1 on, not nan"),
             (["--test", "0"], "--test must be between 0 and 1, not 0.0"),
             (["--validation", "1.5"], "--validation must be between 0 and 1, not 1.5"),
             (["--test", "0.6", "--validation", "0.4"], "--test 0.6 and --validation 0.4 leave no images for training"),
