@@ -110,6 +110,12 @@ def image_facts(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
     return facts
 
 
+def describe_broken(results: dict[str, Any]) -> str | None:
+    """Says how many images were left out because they cannot be read; None without such."""
+    broken = results.get("broken_images_left_out")
+    return f"{broken:,} more image(s) cannot be read and are left out; check_data names them" if broken else None
+
+
 def evaluate_split(
     model: nn.Module,
     split: Dataset | ImageStream,
