@@ -6,9 +6,9 @@ import multiprocessing
 import os
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import datasets
@@ -23,6 +23,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
+from data.notices import some
 from data.reading import BrokenImageError, read_image
 from data.rows import GROUP
 from data.sets import PERCEPTUAL
@@ -37,19 +38,31 @@ _CHUNK = 32  # images that a process gets at once
 _PROGRESS_FROM = 20_000  # images; fewer take a few seconds
 
 
-def group_images(split: Dataset, by: str | None = None) -> np.ndarray:
-    """Returns the number of each image's group, (N,) int64.
+def group_images(splits: Sequence[Dataset], by: str | None = None) -> np.ndarray:
+    """Returns the number of each image's group, for the images of all splits together, (N,) int64.
 
     Images with equal content are always in one group. `by` "perceptual" adds images that look alike; the name of a
-    column, which `split` has as `data.rows.GROUP`, adds images with the same value in it. Raises ModuleNotFoundError if
-    "perceptual" lacks a package.
+    column, which the splits have as `data.rows.GROUP`, adds images with the same value in it. Raises
+    ModuleNotFoundError if "perceptual" lacks a package.
     """
-    groups = equal_images([split])
+    groups = equal_images(splits)
     if by == PERCEPTUAL:
-        groups = join_groups(groups, similar_images(perceptual_hashes(split)))
+        hashes = np.concatenate([perceptual_hashes(split) for split in splits])
+        groups = join_groups(groups, similar_images(hashes))
     elif by is not None:
-        groups = join_groups(groups, _encode(arrow_column(split, GROUP)))
+        chunks = [chunk for split in splits for chunk in arrow_column(split, GROUP).chunks]
+        groups = join_groups(groups, _encode(pa.chunked_array(chunks)))
     return groups
+
+
+def shared_values(splits: Mapping[str, Dataset], by: str) -> list[str]:
+    """Says for each two splits how many values of the column `by`, their `data.rows.GROUP`, both have, if any."""
+    values = {split: set(pc.unique(arrow_column(rows, GROUP)).to_pylist()) - {None} for split, rows in splits.items()}
+    said = []
+    for one, other in combinations(values, 2):
+        if both := sorted(map(str, values[one] & values[other])):
+            said.append(f"{len(both):,} value(s) of {by!r} are in {one} and in {other}: {some(both)}")
+    return said
 
 
 def content_digest(content: bytes) -> int:

@@ -14,11 +14,15 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from data.sets import data_options
 
 _OPTIONS = ("image_column", "label_column", "allow_empty_classes")  # those of `data.custom.load_custom`
+_HEADING = "# The {split} split, by: "
 _LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 
 
@@ -43,7 +47,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FACTOR",
         help="thin the training images: class sizes decay exponentially, the largest FACTOR times the smallest",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random draws (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of the random draws (default: 0)")
     parser.add_argument("--group_by", metavar="COLUMN", help="perceptual, or a column; see train_accelerate.py --help")
     parser.add_argument("--exclude", metavar="FILE", help="file with a line for each image to leave out")
     parser.add_argument("--overwrite", action="store_true", help="replace lists that are in --output_dir")
@@ -52,7 +56,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         kind = {"action": "store_true"} if option.kind is bool else {"type": option.kind}
         parser.add_argument(f"--{name}", help=option.help, **kind)
     options = parser.parse_args(arguments)
-    if options.seed < 0:
+    if options.output_dir.exists() and not options.output_dir.is_dir():
+        parser.error(f"--output_dir {options.output_dir} is a file; name a folder")
+    if options.seed is not None and options.seed < 0:
         parser.error(f"--seed must be 0 or more, not {options.seed}")
     for name in ("test", "validation"):
         share = getattr(options, name)
@@ -63,12 +69,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    from data.notices import printed_notices
+    from data.notices import printed_notices, some
     from data.splits import class_counts, make_splits
 
     given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name)}
     try:
-        with printed_notices():
+        with printed_notices(), _earlier_lists_aside(options) as earlier_names:
             splits = make_splits(
                 options.data_dir,
                 test=options.test,
@@ -79,9 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
                 exclude=options.exclude,
                 **given,
             )
-        words = sys.argv[1:] if arguments is None else arguments
-        command = shlex.join(["python", "-m", "data.make_splits", *words])
-        write_lists(splits, options.data_dir, options.output_dir, command, options.overwrite)
+            names = splits["train"].features["label"].names
+            if earlier_names not in (None, names):
+                raise ValueError(
+                    f"{options.data_dir} has other classes without the lists in it, which --overwrite would replace: "
+                    f"{some(names)}, not {some(earlier_names)}; name another --output_dir"
+                )
+            words = sys.argv[1:] if arguments is None else arguments
+            command = shlex.join(["python", "-m", "data.make_splits", *words])
+            write_lists(splits, options.data_dir, options.output_dir, command, options.overwrite)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         raise SystemExit(f"error: {error}") from error
     for split, rows in splits.items():
@@ -98,6 +110,39 @@ def main(arguments: list[str] | None = None) -> None:
 def _folder(place: str | Path) -> Path:
     """The real folder of the images of `place`, which is a folder or a table in it."""
     return Path(os.path.realpath(Path(place).parent if Path(place).is_file() else place))
+
+
+@contextmanager
+def _earlier_lists_aside(options: argparse.Namespace) -> Iterator[list[str] | None]:
+    """Hides the lists that `--overwrite` replaces, if they are in the folder of the images and this command wrote them.
+
+    Otherwise their splits would be read, and nothing be drawn. Yields the names of their classes, or None without such
+    lists. After an error they are as before.
+    """
+    from data.annotation_lists import CLASS_NAMES
+    from data.rows import read_text
+
+    folder = options.output_dir
+    ours = [
+        name
+        for split, name in _LISTS.items()
+        if (folder / name).is_file() and read_text(folder / name).startswith(_HEADING.format(split=split))
+    ]
+    same_folder = Path(options.data_dir).is_dir() and os.path.realpath(folder) == os.path.realpath(options.data_dir)
+    names = folder / CLASS_NAMES
+    if not (options.overwrite and same_folder and _LISTS["train"] in ours and names.is_file()):
+        yield None
+        return
+    with TemporaryDirectory(prefix=".earlier_lists_", dir=folder) as aside:
+        earlier_names = read_text(names).splitlines()
+        for name in (*ours, CLASS_NAMES):
+            (folder / name).rename(Path(aside) / name)
+        try:
+            yield earlier_names
+        except BaseException:
+            for name in (*ours, CLASS_NAMES):
+                (Path(aside) / name).replace(folder / name)
+            raise
 
 
 def write_lists(splits, place: str | Path, output_dir: Path, command: str, overwrite: bool = False) -> None:
@@ -118,15 +163,17 @@ def write_lists(splits, place: str | Path, output_dir: Path, command: str, overw
         raise ValueError(f"the class name {unfit[0]!r} does not fit on a line of {CLASS_NAMES}; rename the class")
     files = {CLASS_NAMES: "".join(f"{name}\n" for name in names)}
     for split, rows in splits.items():
-        lines = [f"# The {split} split, by: {command}"]
+        lines = [f"{_HEADING.format(split=split)}{command}"]
         paths = image_field(rows, "path").to_pylist()
         for path, label in zip(paths, class_labels(rows).tolist(), strict=True):
             if path is None or not path.startswith(folder):
                 raise ValueError(f"{place} has images that are not files in it, so a list cannot name them; save them")
             if path.strip() != path or "\n" in path:
                 raise ValueError(f"the file name {path!r} does not fit on a line of a list; rename the file")
-            start = "./" if path.startswith("# ", len(folder)) else ""  # or it would be read as a comment
-            lines.append(f"{start}{path[len(folder) :]} {label}")
+            relative = path[len(folder) :]
+            # or it would be read as a comment, or without the space
+            start = "./" if relative.startswith("# ") or relative.lstrip() != relative else ""
+            lines.append(f"{start}{relative} {label}")
         files[_LISTS[split]] = "".join(f"{line}\n" for line in lines)
     output_dir.mkdir(parents=True, exist_ok=True)
     for name in there:

@@ -71,7 +71,8 @@ def read_image(image: dict, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
     Large JPEG files are decoded in full. libjpeg could scale them down while decoding, but resizing the result does not
     give the same pixels as resizing the full image, and a bare `pipeline` resizes the full image.
 
-    Raises BrokenImageError if the file is missing, is not an image, is cut off, or has more than `max_image_pixels`.
+    Raises BrokenImageError if the file is missing, is not an image, is cut off, has more than `max_image_pixels`, or
+    has pixels of 32 bits.
     """
     content = b""
     try:
@@ -260,8 +261,10 @@ def _tiff_without_metadata(content: bytes) -> bytes:
 def rgb_pixels(image: Image.Image) -> Tensor:
     """Returns the pixels of a loaded image as uint8 (3, height, width), with transparency on white.
 
-    A bare pipeline of transformers differs here: it ignores transparency and cuts 16-bit grey off at 255.
+    A bare pipeline of transformers differs here: it ignores transparency and cuts 16-bit grey off at 255. Raises
+    ValueError for 32-bit numbers that are no 16-bit grey.
     """
+    _check_range(image)
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // max(1, width))
     if height <= rows:
@@ -271,6 +274,15 @@ def rgb_pixels(image: Image.Image) -> Tensor:
         strip = image.crop((0, top, width, min(top + rows, height)))
         pixels[:, top : top + rows] = pil_to_tensor(_strip_to_rgb(strip))
     return pixels
+
+
+def _check_range(image: Image.Image) -> None:
+    """Raises ValueError for fractions, and for whole numbers beyond 16 bits: which is white is not known."""
+    if image.mode == "F" or (image.mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] <= 65535):
+        low, high = image.getextrema()
+        raise ValueError(
+            f"its pixels are 32-bit numbers whose range is not known ({low:g} to {high:g}); convert it to 8 or 16 bits"
+        )
 
 
 def _strip_to_rgb(image: Image.Image) -> Image.Image:

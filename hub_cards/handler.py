@@ -250,7 +250,8 @@ def _tiff_without_metadata(content: bytes) -> bytes:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a loaded image as in training and evaluation."""
+    """Converts a loaded image as in training and evaluation. Raises BadRequestError for 32-bit numbers."""
+    _check_range(image)
     width, height = image.size
     rows = max(1, _STRIP_PIXELS // max(1, width))
     if height <= rows:
@@ -259,6 +260,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     for top in range(0, height, rows):
         converted.paste(_strip_to_rgb(image.crop((0, top, width, min(top + rows, height)))), (0, top))
     return converted
+
+
+def _check_range(image: Image.Image) -> None:
+    """Raises BadRequestError for fractions, and for whole numbers beyond 16 bits: which is white is not known."""
+    if image.mode == "F" or (image.mode == "I" and not 0 <= image.getextrema()[0] <= image.getextrema()[1] <= 65535):
+        low, high = image.getextrema()
+        raise BadRequestError(
+            "the image cannot be read: its pixels are 32-bit numbers whose range is not known "
+            f"({low:g} to {high:g}); convert it to 8 or 16 bits"
+        )
 
 
 def _strip_to_rgb(image: Image.Image) -> Image.Image:

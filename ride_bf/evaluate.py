@@ -24,9 +24,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help="output folder of a run, folder of a checkpoint or id on the Hub; its own code is not run",
     )
-    parser.add_argument(
-        "--split", default="test", help="split to evaluate: test, or validation while you are still tuning"
-    )
+    parser.add_argument("--split", default="test", help="split to evaluate: test, or validation while you still tune")
     parser.add_argument(
         "--output_dir", type=Path, help="by default the checkpoint's folder, or outputs/NAME for a model from the Hub"
     )
@@ -38,12 +36,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of one process")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    parser.add_argument(
+        "--on_broken_image",
+        choices=("stop", "skip"),
+        help="skip: leave out what cannot be read; default: as in training",
+    )
     add_data_options(parser)
     parser.add_argument(
-        "--other_images",
-        action="store_true",
-        help="evaluate on the data set that the data options name; it must have the same classes, and results.json "
-        "records it",
+        "--other_images", action="store_true", help="evaluate on the data set, of equal classes, that the options name"
     )
     options = parser.parse_args(arguments)
     if options.batch_size < 1 or options.num_workers < 0:
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     from data.notices import printed_notices
     from ride_bf.evaluation.html_report import REPORT
     from ride_bf.evaluation.leakage import describe_leakage
-    from ride_bf.evaluation.predict import evaluate_split
+    from ride_bf.evaluation.predict import describe_broken, evaluate_split
     from ride_bf.evaluation.tables import accuracy_table
     from ride_bf.runs.environment import check_precision
     from ride_bf.runs.models import check_classes, find_model, load_model, load_processor, results_folder
@@ -94,15 +94,15 @@ def main(arguments: list[str] | None = None) -> None:
             data.training_images,
             options.views,
             data.max_image_pixels,
+            data.on_broken(options.on_broken_image),
         )
     if results is not None:
         seen = "" if options.views == "centre" else f", mean of the views {options.views}"
-        print(f"{place}: {len(data.split):,} images of {results['dataset']}'s {options.split} split{seen}\n")
+        print(f"{place}: {results['num_images']:,} images of {results['dataset']}'s {options.split} split{seen}\n")
         print(accuracy_table(results["metrics"], data.train_class_counts, data.class_names))
-        if leakage := describe_leakage(results):
-            print(f"\nnote: {leakage}")
-        speed = results["speed"]["images_per_second"]
-        print(f"\n{speed:,.0f} images/s. Full report: {output_dir / REPORT}")
+        for said in filter(None, (describe_broken(results), describe_leakage(results))):
+            print(f"\nnote: {said}")
+        print(f"\n{results['speed']['images_per_second']:,.0f} images/s. Full report: {output_dir / REPORT}")
     accelerator.end_training()
 
 

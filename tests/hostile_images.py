@@ -86,6 +86,18 @@ def right_images() -> dict[str, bytes]:
     }
 
 
+def images_of_unknown_range() -> dict[str, bytes]:
+    """Files of 32-bit numbers, which say not which number is white."""
+    grey = _PIXELS[..., 0]
+    numbers = {
+        "fractions.tif": grey.astype(np.float32) / 255,
+        "large_fractions.tif": grey.astype(np.float32) * 1000,
+        "large.tif": grey.astype(np.int32) * 1000,
+        "negative.tif": grey.astype(np.int32) - 128,
+    }
+    return {name: encoded(Image.fromarray(pixels), "TIFF") for name, pixels in numbers.items()}
+
+
 def _png(width: int, height: int, content: bytes, extra: bytes = b"") -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

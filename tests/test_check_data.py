@@ -438,6 +438,11 @@ class TestListsToExclude:
         assert "every copy" in file.read_text()
         assert run(folder, "--exclude", str(file))["splits"]["train"]["images"] == 6
 
+    def test_a_list_without_a_line_is_not_written(self, tmp_path):
+        path = tmp_path / "broken.txt"
+        assert write_list(path, "Broken.", [ListedGroup("cut off", [None])]) is None
+        assert not path.exists()
+
     def test_an_edited_or_used_list_is_kept(self, tmp_path):
         path = tmp_path / "two_labels.txt"
         groups = [ListedGroup("cat, dog\n", ["cat/1.jpg", "dog/1.jpg", None])]
@@ -457,7 +462,9 @@ class TestListsToExclude:
         [
             ("/d/cat/1.jpg", "cat/1.jpg"),
             ("/else/1.jpg", "/else/1.jpg"),
-            ("/d/# 1.jpg", None),
+            ("/d/# 1.jpg", "./# 1.jpg"),
+            ("/d/ cat/1.jpg", "./ cat/1.jpg"),
+            ("/d/content 0123456789abcdef", "./content 0123456789abcdef"),
             ("/d/cat/1.jpg ", None),
             ("/d/cat\n/1.jpg", None),
         ],

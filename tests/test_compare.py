@@ -28,6 +28,18 @@ def write(folder, predictions, digest="0" * 64, counts=COUNTS):
     return folder
 
 
+def test_a_model_that_is_not_evaluated(tmp_path):
+    run = tmp_path / "my run"
+    (run / "last").mkdir(parents=True)
+    (run / "last/config.json").write_text("{}")
+    with pytest.raises(
+        SystemExit, match=r"has not been evaluated; first run: python -m ride_bf.evaluate --model '.*my"
+    ):
+        compare.main([str(run), str(run)])
+    with pytest.raises(SystemExit, match="gone does not exist; name the output folder of a run"):
+        compare.main([str(tmp_path / "gone"), str(run)])
+
+
 def test_a_known_difference_is_found_where_it_is():
     common, rare = [0.8, 0.8, 0.7, 0.7, 0.3, 0.3], [0.8, 0.8, 0.7, 0.7, 0.7, 0.7]
     first, other = outcome(common, 0), outcome(rare, 0)

@@ -55,7 +55,7 @@ def test_folders_of_splits(tmp_path):
 
 def test_folders_without_splits_get_a_test_split_that_stays(tmp_path):
     write_classes(tmp_path / "x", COUNTS)
-    with pytest.warns(UserWarning, match=r"has no test split: 4 of its 18 training images, a fifth of each class"):
+    with pytest.warns(UserWarning, match=r"has no test split: 4 of its 18 training images, 0 to 50 % of each class"):
         first = custom(tmp_path / "x")
     assert class_counts(first["train"]) == [8, 4, 1, 1]
     assert class_counts(first["test"]) == [2, 1, 1, 0]

@@ -15,6 +15,7 @@ from data.exclusion import content_line
 from data.groups import content_digest
 from data.notices import DataNotice
 from ride_bf import decouple, evaluate, publish
+from ride_bf.evaluation.exclusion_lists import image_line
 from ride_bf.evaluation.results import read_results
 from ride_bf.runs.checkpoints import read_facts
 from ride_bf.runs.provenance import load_splits_of, read_data
@@ -50,6 +51,17 @@ class TestExclude:
             path for rows in loaded.values() for path in paths(rows)
         }
         assert told == [f"{tmp_path}/out.txt: 3 image(s) left out"]
+
+    def test_names_that_look_like_comments_or_start_with_a_space(self, tmp_path):
+        place = write(tmp_path / "set", *classes("# c", " l"))
+        names = ["train/# c/0.png", "test/ l/1.png"]
+        folder = write(tmp_path / "flat", *(f"{name}/{index}.png" for name in ("# c", " l") for index in range(3)))
+        for where, excluded in ((place, names), (folder, ["# c/0.png", " l/1.png"])):
+            lines = [image_line({"bytes": None, "path": f"{where}/{name}"}, str(where), 0) for name in excluded]
+            loaded, _ = load(where, exclude=write_lines(tmp_path / "out.txt", *lines))
+            left = {path for rows in loaded.values() for path in paths(rows)}
+            assert not left & {f"{where}/{name}" for name in excluded}
+            assert len(left) == len([*where.rglob("*.png")]) - 2
 
     def test_images_in_a_table(self, tmp_path):
         features = Features({"image": ImageFeature(), "label": Value("string")})
@@ -280,6 +292,33 @@ def test_a_run_that_skips_rows_without_image_or_label(tmp_path, capsys):
     train(tmp_path / "run", *TINY, "--data_dir", tmp_path / "set", "--on_broken_image", "skip", "--resume",
           "--allow_changes", "epochs", "--epochs", 2)  # fmt: skip
     assert read_facts(run / "last")["epoch"] == 2
+
+
+def test_an_evaluation_that_skips_broken_images(place, tmp_path, capsys):
+    run = train(tmp_path / "run", *TINY, "--data_dir", place, "--on_broken_image", "skip")
+    assert "broken_images_left_out" not in read_results_of(run)
+    (place / "test/cat/1.png").write_text("broken")
+    results = read_results_of(run)  # as in training
+    assert (results["num_images"], results["broken_images_left_out"]) == (7, 1)
+    assert results["metrics"]["per_class_images"] == [3, 4]
+    assert "note: 1 more image(s) cannot be read and are left out" in capsys.readouterr().out
+    assert results["also_trained_on"]["images"] == 0
+    with pytest.raises(SystemExit, match=r"cat/1\.png cannot be read: .*--on_broken_image skip"):
+        read_results_of(run, "--on_broken_image", "stop")
+    for path in (place / "test").rglob("*.png"):
+        path.write_text("broken")
+    with pytest.raises(SystemExit, match="none of the split's 8 images can be read"):
+        read_results_of(run)
+    published(run, tmp_path / "hub")
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "skip" not in card
+    assert "1 image(s) of the evaluated split" in card
+    assert "1 epoch, " in card
+
+
+def read_results_of(run, *options):
+    evaluate.main(["--model", str(run), *options])
+    return read_results(run / "last")
 
 
 def test_a_run_on_a_stream_that_skips_rows(tmp_path):

@@ -67,6 +67,12 @@ def paths(split):
     return [row["path"] for row in split.cast_column("image", ImageFeature(decode=False))["image"]]
 
 
+def test_a_given_split_without_some_classes(tmp_path):
+    place = write(tmp_path, *classes("ant", "bee", "cat"))
+    write(place, "validation/bee/0.png")
+    assert load(place)[1] == [f"{place}: the validation split has no images of 2 class(es): ant, cat"]
+
+
 class TestFolders:
     def test_other_files_are_counted_by_suffix(self, tmp_path):
         folder = write(tmp_path, *classes("cat", "dog"), "train/cat/a.TXT", "train/cat/b.txt", "train/dog/raw.nef")
@@ -109,7 +115,10 @@ class TestFolders:
         (folder / "test/emu").mkdir()
         loaded, told = load(folder)
         assert class_counts(loaded["test"]) == [2, 2, 0]
-        assert told == [f"{folder}: class folders without images: test/emu/"]
+        assert told == [
+            f"{folder}: class folders without images: test/emu/",
+            f"{folder}: the test split has no images of 1 class(es): emu",
+        ]
 
     def test_classes_without_a_single_image_of_a_known_format(self, tmp_path):
         folder = write(tmp_path, "train/cat/1.xyz", "train/dog/1.xyz")
@@ -207,6 +216,7 @@ class TestLinks:
         assert told == [
             f"{place}: links to folders elsewhere are followed: train/emu -> {store}/emu",
             f"{place}: images that are links are read: train/cat/linked.png",
+            f"{place}: the test split has no images of 1 class(es): emu",
         ]
 
     def test_links_that_lead_nowhere(self, place):

@@ -16,7 +16,7 @@ from conftest import ROOT
 from conftest import tiny_model as residual_model
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
-from hostile_images import AVIF, encoded, right_images
+from hostile_images import AVIF, encoded, images_of_unknown_range, right_images
 from PIL import Image, ImageFile
 from test_handler import folder, handler, module  # noqa: F401 (fixtures)
 from tiny_run import write_run
@@ -105,6 +105,24 @@ def test_adobe_s_note_turns_a_jpeg_too(module):  # noqa: F811
     seen = read_image({"bytes": content, "path": None})
     assert torch.equal(seen, pil_to_tensor(module.read_image(content)))
     assert seen.shape == (3, 60, 40)
+
+
+@pytest.mark.parametrize(("name", "content"), images_of_unknown_range().items())
+def test_32_bit_numbers_are_refused(module, name, content):  # noqa: F811
+    said = r"its pixels are 32-bit numbers whose range is not known \(.* to .*\); convert it to 8 or 16 bits"
+    with pytest.raises(BrokenImageError, match=f"^{name} cannot be read: {said}$"):
+        read_image({"bytes": content, "path": name})
+    with pytest.raises(module.BadRequestError, match=f"^the image cannot be read: {said}$"):
+        module.read_image(content)
+
+
+def test_16_bit_grey_in_32_bits_is_read(module):  # noqa: F811
+    """Older versions of PIL open it so."""
+    grey = np.arange(0, 65536, 256, dtype=np.int32).reshape(16, 16)
+    content = encoded(Image.fromarray(grey), "TIFF")
+    seen = read_image({"bytes": content, "path": None})
+    assert torch.equal(seen, pil_to_tensor(module.read_image(content)))
+    assert seen[0].tolist() == (grey / 257).round().astype(int).tolist()
 
 
 @pytest.mark.parametrize("name", list(right_images()))

@@ -24,6 +24,7 @@ from data.groups import equal_images, group_images, join_groups, similar_images
 from data.notices import DataNotice, printed_notices
 from data.splits import make_splits
 from ride_bf import evaluate
+from ride_bf.evaluation.data_report import load_to_check
 from ride_bf.evaluation.leakage import also_trained_on, describe_leakage
 from ride_bf.evaluation.results import read_results
 from ride_bf.runs.provenance import read_data
@@ -115,8 +116,23 @@ class TestDrawShare:
             with pytest.raises(ValueError, match=r"no class has a second image that could be held out \(equal images"):
                 draw_share(np.array(labels), 0.5, None if groups is None else np.array(groups))
 
+    def test_images_that_stay(self):
+        labels = np.repeat([0, 1], 10)
+        stay = np.arange(20) % 2 == 0
+        drawn = draw_share(labels, 0.4, stay=stay)
+        assert np.bincount(labels[drawn]).tolist() == [4, 4]
+        assert not (drawn & stay).any()
+        groups = np.arange(20) // 2  # each has an image that stays
+        with pytest.raises(ValueError, match="no class has"):
+            draw_share(labels, 0.4, groups, stay=stay)
+
 
 class TestLongTail:
+    @pytest.mark.parametrize("factor", [0.5, float("nan"), float("inf")])
+    def test_a_factor_is_a_number_from_1_on(self, factor):
+        with pytest.raises(ValueError, match=f"not {factor}; set --long_tail 100"):
+            long_tail(np.array([0, 0, 1]), factor)
+
     @pytest.mark.parametrize("factor", [1, 2, 10, 100])
     def test_sizes(self, factor):
         labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), 500))
@@ -139,7 +155,7 @@ class TestLongTail:
         assert left.argsort(kind="stable")[-1] in np.flatnonzero(counts == counts.max())
 
     def test_what_is_wrong(self):
-        with pytest.raises(ValueError, match=r"largest class over the smallest, 1 or more, not 0.01"):
+        with pytest.raises(ValueError, match=r"largest class over the smallest, a number from 1 on, not 0.01"):
             long_tail(np.array([0, 1]), 0.01)
 
 
@@ -166,6 +182,26 @@ class TestEqualImages:
         assert sum(map(len, loaded.values())) == 22
         assert sum(map(len, contents.values())) == len(set.union(*contents.values())) == 16
         assert f"{place}: equal images stay in one split: 11 images in 5 groups, the largest of 3" in told
+
+    def test_images_of_a_given_split_are_drawn_for_no_other(self, tmp_path):
+        place = write(tmp_path / "set", *classes("cat", "dog", splits=["train"], each=10))
+        for index in range(5):
+            copy(place / f"train/cat/{index}.png", place / f"validation/cat/{index}.png")
+        write(place, "validation/dog/0.png")
+        loaded, told = load(place)
+        contents = {split: {Path(path).read_bytes() for path in paths(rows)} for split, rows in loaded.items()}
+        assert class_counts(loaded["test"]) == [2, 2]
+        assert not contents["test"] & (contents["validation"] | contents["train"])
+        assert (
+            f"{place}: 5 training image(s) are equal to images of the given validation split; they stay in train, and "
+            "none of them is drawn for another split"
+        ) in told
+
+    def test_nothing_is_left_to_draw_beside_a_given_split(self, tmp_path):
+        place = write(tmp_path / "set", *classes("cat", "dog", splits=["train"], each=3))
+        for path in sorted((place / "train").rglob("*.png")):
+            copy(path, place / "validation" / path.relative_to(place / "train"))
+        assert "(6 of 6) are in one group with images of a given split" in error_of(place)
 
     def test_numbers(self, place):
         rows = load_long_tailed("custom", place)["train"]
@@ -266,11 +302,45 @@ class TestGroupBy:
         with pytest.raises(SystemExit, match="was trained with --group_by animal, not perceptual"):
             evaluate.main(["--model", str(run), "--group_by", "perceptual"])
 
+    def test_given_splits_with_the_same_values(self, table):
+        write(table, "test/0.png", "test/1.png", "test/2.png")
+        rows = {
+            "image": [f"test/{index}.png" for index in range(3)],
+            "label": ["cat", "dog", "dog"],
+            "animal": ["animal 0", "animal 9", None],
+            "age": [1.5] * 3,
+        }
+        pyarrow.parquet.write_table(pa.table(rows), table / "test.parquet")
+        shared = "2 value(s) of 'animal' are in train and in test: animal 0, animal 9"
+        assert error_of(table, group_by="animal").endswith(f"leave it out; {shared}")
+        loaded, told = load(table, group_by="animal", validation_fraction=0.4)
+        assert f"{table}: {shared}" in told
+        alone = f"{table}: 6 training image(s) are in one group with images of the given test split; they stay in train"
+        assert any(notice.startswith(alone) for notice in told)
+        numbers = {int(Path(path).stem) for path in paths(loaded["validation"])}
+        assert not numbers & {*range(3), *range(27, 30)}
+        with printed_notices(lambda _: None) as told:
+            load_to_check("custom", table, group_by="animal")
+        assert told == [f"{table}: {shared}"]
+
+    def test_a_column_that_leaves_nothing_to_draw(self, table):
+        rows = pyarrow.parquet.read_table(table / "train.parquet")
+        everyone = pa.array(["same"] * len(rows))
+        pyarrow.parquet.write_table(rows.append_column("site", everyone), table / "train.parquet")
+        assert error_of(table, group_by="site") == (
+            f"{table}: --group_by site leaves no class with a second group that could be held out; name another "
+            "column, leave --group_by out, or provide a separate split"
+        )
+
+    @pytest.mark.parametrize("column", ["image", "label"])
+    def test_the_columns_of_the_images_and_labels_are_no_groups(self, table, column):
+        assert f"--group_by {column} names the column of the {column}s" in error_of(table, group_by=column)
+
     def test_equal_images_join_groups(self):
         assert join_groups(np.array([0, 0, 1, 2, 3]), np.array([5, 6, 6, 7, 8])).tolist() == [0, 0, 0, 1, 2]
         one = picture()
         rows = stored([one, picture(), one, picture()], list("abab")).add_column("group", ["x", "x", "y", "z"])
-        groups = group_images(rows, "camera")
+        groups = group_images([rows], "camera")
         assert groups[0] == groups[1] == groups[2] != groups[3]
 
     def test_what_is_wrong(self, table, tmp_path):
@@ -381,7 +451,7 @@ class TestMakeSplits:
         out = self.make(place, tmp_path, "--validation", 0.1)
         assert sorted(path.name for path in out.iterdir()) == ["class_names.txt", "test.txt", "train.txt", "val.txt"]
         listed, told = load(place, lists=str(out))
-        assert told == []
+        assert told == [f"{place}: the validation split has no images of 1 class(es): # emu"]
         for split, rows in automatic.items():
             assert images_digest(listed[split]) == images_digest(rows)
         assert (out / "class_names.txt").read_text() == "# emu\ncat\ndog\n"
@@ -453,9 +523,47 @@ class TestMakeSplits:
         listed, _ = load(place)
         assert images_digest(listed["test"]) == images_digest(automatic["test"])
 
+    def test_lists_that_are_replaced_are_not_read(self, place, tmp_path):
+        command.main(["--data_dir", str(place), "--output_dir", str(place)])
+        before = {path.name: path.read_bytes() for path in place.glob("*.txt")}
+        with pytest.raises(SystemExit, match=r"--test 0.6 and --validation 0.4 leave no images"):
+            command.main(["--data_dir", str(place), "--output_dir", str(place), "--overwrite", "--test", "0.6",
+                          "--validation", "0.4"])  # fmt: skip
+        assert {path.name: path.read_bytes() for path in place.glob("*.txt")} == before
+        command.main(["--data_dir", str(place), "--output_dir", str(place), "--seed", "7", "--overwrite"])
+        again = {path.name: path.read_bytes() for path in place.glob("*.txt")}
+        for path in place.glob("*.txt"):
+            path.unlink()
+        drawn = self.make(place, tmp_path, "--seed", 7)
+        for name in ("train.txt", "test.txt"):
+            assert again[name].splitlines()[1:] == (drawn / name).read_bytes().splitlines()[1:]
+            assert again[name].splitlines()[1:] != before[name].splitlines()[1:]
+        assert not list(place.glob(".earlier*"))
+
+    def test_a_seed_without_a_draw(self, tmp_path):
+        folder = write(tmp_path / "set", *classes("cat", "dog", each=5))
+        with pytest.raises(SystemExit, match=r"--seed 7 would do nothing: .* has a test split of its own"):
+            self.make(folder, tmp_path, "--seed", 7)
+        assert self.make(folder, tmp_path, "--seed", 7, "--long_tail", 2).is_dir()
+
+    def test_lists_of_other_classes_are_kept(self, place, tmp_path):
+        command.main(["--data_dir", str(place), "--output_dir", str(place)])
+        (place / "class_names.txt").write_text("emu\na cat\na dog\n")
+        before = {path.name: path.read_bytes() for path in place.glob("*.txt")}
+        with pytest.raises(SystemExit, match="has other classes without the lists in it"):
+            command.main(["--data_dir", str(place), "--output_dir", str(place), "--overwrite"])
+        assert {path.name: path.read_bytes() for path in place.glob("*.txt")} == before
+
+    def test_a_file_in_place_of_the_output_folder(self, place, tmp_path, capsys):
+        (tmp_path / "lists").write_text("")
+        with pytest.raises(SystemExit):
+            self.make(place, tmp_path)
+        assert f"--output_dir {tmp_path}/lists is a file; name a folder" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
+            (["--long_tail", "nan"], "a number from 1 on, not nan"),
             (["--test", "0"], "--test must be between 0 and 1, not 0.0"),
             (["--validation", "1.5"], "--validation must be between 0 and 1, not 1.5"),
             (["--test", "0.6", "--validation", "0.4"], "--test 0.6 and --validation 0.4 leave no images for training"),
@@ -546,7 +654,10 @@ class TestLeakage:
 def test_automatic_splits_are_those_before_groups(tmp_path):
     """Images without an equal one: the same test images as ever."""
     folder = write(tmp_path / "set", *(f"{name}/{index}.png" for name in "abc" for index in range(9)))
-    with pytest.warns(DataNotice, match="has no test split: 6 of its 27 training images, a fifth of each class"):
+    with pytest.warns(
+        DataNotice,
+        match="has no test split: 6 of its 27 training images, 22.2 % of each class, drawn at random with seed 0",
+    ):
         loaded = load_long_tailed("custom", folder)
     labels = np.repeat([0, 1, 2], 9)
     assert np.array_equal(class_labels(loaded["test"]), labels[earlier_rule(labels, 0.2)])

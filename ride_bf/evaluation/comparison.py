@@ -1,5 +1,6 @@
 """Comparison of evaluations on the same test images: differences with intervals from a paired bootstrap."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,14 @@ def read_evaluation(path: Path) -> tuple[dict[str, Any], Predictions]:
     `path` is the evaluation's folder, its `results.json`, or a run's output folder. Raises FileNotFoundError if the
     files do not exist, and ValueError if they do not belong together.
     """
+    given = path
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; name the output folder of a run, or a {RESULTS}")
     if path.is_dir() and not (path / RESULTS).is_file():
         path = Path(find_model(path))
+        if not (path / RESULTS).is_file():
+            command = f"python -m ride_bf.evaluate --model {shlex.quote(str(given))}"
+            raise FileNotFoundError(f"{given} has not been evaluated; first run: {command}")
     results = read_results(path)
     beside = (path if path.is_dir() else path.parent) / PREDICTIONS
     predictions = Predictions.load(beside)

@@ -16,6 +16,7 @@ from data import class_counts, class_labels, load_long_tailed, undecoded
 from data.exclusion import folder_of
 from data.formats import MAX_IMAGE_PIXELS
 from data.groups import join_groups, perceptual_hashes, similar_images
+from data.notices import notify
 from data.sets import PERCEPTUAL
 from data.splits import NothingToGroupError
 from ride_bf.evaluation.exclusion_lists import ListedGroup, image_line, write_list
@@ -45,12 +46,17 @@ _VERY_SMALL = 1 / 8  # of the median shorter side
 
 
 def load_to_check(name: str, data_dir: str | Path | None, **options: Any) -> DatasetDict:
-    """`data.load_long_tailed`, but to look for similar images is allowed if no images are held out."""
+    """`data.load_long_tailed`, but images may be grouped if none are held out.
+
+    Similar images are then only looked for, and a notice says what of a column the given splits have in common.
+    """
     try:
         return load_long_tailed(name, data_dir, **options)
-    except NothingToGroupError:
-        if options["group_by"] != PERCEPTUAL:
+    except NothingToGroupError as error:
+        if options["group_by"] != PERCEPTUAL and not error.shared:
             raise
+        for said in error.shared:
+            notify(f"{data_dir or name}: {said}")
         return load_long_tailed(name, data_dir, **{**options, "group_by": None})
 
 

@@ -27,8 +27,11 @@ def image_line(image: dict, folder: str, digest: int) -> str | None:
     if image["bytes"] is not None:
         return content_line(digest)
     relative = below(image["path"], folder)
-    one_line = relative.strip() == relative and relative.splitlines() == [relative]
-    return relative if one_line and not relative.startswith(("# ", "content ")) else None
+    if relative.rstrip() != relative or relative.splitlines() != [relative]:
+        return None
+    # or it would be read as a comment or as a digest, or without the space
+    start = "./" if relative.startswith(("# ", "content ")) or relative.lstrip() != relative else ""
+    return start + relative
 
 
 def write_list(
@@ -36,10 +39,11 @@ def write_list(
 ) -> Path | None:
     """Writes a list to `path`, or to a free name beside it if that file was edited or is `in_use`, the excluded file.
 
-    Returns where it is. Without groups it writes no list, removes an unedited older one and returns None.
+    Returns where it is. Without a line to list it writes no list, removes an unedited older one and returns None.
     """
-    body = []
+    body, any_line = [], False
     for group in groups:
+        any_line |= any(line is not None for line in group.lines)
         body.append(f"# {_one_line(group.comment)}")
         # one line stands for all equal images that a table contains
         body += dict.fromkeys(line for line in group.lines if line is not None)
@@ -47,7 +51,7 @@ def write_list(
             body.append(f"# {unlisted} more, whose names a list cannot hold; rename these files")
         body.append("")
     path = next(name for name in _names(path) if _may_replace(name, in_use))
-    if not body:
+    if not any_line:  # the commands refuse a list without an image
         path.unlink(missing_ok=True)
         return None
     text = "\n".join(body)

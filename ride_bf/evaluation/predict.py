@@ -13,7 +13,16 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
-from data import MAX_IMAGE_PIXELS, FinishedBatches, ImageStream, class_counts, class_labels, evaluation_batches
+from data import (
+    MAX_IMAGE_PIXELS,
+    BrokenImageError,
+    FinishedBatches,
+    ImageStream,
+    OnBrokenImage,
+    class_counts,
+    class_labels,
+    evaluation_batches,
+)
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.leakage import also_trained_on, measure_leakage
 from ride_bf.evaluation.results import Predictions, describe_machine, main_metrics, write_results
@@ -49,11 +58,12 @@ def gather_columns(
     loader: FinishedBatches,
     accelerator: Accelerator,
     facts: Callable[[Any, Tensor], dict[str, Tensor]],
+    with_broken: bool = False,
 ) -> dict[str, np.ndarray]:
     """Gathers the results of `facts(outputs, labels)` for each batch, as columns (N, ...) over all images, in order.
 
-    Only these columns are kept, not the outputs. `labels` (N,) is one of them. Broken images are left out. See
-    `predict` for the other arguments and the use of several processes.
+    Only these columns are kept, not the outputs. `labels` (N,) is one of them. Broken images, whose label is negative,
+    are left out, unless `with_broken`. See `predict` for the other arguments and the use of several processes.
     """
     model.eval()
     columns: dict[str, list[Tensor]] = {}
@@ -66,8 +76,11 @@ def gather_columns(
         for name, gathered in accelerator.gather_for_metrics(values).items():
             columns.setdefault(name, []).append(gathered.cpu())
     images = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
-    read = images["labels"] >= 0  # broken images have a negative label
-    return {name: column[read] for name, column in images.items()}
+    return images if with_broken else _rows(images, images["labels"] >= 0)
+
+
+def _rows(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: column[rows] for name, column in columns.items()}
 
 
 def as_predictions(columns: dict[str, np.ndarray]) -> Predictions:
@@ -97,6 +110,12 @@ def image_facts(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
     return facts
 
 
+def describe_broken(results: dict[str, Any]) -> str | None:
+    """Says how many images were left out because they cannot be read; None without such."""
+    broken = results.get("broken_images_left_out")
+    return f"{broken:,} more image(s) cannot be read and are left out; check_data names them" if broken else None
+
+
 def evaluate_split(
     model: nn.Module,
     split: Dataset | ImageStream,
@@ -110,35 +129,44 @@ def evaluate_split(
     training_images: Dataset | ImageStream | None = None,
     views: str = CENTRE,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
+    on_broken: OnBrokenImage | None = None,
 ) -> dict[str, Any] | None:
     """Evaluates a prepared model and writes `results.json`, `predictions.npz` and `report.html` into `output_dir`.
 
     `train_class_counts` (C,) are the training images of each class. `facts` are the keys of `results.json` about the
     model and the data, from `model` to `training_data`. With `training_images` the accuracy is also given without the
-    images that are among them. `views` is a key of `VIEWS`. Every process calls this function. The first one writes the
-    files and returns the contents of `results.json`; the others return None.
+    images that are among them. `views` is a key of `VIEWS`. Images that cannot be read and that `on_broken` skips are
+    left out. Every process calls this function. The first one writes the files and returns the contents of
+    `results.json`; the others return None. Raises BrokenImageError if no image can be read.
     """
     if views != CENTRE:
         model, processor = MeanOverViews(model, views), VIEWS[views].processor(processor)
-    loader = evaluation_batches(
-        split, processor, batch_size, num_workers, accelerator, max_image_pixels=max_image_pixels
-    )
+    loader = evaluation_batches(split, processor, batch_size, num_workers, accelerator, on_broken, max_image_pixels)
     started = time.perf_counter()
-    images = predict(model, loader, accelerator)
+    columns = gather_columns(model, loader, accelerator, image_facts, with_broken=True)
     seconds = time.perf_counter() - started
-    if isinstance(split, ImageStream):  # its order is not known in advance
-        as_it_is = np.array_equal(np.bincount(images.labels, minlength=len(split.counts)), class_counts(split))
+    read = columns["labels"] >= 0  # (N,)
+    if not read.any():
+        raise BrokenImageError(f"none of the split's {len(read):,} images can be read; does their folder still exist?")
+    images = as_predictions(_rows(columns, read))
+    if len(read) != len(split):
+        as_it_is = False
+    elif isinstance(split, ImageStream):  # its order is not known in advance
+        counts = np.bincount(images.labels, minlength=len(split.counts))
+        as_it_is = len(counts) == len(split.counts) and bool((counts <= class_counts(split)).all())
     else:
-        as_it_is = np.array_equal(images.labels, class_labels(split))
+        as_it_is = np.array_equal(images.labels, class_labels(split)[read])
     if not as_it_is:
         raise RuntimeError("the loader changed the order of the split's images, or did not return each of them once")
     if not accelerator.is_main_process:
         return None
     seen = also_trained_on(split, training_images)
+    left_out = {} if read.all() else {"broken_images_left_out": int((~read).sum())}
     facts = {
         **facts,
         "views": views,
-        **measure_leakage(images, seen, train_class_counts),
+        **left_out,
+        **measure_leakage(images, None if seen is None else seen[read], train_class_counts),
         "class_names": split.features["label"].names,
         "speed": {
             "images_per_second": len(split) / seconds,

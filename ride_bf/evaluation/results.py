@@ -14,6 +14,7 @@ of the labels. Classes are given by their labels, which are indices into `class_
     training_data           data that the model was trained on: {"dataset", "options", "images", "digest"}; absent if
                             the checkpoint does not say
     num_images              images evaluated
+    broken_images_left_out  how many more the split has, which cannot be read; absent if there are none
     views                   of each image, whose mean logits are evaluated: a key of `ride_bf.evaluation.views.VIEWS`;
                             absent in an earlier version, which always took "centre"
     also_trained_on         {"images"}: how many of them are equal to a training image; and, if some but not all are,

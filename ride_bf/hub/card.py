@@ -1,7 +1,7 @@
 """Makes the model card from the files of a run. Every number on the card comes from a file."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
                 dataset_type=saved.results["dataset"],
                 dataset_name=_dataset_title(saved.results["dataset"]),
                 dataset_split=saved.results["split"],
-                dataset_args=saved.results.get("dataset_options") or None,
+                dataset_args=_told(saved.results.get("dataset_options") or {}) or None,
                 metric_type=metric,
                 metric_name=title,
                 metric_value=metrics[metric],
@@ -139,12 +139,17 @@ def _dataset_title(dataset: str | None) -> str | None:
     return DATA_SETS[dataset].title if dataset in DATA_SETS else dataset
 
 
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that describe the data. What was left out of them is told by the numbers of images."""
+    return {name: value for name, value in options.items() if name != "skip_empty_rows"}
+
+
 def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
     """Facts about the training, as pairs of a subject and a phrase."""
     counts, recipe, settings = saved.train_class_counts, saved.recipe, saved.settings
     if saved.dataset:
         images = f": {sum(counts):,} images, {max(counts):,} to {min(counts):,} a class" if counts else ""
-        options = saved.data.without_place().options if saved.data else {}
+        options = _told(saved.data.without_place().options) if saved.data else {}
         told = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in options.items())
         yield "Data", f"{_dataset_title(saved.dataset)}, {saved.config.num_labels:,} classes{images}{told}"
     if recipe:
@@ -152,7 +157,7 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
         yield "Recipe", f"`{recipe['name']}`; every setting is in [`recipe.json`](recipe.json)"
         yield (
             "Schedule",
-            f"{recipe['epochs']} epochs, {recipe['batch_size']} images a step, "
+            f"{recipe['epochs']} epoch{'s' * (recipe['epochs'] != 1)}, {recipe['batch_size']} images a step, "
             f"{optimizer} at {recipe['learning_rate']:g}, "
             f"{recipe['schedule'].replace('_', ' ')} schedule, loss `{recipe['loss']}`, seed {settings.get('seed')}",
         )
@@ -162,6 +167,8 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
     for name, subject in (("init_from", "Started from"), ("teacher", "Distilled from")):
         if settings.get(name):
             yield subject, f"`{settings[name]}`"
+    if broken := (saved.results or {}).get("broken_images_left_out"):
+        yield "Left out", f"{broken:,} image(s) of the evaluated split, which cannot be read"
     if "epoch" in saved.facts:
         of = f" of {recipe['epochs']}" if recipe else ""
         chosen = "balanced_accuracy" in saved.facts and saved.checkpoint.name == "best"

@@ -7,13 +7,13 @@ loads the data of a checkpoint again.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from data import CUSTOM, MAX_IMAGE_PIXELS, ImageStream, class_counts, load_long_tailed
+from data import CUSTOM, MAX_IMAGE_PIXELS, ImageStream, OnBrokenImage, class_counts, load_long_tailed
 from data.digest import images_digest
 from data.sets import SPLIT_OPTIONS, data_options
 from ride_bf.runs.checkpoints import FACTS, read_facts
@@ -228,6 +228,12 @@ class EvaluationData:
     train_class_counts: list[int]
     max_image_pixels: int
     training_images: Dataset | ImageStream | None = None
+
+    def on_broken(self, action: Literal["stop", "skip"] | None = None) -> OnBrokenImage:
+        """What to do with images that cannot be read: `action` or, by default, as in training on the same data."""
+        known = self.trained_on is not None and not self.other_images
+        skipped = known and self.trained_on.options.get("skip_empty_rows")
+        return OnBrokenImage(action or ("skip" if skipped else "stop"))
 
     def facts(self) -> dict[str, Any]:
         """Entries of `results.json` about the evaluated images and the training data."""
