@@ -136,7 +136,10 @@ class RunFolder:
             raise ValueError(_NOTHING_TO_RESUME.format(folder=self.path))
         changed = _changes(self.path, recipe, settings, allow_changes)
         if changed:
-            raise ValueError(f"{self.path} holds another run; differences: {'; '.join(changed)}")
+            raise ValueError(
+                f"{self.path} holds another run; differences: {'; '.join(changed)}. Give the options of that run, or name "
+                "what may differ with --allow_changes"
+            )
         for message in damaged:
             print(f"skipped a damaged checkpoint: {message}")
         return checkpoint
