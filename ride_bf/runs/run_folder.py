@@ -137,8 +137,8 @@ class RunFolder:
         changed = _changes(self.path, recipe, settings, allow_changes)
         if changed:
             raise ValueError(
-                f"{self.path} holds another run; differences: {'; '.join(changed)}. Give the options of that run, or name "
-                "what may differ with --allow_changes"
+                f"{self.path} holds another run; differences: {'; '.join(changed)}. Give the options of that run, or "
+                "name what may differ with --allow_changes"
             )
         for message in damaged:
             print(f"skipped a damaged checkpoint: {message}")
