@@ -191,7 +191,11 @@ class Dies(torch.utils.data.Dataset):
     [
         (("--learning_rate", 0.01), (), "differences: learning_rate: 0.1 -> 0.01"),
         (("--epochs", 3), (), "differences: epochs: 2 -> 3"),
-        (("--epochs", 3, "--seed", 1), ("--allow_changes", "epochs"), "differences: seed: 0 -> 1$"),
+        (
+            ("--epochs", 3, "--seed", 1),
+            ("--allow_changes", "epochs"),
+            r"differences: seed: 0 -> 1\. Give the options of that run",
+        ),
     ],
 )
 def test_another_run_is_not_gone_on_with(uninterrupted, changed, allowed, message):
