@@ -9,14 +9,12 @@ import importlib
 _MODULES = {
     "augmentations": ("AUGMENTATIONS", "AUTO_AUGMENT"),
     "batches": ("EvaluationBatch", "FinishedBatches", "TrainBatch"),
+    "columns": ("undecoded",),
     "formats": ("MAX_IMAGE_PIXELS", "image_suffixes"),
     "loaders": ("evaluation_batches", "training_batches"),
     "reading": ("BrokenImageError", "read_image"),
     "sets": ("CUSTOM", "DATA_SETS", "DataSet"),
-    "splits": (
-        *("class_counts", "class_labels", "find_entry", "list_facts", "load_long_tailed", "recognise"),
-        "undecoded",
-    ),
+    "splits": ("class_counts", "class_labels", "find_entry", "list_facts", "load_long_tailed", "recognise"),
     "streams": ("ImageStream",),
     "transforms": (
         *("BROKEN", "OnBrokenImage", "evaluation_processor", "evaluation_transform", "leave_out_broken"),

@@ -9,6 +9,7 @@ from datasets import DatasetDict
 
 from data import folders, tables
 from data.annotation_lists import CLASS_NAMES, load_own_lists
+from data.columns import image_field
 from data.hub_ids import hub_id_of, is_hub_id
 from data.hub_loading import is_gated, load_from_hub, why_not
 from data.notices import notify, some
@@ -117,11 +118,7 @@ def _refuse_other_splits(place: Path, read: str, loaded: DatasetDict) -> None:
 def _names_images_of(loaded: DatasetDict, folder: Path) -> bool:
     """Whether rows name images in a folder."""
     start = f"{folder.resolve()}/"
-    for rows in loaded.values():
-        paths = pc.struct_field(rows.data.column("image"), "path")
-        if pc.any(pc.starts_with(paths, start)).as_py():
-            return True
-    return False
+    return any(pc.any(pc.starts_with(image_field(rows, "path"), start)).as_py() for rows in loaded.values())
 
 
 @dataclass

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from data.columns import arrow_column, image_field, undecoded
 from data.reading import BrokenImageError, read_image
-from data.splits import arrow_column, image_field, undecoded
 from data.streams import ImageStream
 
 DIGITS = 32  # of a digest; an earlier version had 64

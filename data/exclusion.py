@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict
 
+from data.columns import image_field
 from data.groups import content_digest
 from data.hub_ids import hub_id_of
 from data.notices import notify, some
 from data.rows import read_text, with_slashes
-from data.splits import class_labels, image_field
+from data.splits import class_labels
 
 _CONTENT = re.compile(r"content ([0-9a-f]{16})")
 
@@ -39,8 +40,8 @@ def leave_out(splits: DatasetDict, file: Path, place: str | Path | None) -> Data
     """Returns the splits without the images that `file` lists, with a notice of their number.
 
     Paths are relative to the folder `place`, or to the folder of the table `place`; for "hf:USER/NAME" they are those
-    of the images there. Raises ValueError for lines that
-    name no image, and for a class that loses its last training image. Raises OSError if the file cannot be read.
+    of the images there. Raises ValueError for lines that name no image, and for a class that loses its last training
+    image. Raises OSError if the file cannot be read.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is no file; --exclude names a file with a line for each image to leave out")

@@ -5,7 +5,6 @@ import importlib.metadata
 import multiprocessing
 import os
 import sys
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import combinations, pairwise
@@ -23,11 +22,12 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from tqdm import tqdm
 
+from data.columns import arrow_column, image_field, in_table, undecoded
 from data.notices import some
 from data.reading import BrokenImageError, read_image
 from data.rows import GROUP
 from data.sets import PERCEPTUAL
-from data.splits import arrow_column, image_field, undecoded
+from data.writing import whole_file
 
 HASH_BITS = 64
 NEAR = 4  # bits in which the hashes of images that look alike may differ
@@ -191,8 +191,7 @@ def perceptual_hashes(split: Dataset) -> np.ndarray:
             return np.fromiter(bar, np.uint64, len(split))
 
     paths = image_field(split, "path").to_pylist()
-    in_table = image_field(split, "bytes").null_count < len(split)
-    if in_table or not all(paths):  # nothing but the content shows whether a stored image has changed
+    if in_table(split).any() or not all(paths):  # nothing but the content shows whether a stored image has changed
         hashes = compute()
     else:
         facts = np.array(_in_threads(_size_and_time, paths), dtype=np.int64).reshape(-1, 2)
@@ -281,19 +280,15 @@ def describe_groups(groups: np.ndarray, by: str | None) -> str | None:
 
 def file_facts(split: Dataset) -> str:
     """Returns a digest of the images of a split as they are now: paths, sizes and times of files, or stored bytes."""
-    images = _images(split)
     digest = hashlib.blake2b(digest_size=16)
-    paths = pc.struct_field(images, "path").to_pylist()
-    for path, stored in zip(paths, pc.struct_field(images, "bytes"), strict=True):
-        if stored.is_valid:
-            digest.update(stored.as_py())
-        else:
+    contents = _StoredBytes([split])
+    for index, path in enumerate(image_field(split, "path").to_pylist()):
+        stored = contents.of(index)
+        if stored is None:
             digest.update(f"{path}\0{_size_and_time(path)}\0".encode())
+        else:
+            digest.update(stored)
     return digest.hexdigest()
-
-
-def _images(split: Dataset) -> pa.ChunkedArray:
-    return arrow_column(undecoded(split), "image")
 
 
 def _signed(lengths: pa.ChunkedArray) -> np.ndarray:
@@ -340,8 +335,6 @@ def _cached(
     if not keep(computed):
         return computed
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with written.open("wb") as file:
+    with whole_file(path) as written, written.open("wb") as file:  # np.save would add a suffix to a name
         np.save(file, computed)
-    written.replace(path)
     return computed

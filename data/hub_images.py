@@ -11,12 +11,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 from data.annotation_lists import read_annotation_list, read_benchmark
+from data.columns import arrow_column, image_field
 from data.hub_ids import HUB_PREFIX
 from data.hub_loading import load_from_hub, why_not
 from data.notices import notify, some
 from data.rows import Rows
 from data.sets._benchmark import Benchmark
-from data.splits import arrow_column, image_field
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
 MISSING, SEVERAL = -1, -2

@@ -23,8 +23,8 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import BitImageProcessor
 
 from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_seed
+from data.columns import undecoded
 from data.formats import MAX_IMAGE_PIXELS
-from data.splits import undecoded
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
 from data.transforms import OnBrokenImage, collate_prepared, evaluation_transform, leave_out_broken, only_whole
 

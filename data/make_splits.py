@@ -69,6 +69,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
+    from data.exclusion import folder_of
     from data.notices import printed_notices, some
     from data.splits import class_counts, make_splits
 
@@ -102,14 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     place = Path(options.data_dir)
     place = place.parent if place.is_file() else place
     command = f"accelerate launch train_accelerate.py --dataset custom --data_dir {shlex.quote(str(place))}"
-    if options.output_dir.resolve() != _folder(place):
+    if os.path.realpath(options.output_dir) != folder_of(place):
         command += f" --lists {shlex.quote(str(options.output_dir))}"
     print(f"train on them: {command}")
-
-
-def _folder(place: str | Path) -> Path:
-    """The real folder of the images of `place`, which is a folder or a table in it."""
-    return Path(os.path.realpath(Path(place).parent if Path(place).is_file() else place))
 
 
 @contextmanager
@@ -152,12 +148,14 @@ def write_lists(splits, place: str | Path, output_dir: Path, command: str, overw
     files there, or if there are lists already and not `overwrite`.
     """
     from data.annotation_lists import CLASS_NAMES
-    from data.splits import class_labels, image_field
+    from data.columns import image_field
+    from data.exclusion import folder_of
+    from data.splits import class_labels
 
     there = [name for name in (*_LISTS.values(), CLASS_NAMES) if (output_dir / name).exists()]
     if there and not overwrite:
         raise ValueError(f"{output_dir} has {', '.join(there)} already; pass --overwrite or another --output_dir")
-    folder = str(_folder(place)) + os.sep
+    folder = folder_of(place) + os.sep
     names = splits["train"].features["label"].names
     if unfit := [name for name in names if "\n" in name or name != name.strip()]:
         raise ValueError(f"the class name {unfit[0]!r} does not fit on a line of {CLASS_NAMES}; rename the class")

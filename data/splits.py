@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from data.annotation_lists import describe_lists
 from data.drawing import NothingToDrawError, draw_share
@@ -332,20 +330,3 @@ def class_labels(split: Dataset | ImageStream) -> np.ndarray:
     if isinstance(split, ImageStream):
         raise ValueError("images of a stream cannot be drawn by class: with --streaming set --sampler instance")
     return split.with_format("arrow")["label"].to_numpy()
-
-
-def undecoded(split: Dataset) -> Dataset:
-    """Returns the same images undecoded, so that `read_image` decodes them instead of the `datasets` library."""
-    return split.cast_column("image", Image(decode=False))
-
-
-def image_field(split: Dataset, name: str) -> pa.ChunkedArray:
-    """Returns the "path" or the "bytes" of each image (N,). Of selected rows only this field is copied."""
-    values = pc.struct_field(undecoded(split).data.column("image"), name)
-    return values if split._indices is None else values.take(split._indices.column(0))
-
-
-def arrow_column(split: Dataset, name: str) -> pa.ChunkedArray:
-    """Returns an Arrow column in the order of the rows. `split[name]` takes seconds if rows were selected."""
-    values = split.data.column(name)
-    return values if split._indices is None else values.take(split._indices.column(0))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import tarfile
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from data.split_names import SPLIT_NAMES, as_data_files, split_of
 from data.tables import NOT_DOWNLOADED, as_text, class_names, is_lfs_pointer, known_splits
 from data.tar_archives import TarArchives
 from data.transforms import collate_prepared, leave_out_broken, only_whole
+from data.writing import whole_file
 
 # usual names of the two columns in WebDataset archives and on the Hub
 _IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
@@ -281,9 +281,8 @@ def _count(
                 for row in tqdm(rows, f"counting the classes of {split}", unit=" images")
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        written.write_text(json.dumps({split: list(counts.items()) for split, counts in counted.items()}))
-        written.replace(path)
+        with whole_file(path) as written:
+            written.write_text(json.dumps({split: list(counts.items()) for split, counts in counted.items()}))
     return {split: Counter(dict(pairs)) for split, pairs in json.loads(path.read_text()).items()}
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from data.sets import get_data_set
 from data.sets._benchmark import MARKER
+from data.writing import whole_file
 
 _CHUNK = 32  # images that a worker draws between two progress reports
 _SUPERCATEGORIES = (
@@ -300,14 +301,8 @@ def _draw_to_files(output_dir: Path, style: Style, image_scale: float, pictures:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes under another name and renames the file, so that a file that exists is always complete."""
-    being_written = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        being_written.write_bytes(content)
-        os.replace(being_written, path)
-    except BaseException:
-        being_written.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as written:
+        written.write_bytes(content)
 
 
 def _in_processes(draw: Callable[[list[_Picture]], int], pictures: list[_Picture], num_workers: int) -> Iterator[int]:

@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from datasets import ClassLabel, DatasetDict, Features, Image, Value
 
+from data.columns import arrow_column
 from data.notices import notify, some
 from data.rows import GROUP, NamedRows, Rows, check_labels, class_codes, load_rows, read_text, with_slashes
 from data.split_names import SPLIT_NAMES, as_data_files, split_of
@@ -425,7 +426,6 @@ def _check_image_column(rows: datasets.Dataset, where: str) -> None:
 
 def _stored(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
     """A column as it is stored, in the order of the rows."""
-    from data.splits import arrow_column  # that module loads tables itself
 
     return arrow_column(rows, name)
 

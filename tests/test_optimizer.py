@@ -58,6 +58,11 @@ def test_an_option_that_cannot_act_is_refused(options, capsys):
     assert f"--{next(iter(options))}" in capsys.readouterr().err
 
 
+def cosine_by_step(warmup_epochs):
+    changes = {"lr_steps": (), "epochs": 3, "reweight_epoch": None}
+    return RECIPE.with_overrides(schedule="cosine_by_step", warmup_epochs=warmup_epochs, **changes)
+
+
 def schedule_of(recipe, steps_per_epoch):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = SGD([parameter], lr=recipe.learning_rate)
@@ -65,9 +70,7 @@ def schedule_of(recipe, steps_per_epoch):
 
 
 def test_the_cosine_by_step_is_a_cosine_over_all_steps():
-    recipe = RECIPE.with_overrides(
-        schedule="cosine_by_step", lr_steps=(), epochs=3, warmup_epochs=0, reweight_epoch=None
-    )
+    recipe = cosine_by_step(warmup_epochs=0)
     optimizer, schedule = schedule_of(recipe, steps_per_epoch=4)
     seen = []
     for step in range(12):
@@ -81,9 +84,7 @@ def test_the_cosine_by_step_is_a_cosine_over_all_steps():
 
 
 def test_warm_up_by_step_rises_at_each_step():
-    recipe = RECIPE.with_overrides(
-        schedule="cosine_by_step", lr_steps=(), epochs=3, warmup_epochs=1, reweight_epoch=None
-    )
+    recipe = cosine_by_step(warmup_epochs=1)
     optimizer, schedule = schedule_of(recipe, steps_per_epoch=4)
     seen = []
     for _ in range(5):

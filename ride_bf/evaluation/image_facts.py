@@ -20,7 +20,6 @@ import datasets
 import numpy as np
 import PIL
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet
 import torch
 import torchvision
@@ -28,9 +27,11 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from data import BrokenImageError, read_image
+from data.columns import image_field, in_table
 from data.formats import MAX_IMAGE_PIXELS
 from data.groups import content_digest
 from data.reading import stored_format
+from data.writing import whole_file
 
 _CHUNK = 64  # images that a process reads between two progress reports
 _SAVE_EVERY = 5.0  # seconds of work that a killed process loses at most
@@ -149,12 +150,7 @@ def stored_paths(images: Dataset) -> tuple[list[str | None], list[bool]]:
 
     The path of an image that a table contains is a name only. No image is copied, however many were selected.
     """
-    column = images.data.column("image")
-    values = [pc.struct_field(column, "path"), pc.is_valid(pc.struct_field(column, "bytes"))]
-    if images._indices is not None:
-        values = [of_all.take(images._indices.column(0)) for of_all in values]
-    paths, in_table = (of_all.to_pylist() for of_all in values)
-    return paths, in_table
+    return image_field(images, "path").to_pylist(), in_table(images).tolist()
 
 
 def _files(images: Dataset) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -281,8 +277,8 @@ class FactCache:
             part = self.folder / f"{uuid.uuid4().hex}.parquet"
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                pa.parquet.write_table(table, part.with_suffix(".part"))
-                part.with_suffix(".part").replace(part)
+                with whole_file(part) as written:
+                    pa.parquet.write_table(table, written)
             except OSError as error:
                 warnings.warn(f"the facts about the images cannot be kept in {self.folder}: {error}", stacklevel=2)
         self._unsaved = []

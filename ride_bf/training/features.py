@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from data import FinishedBatches
+from data.columns import undecoded
 from data.groups import file_facts
-from data.splits import class_labels, undecoded
+from data.splits import class_labels
+from data.writing import whole_file
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 
 
@@ -148,19 +149,14 @@ class FeatureCache:
         The files get their names when they are whole. If it fails, it leaves nothing.
         """
         writes = self.accelerator.is_local_main_process
-        unfinished, unfinished_labels = (own.with_name(f".{own.name}.{os.getpid()}") for own in (path, labels_path))
-        try:
-            if writes:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            labels = self._write_features(loader, (views, count), unfinished if writes else None, name)
-            if writes:
-                with unfinished_labels.open("wb") as file:  # np.save would add a suffix to a name
+        if writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as written, whole_file(labels_path) as written_labels:
+                labels = self._write_features(loader, (views, count), written, name)
+                with written_labels.open("wb") as file:  # np.save would add a suffix to a name
                     np.save(file, labels)
-                unfinished_labels.replace(labels_path)
-                unfinished.replace(path)
-        finally:
-            for left in (unfinished, unfinished_labels):
-                left.unlink(missing_ok=True)
+        else:
+            self._write_features(loader, (views, count), None, name)
         self.accelerator.wait_for_everyone()
 
     def _write_features(

@@ -55,6 +55,7 @@ class RunLoaders:
         where = partial(find_entry, recipe.dataset, run.data_dir, lists=run.dataset_options.get("lists"))
         self.on_broken = OnBrokenImage(run.on_broken_image, where, Path(run.output_dir) / BROKEN_IMAGES)
         self._cache: FeatureCache | None = None
+        self._centre: dict[str, FeatureRows] = {}  # the start of the heads and the loaders take the same
 
     def make(self) -> dict[str, FinishedBatches]:
         """A prepared loader for each split. The training loader shuffles and augments."""
@@ -80,8 +81,11 @@ class RunLoaders:
 
     def centre_features(self, name: str) -> FeatureRows:
         """The features of a split's images, seen as in evaluation."""
-        split = self.splits[name]
-        return self._features().rows(split, lambda: self._images(name), self._still_broken, self._reading(), name)
+        if name not in self._centre:
+            facts, split = self._reading(), self.splits[name]
+            rows = self._features().rows(split, lambda: self._images(name), self._still_broken, facts, name)
+            self._centre[name] = rows
+        return self._centre[name]
 
     def _still_broken(self, image: dict) -> bool:
         """Reports an image that cannot be read, as the loaders of images do."""
@@ -150,8 +154,9 @@ class RunLoaders:
     def _training_features(self) -> FinishedBatches:
         """The batches of `_training_images`, of features."""
         recipe, run, accelerator, split = self.recipe, self.run, self.accelerator, self.splits["train"]
-        rows = self.centre_features("train")
-        if recipe.varies_images:
+        if not recipe.varies_images:
+            rows = self.centre_features("train")
+        else:
             names = ("augmentation", "auto_augment", "image_size", "image_mean", "image_std")
             facts = self._reading() | {name: getattr(recipe, name) for name in names} | {"seed": run.seed}
 
