@@ -37,6 +37,7 @@ from ride_bf.training.batch_norm import check_batch_norm
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
+from ride_bf.training.ending import end_training
 from ride_bf.training.freezing import train_only
 from ride_bf.training.heads import start_heads
 from ride_bf.training.loaders import RunLoaders, draws_per_epoch
@@ -129,6 +130,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
             max_steps=run.max_steps,
         )
         accelerator.print(cost)
+        end_training(accelerator)
         return None
 
     settings = run.settings() | {
