@@ -15,9 +15,11 @@ from conftest import ROOT
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 from test_training import train
 from tiny_run import COUNTS, NAMES, write_run
+from traces import traces
 
 from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification
@@ -92,10 +94,7 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
         "requirements.txt",
         "test_results.json",
     }
-    for path in exported.rglob("*"):
-        if path.is_file():
-            assert str(run).encode() not in path.read_bytes(), path
-            assert str(image.parent).encode() not in path.read_bytes(), path
+    assert traces(exported, run, image.parent) == []
     assert json.loads((exported / "class_counts.json").read_text()) == {"train": COUNTS}
 
 
@@ -214,8 +213,17 @@ def test_a_whole_evaluation_is_shown_with_its_intervals_and_report(run, tmp_path
     assert len(pictures) == 4
     assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
     assert "user/name" in (tmp_path / "out" / "report.html").read_text()
-    for name in ("report.html", "results.json"):
-        assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+    assert traces(tmp_path / "out", tmp_path) == []
+
+
+def test_traces_are_found_in_text_in_pictures_and_in_archives(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", place=np.array(str(ROOT).encode()))
+    note = PngInfo()
+    note.add_text("made in", str(tmp_path), zip=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "b.png", pnginfo=note)
+    (tmp_path / "c.txt").write_text(str(tmp_path))
+    found = {trace.partition(":")[0] for trace in traces(tmp_path, tmp_path)}
+    assert found == {"a.npz", "b.png", "c.txt"}
 
 
 def test_a_checkpoint_alone_is_enough(run, tmp_path):
