@@ -31,8 +31,10 @@ of the labels. Classes are given by their labels, which are indices into `class_
       forward_50_accuracy, forward_25_..., uniform_..., backward_25_..., backward_50_...    long-tailed test sets
       experts_used, many_shot_experts_used, ... shares of images that used 1, 2, ... experts; with a router
       per_class_accuracy, per_class_top_5_accuracy, per_class_precision, per_class_images             (C,)
-    confidence_intervals    for the accuracies in `metrics`, by the same names: [lower, upper]
-    bootstrap               settings: {"level": 0.95, "resamples": 2000, "seed": 0, "stratified_by": "class"}
+    confidence_intervals    for the accuracies in `metrics`, by the same names: [lower, upper]. From the bootstrap, or
+                            Wilson's where the bootstrap has no width, as when all images of a group are right
+    bootstrap               settings: {"level": 0.95, "resamples": 2000, "seed": 0, "stratified_by": "class",
+                            "without_width": "wilson"}; an earlier version has no "without_width" and no Wilson
     calibration             "all", "many", "medium", "few": each has lists with the `count`, the mean `confidence` and
                             the `accuracy` of bins of equal width
     confusion
@@ -71,6 +73,7 @@ from ride_bf.evaluation.metrics import (
     confidence_interval,
     confused_pairs,
     distribution_weights,
+    effective_images,
     expected_calibration_error,
     expert_agreement,
     expert_use,
@@ -79,6 +82,7 @@ from ride_bf.evaluation.metrics import (
     shot_accuracy,
     shot_groups,
     weighted_mean,
+    wilson_interval,
     worst_classes,
 )
 
@@ -142,7 +146,8 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
     metrics = main_metrics(images, class_counts)
     accuracy = np.asarray(metrics["per_class_accuracy"], dtype=float)
     metrics |= {name: weighted_mean(accuracy, shares) for name, shares in shifted.items()}
-    resampled = bootstrap(correct, labels, weights | shifted, RESAMPLES, SEED)
+    all_weights = weights | shifted
+    resampled = bootstrap(correct, labels, all_weights, RESAMPLES, SEED)
     if num_classes > 5:
         in_top_5 = images.label_ranks < 5
         top_5, _ = class_means(in_top_5, labels, num_classes)
@@ -150,6 +155,7 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
         metrics |= {name: weighted_mean(top_5, shares) for name, shares in of_top_5.items()}
         metrics["per_class_top_5_accuracy"] = none_for_nan(top_5)
         resampled |= bootstrap(in_top_5, labels, of_top_5, RESAMPLES, SEED)
+        all_weights |= of_top_5
     metrics |= {"per_class_precision": none_for_nan(precision), "per_class_images": per_class_images.tolist()}
 
     groups = {"all": np.ones(num_classes, dtype=bool), **shot_groups(class_counts)}
@@ -162,8 +168,17 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
             metrics[f"{prefix}expected_calibration_error"] = expected_calibration_error(reliability[group])
     results = {
         "metrics": metrics,
-        "confidence_intervals": {name: confidence_interval(values, LEVEL) for name, values in resampled.items()},
-        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "stratified_by": "class"},
+        "confidence_intervals": {
+            name: _interval(resampled[name], metrics[name], effective_images(own, per_class_images))
+            for name, own in all_weights.items()
+        },
+        "bootstrap": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "stratified_by": "class",
+            "without_width": "wilson",
+        },
         "calibration": reliability,
         "confusion": {
             "pairs": confused_pairs(images.predictions, labels, num_classes),
@@ -173,6 +188,12 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
     if images.expert_predictions.shape[1] > 1:
         results["experts"] = _measure_experts(images, class_counts)
     return results
+
+
+def _interval(resampled: np.ndarray, value: float, images: float) -> list[float]:
+    """The bootstrap's interval; Wilson's if the bootstrap has no width, as when all images are right."""
+    low, high = confidence_interval(resampled, LEVEL)
+    return [low, high] if high - low > 1e-9 else wilson_interval(value, images, LEVEL)
 
 
 def _measure_experts(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
