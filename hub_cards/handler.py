@@ -118,8 +118,8 @@ def _as_file_or_image(source: Any) -> bytes | Image.Image:
 
 
 def _reduction(image: Image.Image, reduce_above: int | None) -> int:
-    """By how much the sides of an opened image are divided; 1 for all formats but JPEG."""
-    if reduce_above is None or image.format != "JPEG":
+    """By how much the sides of an opened image are divided; 1 for all formats but JPEG, and MPO, which contains it."""
+    if reduce_above is None or image.format not in ("JPEG", "MPO"):
         return 1
     pixels = image.width * image.height
     return next((factor for factor in (1, 2, 4) if pixels // factor**2 <= reduce_above), 8)

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ride_bf.evaluation.tables import accuracy_table
     from ride_bf.runs.environment import check_precision
     from ride_bf.runs.models import check_classes, find_model, load_model, load_processor, results_folder
-    from ride_bf.runs.provenance import load_data_to_evaluate
+    from ride_bf.runs.provenance import describe_run, load_data_to_evaluate
 
     logging.disable_progress_bar()
     with errors_as_messages():
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
             accelerator,
             data.train_class_counts,
             output_dir,
-            {"model": str(options.model), **data.facts()},
+            {"model": str(options.model), **data.facts(), "run": describe_run(place)},
             options.batch_size,
             options.num_workers,
             data.training_images,

@@ -161,7 +161,7 @@ def wilson_interval(share: float, images: float, level: float = 0.95) -> list[fl
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
     reach = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
-    return [max(0.0, centre - reach), min(1.0, centre + reach)]
+    return [min(share, max(0.0, centre - reach)), max(share, min(1.0, centre + reach))]  # rounding aside
 
 
 def effective_images(weights: np.ndarray, images: np.ndarray) -> float:

@@ -22,9 +22,11 @@ from data import (
     class_counts,
     class_labels,
     evaluation_batches,
+    undecoded,
 )
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.leakage import also_trained_on, measure_leakage
+from ride_bf.evaluation.pages import thumbnail
 from ride_bf.evaluation.results import Predictions, describe_machine, main_metrics, write_results
 from ride_bf.evaluation.views import CENTRE, VIEWS, MeanOverViews
 
@@ -59,14 +61,17 @@ def gather_columns(
     accelerator: Accelerator,
     facts: Callable[[Any, Tensor], dict[str, Tensor]],
     with_broken: bool = False,
+    speeds: list[float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Gathers the results of `facts(outputs, labels)` for each batch, as columns (N, ...) over all images, in order.
 
     Only these columns are kept, not the outputs. `labels` (N,) is one of them. Broken images, whose label is negative,
-    are left out, unless `with_broken`. See `predict` for the other arguments and the use of several processes.
+    are left out, unless `with_broken`. The images per second of each batch are added to `speeds`. See `predict` for the
+    other arguments and the use of several processes.
     """
     model.eval()
     columns: dict[str, list[Tensor]] = {}
+    started = time.perf_counter()
     for batch in loader:
         count = len(batch["labels"])
         rows = torch.arange(max(count, _FEWEST_IMAGES), device=batch["labels"].device).clamp(max=count - 1)
@@ -75,6 +80,9 @@ def gather_columns(
         values = {name: column[:count] for name, column in values.items()}
         for name, gathered in accelerator.gather_for_metrics(values).items():
             columns.setdefault(name, []).append(gathered.cpu())
+        if speeds is not None:
+            speeds.append(len(columns["labels"][-1]) / (time.perf_counter() - started))
+            started = time.perf_counter()
     images = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
     return images if with_broken else _rows(images, images["labels"] >= 0)
 
@@ -142,8 +150,8 @@ def evaluate_split(
     if views != CENTRE:
         model, processor = MeanOverViews(model, views), VIEWS[views].processor(processor)
     loader = evaluation_batches(split, processor, batch_size, num_workers, accelerator, on_broken, max_image_pixels)
-    started = time.perf_counter()
-    columns = gather_columns(model, loader, accelerator, image_facts, with_broken=True)
+    started, speeds = time.perf_counter(), []
+    columns = gather_columns(model, loader, accelerator, image_facts, with_broken=True, speeds=speeds)
     seconds = time.perf_counter() - started
     read = columns["labels"] >= 0  # (N,)
     if not read.any():
@@ -169,7 +177,8 @@ def evaluate_split(
         **measure_leakage(images, None if seen is None else seen[read], train_class_counts),
         "class_names": split.features["label"].names,
         "speed": {
-            "images_per_second": len(split) / seconds,
+            "images_per_second": float(np.median(speeds[1:] or speeds)),
+            "timed_batches": len(speeds[1:] or speeds),
             "seconds": seconds,
             "batch_size": batch_size,
             "num_processes": accelerator.num_processes,
@@ -179,5 +188,19 @@ def evaluate_split(
         "machine": describe_machine(accelerator.device),
     }
     results = write_results(output_dir, facts, images, train_class_counts)
-    write_report(results, output_dir)
+    write_report(results, output_dir, _pictures_of_mistakes(results, split, np.flatnonzero(read), max_image_pixels))
     return results
+
+
+def _pictures_of_mistakes(
+    results: dict[str, Any], split: Dataset | ImageStream, rows: np.ndarray, max_image_pixels: int
+) -> dict[int, str | None]:
+    """Pictures for `write_report`. `rows` (N,) are the rows of the split that the predictions are of.
+
+    There are none of a stream, which gives its images only once.
+    """
+    if isinstance(split, ImageStream):
+        return {}
+    images = [mistake["image"] for mistake in results["mistakes"]]
+    stored = undecoded(split)
+    return {image: thumbnail(stored[int(rows[image])]["image"], max_image_pixels) for image in images}

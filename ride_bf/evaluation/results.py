@@ -41,13 +41,19 @@ of the labels. Classes are given by their labels, which are indices into `class_
       pairs                 the most frequent mistakes: {"true", "predicted", "images", "share"} of the class
       worst_classes         `true` (R,), classes with the lowest accuracy; `predicted` (K,), predicted classes; `shares`
                             (R, K) of each true class's images; `other` (R,), share predicted as any other class
+    mistakes                the wrong predictions with the highest confidence, at most 24: {"image", its row in
+                            predictions.npz, "true", "predicted", "confidence"}; absent in an earlier version
     experts                 with more than one expert
       each                  (E,) dicts: `images` that the expert saw, and the accuracies of `metrics` on them
       agreement             (E, E) how often two experts predict the same class, as a share of images that both saw
       mean_agreement, many_shot_mean_agreement, ...     mean over the pairs of different experts
       oracle_accuracy, many_shot_oracle_accuracy, ...   share of images for which at least one expert is right
-    speed                   images_per_second, seconds, batch_size (of one process), num_processes, num_workers,
-                            mixed_precision; includes reading and preparing the images
+    run                     {"recipe", "seed", "commit", "modified", "epoch"} of the training, as far as they are known;
+                            absent in an earlier version
+    speed                   images_per_second, the median over `timed_batches` batches after the first, which starts
+                            everything up, or that of the first if there is no other; seconds, of all; batch_size (of
+                            one process), num_processes, num_workers, mixed_precision; includes reading and preparing
+                            the images
     machine                 device, processor, cpu_count, python, torch, transformers
     date                    ISO 8601, UTC
 """
@@ -184,10 +190,26 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
             "pairs": confused_pairs(images.predictions, labels, num_classes),
             "worst_classes": worst_classes(images.predictions, labels, num_classes),
         },
+        "mistakes": worst_mistakes(images),
     }
     if images.expert_predictions.shape[1] > 1:
         results["experts"] = _measure_experts(images, class_counts)
     return results
+
+
+def worst_mistakes(images: Predictions, most: int = 24) -> list[dict[str, Any]]:
+    """Returns the wrong predictions with the highest confidence, first the surest."""
+    wrong = np.flatnonzero(images.predictions != images.labels)
+    surest = wrong[np.argsort(-images.confidences[wrong], kind="stable")][:most]
+    return [
+        {
+            "image": int(row),
+            "true": int(images.labels[row]),
+            "predicted": int(images.predictions[row]),
+            "confidence": float(images.confidences[row]),
+        }
+        for row in surest
+    ]
 
 
 def _interval(resampled: np.ndarray, value: float, images: float) -> list[float]:

@@ -4,6 +4,7 @@ The record is in `checkpoint.json`, under the key `DATA`. `describe_data` makes 
 loads the data of a checkpoint again.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from data.digest import images_digest
 from data.sets import SPLIT_OPTIONS, data_options
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model
+from ride_bf.runs.run_folder import ENVIRONMENT, RECIPE, read_settings
 
 DATA = "data"
 # Options that name a file or folder
@@ -114,6 +116,22 @@ def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
         ) from error
     except EntryNotFoundError:
         return {}
+
+
+def describe_run(place: str | Path) -> dict[str, Any]:
+    """The `recipe`, `seed`, `commit`, whether files were `modified`, and `epoch` of a run's checkpoint.
+
+    Unknown facts are absent; all are for a model of the Hub, and if the checkpoint is not in the folder of its run.
+    """
+    checkpoint = find_model(place)
+    if not isinstance(checkpoint, Path) or not (checkpoint.parent / RECIPE).is_file():
+        return {}
+    run = checkpoint.parent
+    starts = json.loads((run / ENVIRONMENT).read_text()) if (run / ENVIRONMENT).is_file() else []
+    facts = {"recipe": json.loads((run / RECIPE).read_text()).get("name"), "seed": read_settings(run).get("seed")}
+    facts |= {name: starts[-1].get(name) for name in ("commit", "modified")} if starts else {}
+    facts["epoch"] = read_facts(checkpoint).get("epoch")
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def read_data(place: str | Path) -> TrainingData | None:
