@@ -112,6 +112,7 @@ class TrainingRecipe:
         "random",
         group="backbone",
         needs=(only_with("classifier", "cosine"),),
+        off="random",
     )
     feature_views: int | None = option(
         "number of augmented views of each image to compute the features of a frozen backbone for, once; training then "
