@@ -55,6 +55,7 @@ weight decay 0.05 and the decay of the learning rate from layer to layer, 0.75, 
     train_only="all",
     learning_rate=2e-4,
     layer_learning_rate_decay=0.75,
+    freeze_batch_norm=True,
     weight_decay=0.05,
 )
 

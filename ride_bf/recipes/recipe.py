@@ -25,9 +25,12 @@ _FORMER_OPTIONS = {"diversity_temperature": 1.0, "distillation_loss_factor": 1.0
 _SEVERAL_EXPERTS = Need("--num_experts 2 or more", ("num_experts",), lambda number: number > 1)
 _TRAINED_BY_LOSS = not_with("train_only", "router", in_help=False)
 
+_PRETRAINED = Need(
+    "--backbone or --init_from", ("backbone", "init_from"), lambda place, model: (place or model) is not None
+)
 _BACKBONE_LEARNS = (
     Need("--train_only all or lora", ("train_only",), lambda part: part in ("all", "lora")),
-    Need("--backbone or --init_from", ("backbone", "init_from"), lambda place, model: (place or model) is not None),
+    _PRETRAINED,
 )
 
 _image = partial(option, group="images")
@@ -145,6 +148,12 @@ class TrainingRecipe:
         "names of the layers that have LoRA, such as q_proj v_proj; all linear layers and convolutions without groups "
         "in the blocks of the backbone if not given",
         (),
+    )
+    freeze_batch_norm: bool = option(
+        "keep the batch normalisation of the network, its statistics and parameters, as it is while the rest learns",
+        False,
+        group="backbone",
+        needs=(only_with("train_only", "all"), _PRETRAINED),
     )
     drop_path: float | None = option(
         "rate of stochastic depth of the backbone in training, if its family has it; none: that of its configuration",

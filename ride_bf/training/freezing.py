@@ -26,6 +26,18 @@ def train_only(model: nn.Module, part: str) -> None:
         _train_only_scales(model)
 
 
+def freeze_batch_norm(model: nn.Module) -> int:
+    """Freezes the batch normalisation; `set_train_mode` then keeps its statistics too. Returns how many layers it is.
+
+    A pre-trained network whose layers took the statistics of the batches would give other features than those that the
+    classifiers start from.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.requires_grad_(False)
+    return len(layers)
+
+
 def is_of_part(name: str, part: str) -> bool:
     """Whether the parameter of this name is of a part, a key of `TRAINABLE_PARTS`."""
     if part == "lora" and is_of_lora(name):

@@ -45,7 +45,7 @@ from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.ending import end_training
-from ride_bf.training.freezing import parameter_counts, train_only
+from ride_bf.training.freezing import freeze_batch_norm, parameter_counts, train_only
 from ride_bf.training.heads import start_heads
 from ride_bf.training.loaders import RunLoaders, draws_per_epoch
 from ride_bf.training.lora import add_lora
@@ -305,6 +305,8 @@ def make_model(
     if recipe.train_only == "lora":
         add_lora(model, recipe)
     train_only(model, recipe.train_only)
+    if recipe.freeze_batch_norm and not freeze_batch_norm(model) and "freeze_batch_norm" in run.given:
+        raise ValueError("--freeze_batch_norm cannot act: the network has no batch normalisation; leave it out")
     set_window(model, recipe.batchformer_window)
     return to_fast_layout(model)
 

@@ -1,4 +1,4 @@
-"""What depth decides on a backbone: learning rates that fall towards the images, and stochastic depth."""
+"""When a backbone learns: rates that fall towards the images, frozen batch normalisation, and stochastic depth."""
 
 import json
 
@@ -7,9 +7,9 @@ import torch
 from conftest import tiny_model as residual_model
 from test_backbones import AS_A_WHOLE, BACKBONES, VIT, backbone_config, depth, moved, tiny_model
 from test_optimizer import rates
-from test_pretrained import probe_options, vit_processor, write_backbone, write_images
+from test_pretrained import RESNET, probe_options, vit_processor, write_backbone, write_images
 from test_training import train
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, ConvNextImageProcessor
 
 from backbone_ride_bf import FAMILIES, family_name
 from configuration_ride_bf import RideBfConfig
@@ -86,6 +86,8 @@ def test_no_decay_is_one_rate():
         ("--recipe finetune --layer_learning_rate_decay 1.1", "must be above 0 and at most 1, not 1.1"),
         ("--drop_path 0.1", "--drop_path 0.1 cannot act: it needs --backbone or --init_from"),
         ("--recipe probe --drop_path 0.1", "--drop_path 0.1 cannot act: it needs --train_only all or lora"),
+        ("--recipe lora --freeze_batch_norm", "--freeze_batch_norm cannot act: it needs --train_only all"),
+        ("--freeze_batch_norm", "--freeze_batch_norm cannot act: it needs --backbone or --init_from"),
         ("--recipe finetune --drop_path 1", "drop_path must be 0 or more and less than 1, not 1.0"),
         ("--recipe finetune --lora_rank 4", "--lora_rank 4 cannot act: it needs --train_only lora"),
         (
@@ -123,6 +125,37 @@ def test_networks_without_known_blocks_have_no_decay():
     other = RideBfConfig(backbone_config=AutoConfig.for_model("vit_msn", **VIT), num_labels=5)
     with pytest.raises(ValueError, match="those of vit_msn are not known; leave it out, or use one of vit, deit"):
         make_optimizer(RideBfForImageClassification(other), RECIPE)
+
+
+# --- Batch normalisation ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def finetune(output_dir, backbone, files, *options):
+    given = probe_options(backbone, files, "--warmup_epochs", 0, *options)[2:]
+    return train(output_dir, "--recipe", "finetune", *given)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_normalisation_is_kept_if_asked_for(tmp_path, files, frozen):
+    processor = ConvNextImageProcessor(size={"shortest_edge": 24}, crop_pct=0.75)
+    place = write_backbone(tmp_path / "resnet", "resnet", RESNET, processor)
+    out = finetune(tmp_path / "out", place, files, *(() if frozen else ("--no_freeze_batch_norm",)))
+    base, saved = AutoModel.from_pretrained(place), load_model(out / "last").ride_bf.trunk.backbone
+    norms = tuple(name for name, module in base.named_modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert len(norms) > 4
+    for name, tensor in base.state_dict().items():
+        kept = torch.equal(tensor, saved.state_dict()[name])
+        assert kept == (frozen and name.rpartition(".")[0] in norms), name
 
 
 # --- Stochastic depth -------------------------------------------------------------------------------------------------
@@ -188,18 +221,17 @@ def test_none_keeps_the_backbones_own():
     assert with_drop_path(backbone_of("swinv2"), 0.0).config.drop_path_rate == 0
 
 
-def test_a_run_that_finetunes(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def test_a_run_that_finetunes(tmp_path, files):
     options = {**VIT, "image_size": 16, "num_hidden_layers": 2}
     place = write_backbone(tmp_path / "dinov2", "dinov2", options, vit_processor())
-    files = write_images(tmp_path / "images")
-    given = probe_options(place, files, "--warmup_epochs", 0, "--drop_path", 0.2)[2:]
-    out = train(tmp_path / "out", "--recipe", "finetune", *given)
+    out = finetune(tmp_path / "out", place, files, "--drop_path", 0.2)
     model = load_model(out / "last")
     assert model.config.backbone_config.drop_path_rate == 0.2
     counts = json.loads((out / "last/checkpoint.json").read_text())["parameters"]
     assert counts["trained"] == counts["all"] == sum(parameter.numel() for parameter in model.parameters())
     vit = write_backbone(tmp_path / "vit", "vit", options, vit_processor())
     with pytest.raises(SystemExit, match="the backbone vit has no stochastic depth; leave it out"):
-        train(tmp_path / "no", "--recipe", "finetune", *probe_options(vit, files, "--drop_path", 0.2)[2:])
+        finetune(tmp_path / "no", vit, files, "--drop_path", 0.2)
+    with pytest.raises(SystemExit, match="--freeze_batch_norm cannot act: the network has no batch normalisation; lea"):
+        finetune(tmp_path / "no", vit, files, "--freeze_batch_norm")
     assert not (tmp_path / "no").exists()
