@@ -35,7 +35,7 @@ def depths_from_top(model: RideBfForImageClassification, needed_by: str) -> dict
     after = tuple(f"{name}." for name in family.last)
     depths: dict[int, int] = {}
     for part in parts:
-        top = own + 1 if part is parts[0] else 1  # the depth of the block that would follow its last one, plus 1
+        top = own + 1 if part is parts[0] else 1  # the depth of its last block
         blocks = family.blocks_of(part)
         depths |= {id(p): 0 if name.startswith(after) else total + 1 for name, p in part.named_parameters()}
         for depth, block in enumerate(reversed(blocks), top):
