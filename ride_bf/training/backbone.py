@@ -1,7 +1,8 @@
 """Pre-trained backbones: where their weights and their image processors come from."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
+from transformers.utils import logging
 
 from configuration_ride_bf import BACKBONE_OPTIONS, RideBfConfig
 from data import prepared_size
@@ -58,9 +60,10 @@ def load_backbone(place: str, image_size: int | None = None) -> Backbone:
     config = from_place(place, lambda name: AutoConfig.from_pretrained(name, trust_remote_code=False))
     if isinstance(vision := getattr(config, "vision_config", None), PreTrainedConfig):
         config = vision
-    model, report = from_place(
-        place, lambda name: AutoModel.from_pretrained(name, config=config, output_loading_info=True)
-    )
+    with _without_report():
+        model, report = from_place(
+            place, lambda name: AutoModel.from_pretrained(name, config=config, output_loading_info=True)
+        )
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise ValueError(
             f"{place} is a {model.config.model_type} model, which does not read images; name a vision model, such as "
@@ -110,6 +113,17 @@ def with_backbone_of(place: str, recipe: TrainingRecipe) -> TrainingRecipe:
 def _folder_of_model(place: str) -> str:
     """The place; for a run's output folder, that of its checkpoint."""
     return str(find_model(place)) if os.path.isdir(place) else place
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps transformers from listing, line by line, the weights that a part of a model does not need."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _is_unused(name: str) -> bool:

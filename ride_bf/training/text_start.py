@@ -6,11 +6,19 @@ The start is that of LIFT. Shi et al.: Long-Tail Learning with Foundation Model:
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from data.notices import some
 from ride_bf.runs.models import check_weights
@@ -18,6 +26,7 @@ from ride_bf.training.backbone import from_place
 
 # Two-tower models of transformers -> how their text is padded in their training.
 PADDING: dict[str, str] = {"clip": "longest", "siglip": "max_length", "siglip2": "max_length"}
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "*.model")
 _TEXTS_AT_ONCE = 256
 _CODE = re.compile(r"[a-z]?\d+", re.IGNORECASE)  # a number, or an id such as WordNet's n01440764
 
@@ -84,35 +93,35 @@ def check_names_are_words(names: Sequence[str]) -> None:
 
 def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
     without = f"the backbone {place} has no tokenizer: save one beside it, or set --classifier_init class_means"
+    if os.path.isdir(place) and not any(map(Path(place).glob, _TOKENIZER_FILES)):  # transformers may make an empty one
+        raise ValueError(without)
     try:
-        tokenizer = from_place(place, lambda name: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+        return from_place(place, lambda name: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     except ValueError as error:
         if "sentencepiece" in str(error.__cause__).lower():
             raise ValueError(f"the tokenizer of {place} needs sentencepiece: pip install sentencepiece") from error
-        if os.path.isdir(place):
-            raise ValueError(without) from error
         raise
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
-        raise ValueError(without)
-    return tokenizer
 
 
-def _tokens(place: str, tokenizer: PreTrainedTokenizerBase, config, texts: list[str]) -> dict[str, Tensor]:
+def _tokens(
+    place: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, texts: list[str]
+) -> dict[str, Tensor]:
     """The tokens (C, T) of texts, padded as the model knows it. Raises ValueError for a text that is too long."""
     longest, known = config.text_config.max_position_embeddings, config.text_config.vocab_size
-    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-    if too_long := [text for text, length in zip(texts, lengths, strict=True) if length > longest]:
+    ids = tokenizer(texts)["input_ids"]
+    if too_long := [text for text, own in zip(texts, ids, strict=True) if len(own) > longest]:
         raise ValueError(
             f"the text tower of {place} takes {longest} tokens, and {too_long[0]!r} has more; shorten --prompt, or "
             "the name of the class with --class_names"
         )
-    tokens = tokenizer(texts, padding=PADDING[config.model_type], max_length=longest, return_tensors="pt")
-    if tokens["input_ids"].max() >= known:
+    if len(tokenizer) <= len(tokenizer.all_special_ids) or max(map(max, ids)) >= known:
         raise ValueError(
-            f"the tokenizer of the backbone {place} knows more tokens than its text tower, {known}: it is of another "
-            "model; save the right one beside it"
+            f"the tokenizer of the backbone {place} has {len(tokenizer)} tokens, and its text tower {known}: it is of "
+            "another model; save the right one beside it"
         )
-    return dict(tokens)
+    padding = PADDING[config.model_type]
+    length = longest if padding == "max_length" else None
+    return dict(tokenizer(texts, padding=padding, max_length=length, return_tensors="pt"))
 
 
 @torch.no_grad()
