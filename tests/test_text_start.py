@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import tiny_model
+from conftest import ROOT, tiny_model
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
+from processes import TRAIN, run, torchrun
 from safetensors.torch import load_file
+from test_pretrained import IN_A_CACHE
 from test_streams import write_shards
 from test_surviving import assert_same_run, interrupted_at
 from test_training import train
@@ -462,6 +464,20 @@ def test_a_resumed_run_never_reads_the_text_tower(clip, images, names_file, tmp_
         lift(tmp_path / "new", place, images, *options)
     lift(tmp_path / "out", place, images, *options, "--resume")
     assert_same_run(tmp_path / "out", whole)
+
+
+def test_two_processes_start_from_the_same_text(clip, images, names_file, tmp_path):
+    """16 training images in batches of 16, so that none has to be repeated."""
+    given = ("--recipe", "lift_clip_vit_b16", "--backbone", clip, "--dataset", "custom", "--data_dir", images)
+    given += ("--epochs", 2, "--batch_size", 16, "--augmentation", "none", "--class_names", names_file)
+    script = tmp_path / "train.py"
+    script.write_text(IN_A_CACHE.format(cache=str(tmp_path / "of_two"), command=str(TRAIN)))
+    command = (script, *given, "--report_to", "none", "--output_dir", tmp_path / "two")
+    run(*torchrun(2, *command), ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
+    lift(tmp_path / "one", clip, images, *given[8:])
+    left, right = (load_file(tmp_path / name / "last/model.safetensors") for name in ("one", "two"))
+    for key in left:
+        torch.testing.assert_close(left[key], right[key], rtol=1e-4, atol=1e-6, msg=key)
 
 
 def test_other_names_are_another_run(clip, images, names_file, tmp_path, monkeypatch):

@@ -93,8 +93,8 @@ def check_names_are_words(names: Sequence[str]) -> None:
 
 def _load_tokenizer(place: str) -> PreTrainedTokenizerBase:
     without = f"the backbone {place} has no tokenizer: save one beside it, or set --classifier_init class_means"
-    if os.path.isdir(place) and not any(map(Path(place).glob, _TOKENIZER_FILES)):  # transformers may make an empty one
-        raise ValueError(without)
+    if os.path.isdir(place) and not any(path for name in _TOKENIZER_FILES for path in Path(place).glob(name)):
+        raise ValueError(without)  # transformers may make an empty one
     try:
         return from_place(place, lambda name: AutoTokenizer.from_pretrained(name, trust_remote_code=False))
     except ValueError as error:
