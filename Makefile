@@ -79,6 +79,7 @@ $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-extras.
 lint: $(INSTALLED)  ## Run the checks for a commit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m ride_bf.benchmark.stale
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix .

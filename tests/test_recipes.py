@@ -250,7 +250,7 @@ def test_no_arguments_are_the_default_recipe():
         ("--recipe probe --classifier_init words", ["--classifier_init", "invalid choice: 'words'"]),
         (
             "--recipe probe --classifier_init text",
-            ["what the pooler of the backbone gives", "set --backbone_pooling pooler --standardise_features false"],
+            ["as the backbone's pooler gives them", "set --backbone_pooling pooler --standardise_features false"],
         ),
         ("--recipe probe --prompt {}", ["--prompt {} cannot act: it needs --classifier_init text"]),
     ],

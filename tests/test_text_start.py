@@ -281,7 +281,7 @@ def test_texts_that_do_not_fit(clip, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--backbone_pooling", "auto"), "here is backbone_pooling auto: set --backbone_pooling pooler"),
+        (("--backbone_pooling", "auto"), "is backbone_pooling auto: set --backbone_pooling pooler"),
         (("--standardise_features", "true"), "set --standardise_features false"),
         (("--classifier", "linear"), "set --classifier cosine"),
         (("--prompt", "a photo"), "prompt 'a photo' is the same for every class"),

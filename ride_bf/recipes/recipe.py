@@ -107,6 +107,7 @@ class TrainingRecipe:
         "random",
         group="backbone",
         needs=(only_with("classifier", "cosine"),),
+        off="random",
     )
     prompt: tuple[str, ...] = option(
         "text about a class, with {} for its name; of several texts the mean is taken",
@@ -392,7 +393,10 @@ class TrainingRecipe:
         if wrong := {name: value for name, value in needed.items() if self.network_value(name) != value}:
             here = ", ".join(f"{name} {self.network_value(name)}" for name in wrong)
             remedy = " ".join(f"--{name} {str(value).lower()}" for name, value in wrong.items())
-            raise ValueError(f"text describes what the pooler of the backbone gives, but here is {here}: set {remedy}")
+            raise ValueError(
+                "classifier_init text needs features as the backbone's pooler gives them and cosines to them, but here "
+                f"is {here}: set {remedy}, or --classifier_init random"
+            )
         if without := [prompt for prompt in self.prompt if "{}" not in prompt]:
             raise ValueError(f"prompt {without[0]!r} is the same for every class; write {{}} where the name belongs")
         if not self.prompt:

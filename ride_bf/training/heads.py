@@ -22,7 +22,8 @@ def start_heads(
     """
     if text_vectors is not None:
         set_class_vectors(model, text_vectors)
-    means = recipe.classifier_init == "class_means"
+    # a recipe's own start does not hold for the linear classifiers that it is run with
+    means = recipe.classifier_init == "class_means" and model.config.classifier == "cosine"
     if not (model.config.standardise_features or means):
         return
     rows = loaders.centre_features("train")
@@ -56,8 +57,6 @@ def class_means(model: RideBfForImageClassification, features: Tensor, labels: T
 
 @torch.no_grad()
 def set_class_vectors(model: RideBfForImageClassification, vectors: Tensor) -> None:
-    """Gives every expert's cosine classifier these class vectors (C, D). Raises ValueError for linear classifiers."""
-    if model.config.classifier != "cosine":
-        raise ValueError("classifier_init needs --classifier cosine: only the direction of a class vector is known")
+    """Gives every expert's cosine classifier these class vectors (C, D)."""
     for classifier in model.classifiers:
         classifier.weight.copy_(vectors)
