@@ -130,7 +130,8 @@ def _read_numbers(path: Path, class_names: Sequence[str]) -> list[float]:
             raise ValueError(f"{expected}; these names are not in both: {', '.join(differing[:5])}")
         content = [content[name] for name in class_names]
     if not isinstance(content, list) or len(content) != len(class_names):
-        raise ValueError(f"{expected}, not {f'{len(content)} entries' if isinstance(content, list) else content!r}")
+        found = f"{len(content)} numbers" if isinstance(content, list) else content
+        raise ValueError(f"{expected}, not {found}")
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in content):
         raise ValueError(f"{expected}; not all are numbers")
     return content
