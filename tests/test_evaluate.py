@@ -26,7 +26,7 @@ from ride_bf import evaluate
 from ride_bf.evaluation import report, results
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.plots import COLOURS, FIGURES
-from ride_bf.evaluation.priors import ModelPrior, TestPrior, correct, find_model_prior, read_shares
+from ride_bf.evaluation.priors import ModelPrior, TestPrior, correct, find_model_prior, make_test_prior, read_shares
 from ride_bf.evaluation.results import Predictions, measure, read_results, write_results
 from ride_bf.recipes import RECIPES
 
@@ -522,6 +522,9 @@ class TestTestPrior:
             path.write_text(json.dumps(content))
             with pytest.raises(ValueError, match=message):
                 read_shares(str(path), ["dog", "cat"], [5, 5])
+        path.write_text("[3, 1]")
+        made = make_test_prior(str(path), ModelPrior(basis="", shares=[0.5, 0.5]), ["dog", "cat"], [5, 5])
+        assert made.name == "prior.json", "published results name no folder"
         path.write_text("dog 3")
         with pytest.raises(ValueError, match="is not a JSON file"):
             read_shares(str(path), ["dog", "cat"], [5, 5])

@@ -147,7 +147,8 @@ def make_test_prior(
             "is no readable recipe.json of their training, or because a router or ride_bf.decouple changed them; say "
             "it with --model_prior train (as after cross-entropy) or uniform (as after a balanced loss)"
         )
-    return TestPrior(name=name, shares=read_shares(name, class_names, class_counts), model_prior=model_prior)
+    shares = read_shares(name, class_names, class_counts)
+    return TestPrior(name=Path(name).name, shares=shares, model_prior=model_prior)  # without a folder of this machine
 
 
 def correct(images: Predictions, prior: TestPrior) -> Predictions:
