@@ -247,7 +247,12 @@ def test_no_arguments_are_the_default_recipe():
         ("--recipe probe --image_mean 0 0 0", ["--image_mean 0.0 0.0 0.0 cannot act: it needs no --backbone"]),
         ("--expert_adapter_size 8", ["--expert_adapter_size 8 cannot act: it needs --backbone"]),
         ("--recipe probe --feature_views 3", ["--feature_views 3 cannot act", "an --augmentation other than none"]),
-        ("--recipe probe --classifier_init text", ["--classifier_init", "invalid choice: 'text'"]),
+        ("--recipe probe --classifier_init words", ["--classifier_init", "invalid choice: 'words'"]),
+        (
+            "--recipe probe --classifier_init text",
+            ["as the backbone's pooler gives them", "set --backbone_pooling pooler --standardise_features false"],
+        ),
+        ("--recipe probe --prompt {}", ["--prompt {} cannot act: it needs --classifier_init text"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_explained(arguments, messages, capsys):
