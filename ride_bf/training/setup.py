@@ -248,21 +248,18 @@ def make_processor(recipe: TrainingRecipe) -> BitImageProcessor:
 def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone | None, TrainingRecipe]:
     """The backbone of the recipe, or of the model that the run starts from; and the recipe with its image options.
 
-    The backbone decides size and normalisation of the images, but for an `--image_size` that is given.
+    The processor is the backbone's own, with the recipe's `image_size` and `crop`.
     """
     if recipe.backbone is None and run.init_from is not None:
-        recipe = with_backbone_of(run.init_from, recipe)
+        chosen = {"image_size": recipe.image_size} if "image_size" in run.given else {}
+        recipe = with_backbone_of(run.init_from, recipe, **chosen)
     if recipe.backbone is None:
         return None, recipe
-    backbone = load_backbone(recipe.backbone, recipe.image_size if _chooses_image_size(run) else None)
+    backbone = load_backbone(recipe.backbone)
     if backbone.model is None and run.init_from is None:
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
+    backbone = backbone.prepare_images(recipe.image_size, recipe.crop)
     return backbone, replace(recipe, **processor_facts(backbone.processor))
-
-
-def _chooses_image_size(run: RunArguments) -> bool:
-    """Whether the images have another size than the backbone's own. A recipe's file has the size that it was for."""
-    return "image_size" in run.given or run.recipe_file is not None
 
 
 def make_model(
@@ -284,7 +281,7 @@ def make_model(
         model = RideBfForImageClassification(config)
         if backbone.model is not None:
             model = RideBfForImageClassification.from_backbone(backbone.model, config)
-        if _chooses_image_size(run):
+        if backbone.other_size:
             check_image_size(model, backbone)
     if run.init_from is not None:
         started = initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
