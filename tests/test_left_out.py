@@ -21,7 +21,8 @@ from ride_bf.runs.checkpoints import read_facts
 from ride_bf.runs.provenance import load_splits_of, read_data
 
 TINY = (
-    *("--dataset", "custom", "--epochs", 1, "--batchformer", "none", "--batch_size", 16),
+    *("--recipe", "digits_lt_resnet32", "--dataset", "custom"),
+    *("--epochs", 1, "--batchformer", "none", "--batch_size", 16),
     *("--classifier", "linear", "--loss", "cross_entropy", "--num_experts", 1),
 )
 
