@@ -449,7 +449,7 @@ def test_what_makes_a_new_cache(tmp_path, vit, images, own_cache, seen):
     before = changed.stat()
     Image.new("RGB", (20, 26)).save(changed)
     os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
-    assert looked_at() == 12, "only the test images"
+    assert looked_at() == 1
     vit_processor().from_dict({**vit_processor().to_dict(), "image_mean": [0.4] * 3}).save_pretrained(place)
     assert looked_at() == NUMBER_OF_IMAGES
     weights = load_file(place / "model.safetensors")
@@ -457,7 +457,22 @@ def test_what_makes_a_new_cache(tmp_path, vit, images, own_cache, seen):
     save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
     assert looked_at() == NUMBER_OF_IMAGES
     assert looked_at() == 0
-    assert not [path for path in own_cache.iterdir() if path.name.startswith(".")]
+    assert not list(own_cache.glob("*/.*"))
+
+
+def test_other_splits_of_the_same_images_need_no_new_features(tmp_path, vit, images, seen):
+    """Neither other splits, nor fewer images; and each row is that of its image."""
+    folder = shutil.copytree(images / "train", tmp_path / "images")
+    options = ("--classifier_init", "random", "--standardise_features", False)
+    probe(tmp_path / "all", vit, folder, *options)
+    assert sum(seen) == sum(COUNTS.values())
+    seen.clear()
+    (tmp_path / "without.txt").write_text("ant/0.png\n")
+    other = ("--exclude", tmp_path / "without.txt", "--validation_fraction", 0.2, "--seed", 1, *options)
+    gathered = probe(tmp_path / "gathered", vit, folder, *other)
+    assert sum(seen) == 0
+    shutil.rmtree(tmp_path / "cache")
+    assert losses(probe(tmp_path / "computed", vit, folder, *other)) == losses(gathered)
 
 
 def test_views_of_the_training_images(tmp_path, vit, images, own_cache, seen):
@@ -466,7 +481,7 @@ def test_views_of_the_training_images(tmp_path, vit, images, own_cache, seen):
     first = probe(tmp_path / "out", vit, images, *options)
     drawn = sum(COUNTS.values())
     assert sum(seen) == NUMBER_OF_IMAGES + 3 * drawn
-    (views,) = [np.load(path) for path in own_cache.glob("*.npy") if np.load(path).shape == (3, drawn, 16)]
+    (views,) = [np.load(path) for path in own_cache.glob("*/*.npy") if np.load(path).shape == (3, drawn, 16)]
     assert all(np.abs(views[i] - views[j]).max(axis=1).min() > 1e-3 for i, j in ((0, 1), (0, 2), (1, 2)))
     seen.clear()
     assert losses(probe(tmp_path / "again", vit, images, *options)) == losses(first)
@@ -513,7 +528,7 @@ def test_an_image_that_could_not_be_read_for_a_while(tmp_path, vit, images, seen
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
     seen.clear()
     second = probe(tmp_path / "second", vit, folder)
-    assert sum(seen) == sum(COUNTS.values())
+    assert sum(seen) == 1
     assert "broken_images" not in json.loads((second / "test_results.json").read_text())
 
 
@@ -528,7 +543,7 @@ def test_a_failed_computation_leaves_nothing(tmp_path, vit, images, own_cache, m
         patch.setattr(FeatureCache, "_one_pass", fails)
         with pytest.raises(SystemExit, match="No space left on device"):
             probe(tmp_path / "out", vit, images, "--eval_batch_size", 5)
-    assert list(own_cache.iterdir()) == []
+    assert list(own_cache.glob("*/*")) == []
     probe(tmp_path / "out", vit, images, "--overwrite_output_dir")
 
 
@@ -570,9 +585,10 @@ def test_two_processes_equal_one(tmp_path, vit, images):
     one = train(tmp_path / "one", *options)
     assert np.allclose(losses(one), losses(tmp_path / "two"), rtol=1e-5, atol=0)
     sizes = [
-        sorted(path.stat().st_size for path in folder.iterdir())
+        sorted(path.stat().st_size for path in folder.glob("*/*"))
         for folder in (tmp_path / "of_two/features", tmp_path / "cache/features")
     ]
+    assert len(sizes[0]) == 9, "features, labels and keys of three splits"
     assert sizes[0] == sizes[1]
 
 

@@ -11,6 +11,29 @@ BACKBONES = ("vit", "dinov2", "convnext", "swin", "resnet")
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
 
+CLIPART_PARTS = ("scratch", "frozen", "windows", "tuned")
+
+
+def _clipart(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path("/usr/share/openclipart/png"),
+        help="the drawings; by default where apt-get install openclipart-png puts them",
+    )
+    parser.add_argument(
+        "--backbone",
+        default="facebook/dinov2-small",
+        help="Hub id or folder of the pre-trained network of all parts but scratch",
+    )
+    parser.add_argument("--parts", nargs="+", choices=CLIPART_PARTS, default=CLIPART_PARTS, metavar="PART")
+    parser.add_argument("--splits", type=int, nargs="+", default=list(range(5)), help="numbers of the random splits")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/clipart"), help="finished runs are reused")
+    _add_results(parser, "clipart_lt.json")
+    parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
+
+
 def _digits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
@@ -86,6 +109,7 @@ def _add_results(parser: argparse.ArgumentParser, name: str) -> None:
 
 # name of a module with a function run(options) -> function that adds its options, summary for --help
 BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "clipart": (_clipart, "Compare methods, heads and the BatchFormer on real drawings with a long tail, over splits."),
     "digits": (_digits, "Compare the methods on the default images, with several seeds each, as a table and a plot."),
     "input": (_input, "Compare the input pipeline with the classic one, in one process on the same files."),
     "lists": (_lists, "Measure reading and caching of lists as long as those of ImageNet-LT and iNaturalist 2018."),
