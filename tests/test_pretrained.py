@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProc
 from backbone_ride_bf import RideBfBackboneTrunk
 from data import load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf import evaluate, publish, route
+from ride_bf import evaluate, profile, publish, route
 from ride_bf.hub.base_model import BaseModel, read_base_model
 from ride_bf.hub.card import _training_facts
 from ride_bf.hub.run_files import read_saved_run
@@ -732,6 +732,13 @@ def test_places_lt_starts_from_a_public_resnet(tmp_path, resnet, images, monkeyp
     own = load_backbone(str(resnet)).model.state_dict()
     moved = [name for name, value in saved.ride_bf.trunk.backbone.state_dict().items() if not value.equal(own[name])]
     assert "embedder.embedder.convolution.weight" in moved
+
+
+def test_the_cost_of_a_recipe_on_a_backbone(resnet, capsys):
+    profile.main(["--recipe", "places_lt_resnet152", "--backbone", str(resnet)])
+    printed = capsys.readouterr().out
+    assert "places_lt_resnet152: 365 classes, 24 x 24 pixels" in printed
+    assert "expert 3" in printed
 
 
 def test_its_heads_alone(whole, images, tmp_path):
