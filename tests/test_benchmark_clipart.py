@@ -7,12 +7,13 @@ import pytest
 from PIL import Image
 
 from data import class_counts, load_long_tailed
-from ride_bf.benchmark import clipart
+from ride_bf.benchmark import clipart, collapse
 from ride_bf.benchmark.__main__ import main
 from ride_bf.benchmark.arguments import CLIPART_PARTS
 from ride_bf.benchmark.clipart import PARTS, Part, paired, table
 from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, shrink, write_lists
 from ride_bf.benchmark.runs import Run, train_all
+from ride_bf.training.arguments import parse_arguments
 
 PART = Part(
     summary="two heads",
@@ -173,6 +174,31 @@ def test_parts():
     assert tuple(PARTS) == CLIPART_PARTS
     for part in PARTS.values():
         assert part.pairs.keys() | set(part.pairs.values()) == part.methods.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "tuned"])
+def test_the_commands_of_a_part_are_possible(name):
+    part = PARTS[name]
+    for method, own in part.methods.items():
+        _, recipe = parse_arguments([*part.options.split(), *own.split(), "--learning_rate", part.learning_rates[0]])
+        assert (recipe.network_value("batchformer") != "none") == ("BatchFormer" in method)
+
+
+@pytest.mark.parametrize("name", collapse.DATA)
+def test_the_commands_of_the_grid_are_possible(name):
+    data = collapse.DATA[name]
+    for cell in collapse.cells():
+        _, recipe = parse_arguments(cell.options(data).split())
+        assert recipe.loss == "ride"
+        assert recipe.batchformer_window == cell.window or cell.form == "none"
+
+
+def test_the_table_counts_what_collapsed():
+    accuracies = {"paper": [0.2, 0.6, 0.4], "gated": [0.6, 0.62, 0.61], "none": [0.6, 0.61, 0.6]}
+    grid = [{**vars(cell), "balanced_accuracy": accuracies[cell.form]} for cell in collapse.cells()]
+    rows = collapse.table(grid).splitlines()[2:]
+    assert rows[0] == "| paper | insert | 18 of 27 | 0 of 9 | -20.3 |"
+    assert rows[3] == "| gated | shared_classifier | 0 of 54 | 0 of 18 | +0.7 |"
 
 
 def test_runs_are_normal_commands(tmp_path):

@@ -414,6 +414,9 @@ def test_linear_classifiers_have_no_class_means(tmp_path, vit, images, capsys):
     with pytest.raises(SystemExit):
         probe(tmp_path / "out", vit, images, "--classifier", "linear", "--classifier_init", "class_means")
     assert "--classifier_init class_means cannot act: it needs --classifier cosine" in capsys.readouterr().err
+    probe(tmp_path / "out", vit, images, "--classifier", "linear")
+    probe(tmp_path / "other", vit, images, "--classifier", "linear", "--classifier_init", "random")
+    assert losses(tmp_path / "out") == losses(tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])

@@ -98,6 +98,7 @@ def test_every_recipe_makes_a_network_and_goes_through_json(name):
         assert config.batchformer == ("shared_classifier" if config.stem_type == "cifar" else "insert")
     json.loads(json.dumps(asdict(recipe)))
     assert recipe.description
+    assert (recipe.image_size is None) == (recipe.backbone is not None), "a backbone has its own image size"
 
 
 def test_variants():
@@ -266,7 +267,12 @@ def test_no_arguments_are_the_default_recipe():
         ("--recipe probe --image_mean 0 0 0", ["--image_mean 0.0 0.0 0.0 cannot act: it needs no --backbone"]),
         ("--expert_adapter_size 8", ["--expert_adapter_size 8 cannot act: it needs --backbone"]),
         ("--recipe probe --feature_views 3", ["--feature_views 3 cannot act", "an --augmentation other than none"]),
-        ("--recipe probe --classifier_init text", ["--classifier_init", "invalid choice: 'text'"]),
+        ("--recipe probe --classifier_init words", ["--classifier_init", "invalid choice: 'words'"]),
+        (
+            "--recipe probe --classifier_init text",
+            ["as the backbone's pooler gives them", "set --backbone_pooling pooler --standardise_features false"],
+        ),
+        ("--recipe probe --prompt {}", ["--prompt {} cannot act: it needs --classifier_init text"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_explained(arguments, messages, capsys):

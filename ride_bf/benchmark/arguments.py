@@ -15,29 +15,26 @@ CLIPART_PARTS = ("scratch", "frozen", "windows", "tuned")
 
 
 def _clipart(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data_dir",
-        type=Path,
-        default=Path("/usr/share/openclipart/png"),
-        help="the drawings; by default where apt-get install openclipart-png puts them",
-    )
-    parser.add_argument(
-        "--backbone",
-        default="facebook/dinov2-small",
-        help="Hub id or folder of the pre-trained network of all parts but scratch",
-    )
+    _add_drawings(parser)
     parser.add_argument("--parts", nargs="+", choices=CLIPART_PARTS, default=CLIPART_PARTS, metavar="PART")
     parser.add_argument("--splits", type=int, nargs="+", default=list(range(5)), help="numbers of the random splits")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/clipart"), help="finished runs are reused")
+    _add_runs(parser, "outputs/clipart")
     _add_results(parser, "clipart_lt.json")
+    parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
+
+
+def _collapse(parser: argparse.ArgumentParser) -> None:
+    _add_drawings(parser)
+    parser.add_argument("--data", nargs="+", choices=("digits", "clipart"), default=("digits", "clipart"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)))
+    _add_runs(parser, "outputs/collapse")
+    _add_results(parser, "collapse.json")
     parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
 
 
 def _digits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="finished runs are reused")
+    _add_runs(parser, "outputs/benchmark")
     _add_results(parser, "digits_lt.json")
     parser.add_argument("--plot_only", action="store_true", help="only plot the numbers in --results")
     parser.add_argument("--picture", type=Path, default=DOCS / "digits_lt.png")
@@ -99,6 +96,23 @@ def _scale(parser: argparse.ArgumentParser) -> None:
     _add_results(parser, "scale.json")
 
 
+def _add_drawings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path("/usr/share/openclipart/png"),
+        help="the drawings; by default where apt-get install openclipart-png puts them",
+    )
+    parser.add_argument(
+        "--backbone", default="facebook/dinov2-small", help="Hub id or folder of the pre-trained network"
+    )
+
+
+def _add_runs(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="finished runs are reused")
+
+
 def _add_precision(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help=help)
 
@@ -110,6 +124,7 @@ def _add_results(parser: argparse.ArgumentParser, name: str) -> None:
 # name of a module with a function run(options) -> function that adds its options, summary for --help
 BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "clipart": (_clipart, "Compare methods, heads and the BatchFormer on real drawings with a long tail, over splits."),
+    "collapse": (_collapse, "Count how often the BatchFormer collapses, over windows, learning rates and weights."),
     "digits": (_digits, "Compare the methods on the default images, with several seeds each, as a table and a plot."),
     "input": (_input, "Compare the input pipeline with the classic one, in one process on the same files."),
     "lists": (_lists, "Measure reading and caching of lists as long as those of ImageNet-LT and iNaturalist 2018."),

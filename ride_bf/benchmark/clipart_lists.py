@@ -15,7 +15,6 @@ import numpy as np
 from data.annotation_lists import CLASS_NAMES
 from data.reading import MAX_IMAGE_PIXELS
 
-PACKAGE = Path("/usr/share/openclipart/png")
 _NO_SUBJECT = ("special", "unsorted", "logos", "buttons")  # folders whose drawings share no subject
 _FEWEST = 12  # drawings of a class
 _MOST_TESTED = 20  # drawings of a class

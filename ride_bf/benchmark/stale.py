@@ -21,6 +21,7 @@ _TRAINING = (
 # benchmark -> what its numbers depend on
 SOURCES: dict[str, tuple[str, ...]] = {
     "clipart": (*_TRAINING, "ride_bf/benchmark/clipart*.py"),
+    "collapse": (*_TRAINING, "ride_bf/benchmark/collapse.py"),
     "digits": (*_TRAINING, "ride_bf/benchmark/digits.py"),
     "input": (*_IMAGES, "ride_bf/benchmark/input.py"),
     "lists": ("data/annotation_lists.py", "data/rows.py", "ride_bf/benchmark/lists.py"),

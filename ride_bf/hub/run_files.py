@@ -19,7 +19,8 @@ from ride_bf.runs.provenance import PATH_OPTIONS, TrainingData, check_same_count
 from ride_bf.runs.run_folder import ENVIRONMENT
 
 TEST_RESULTS = "test_results.json"  # in the run's folder, written at the end of training
-_LOCAL_SETTINGS = {"backbone", "data_dir", "init_from", "teacher", *PATH_OPTIONS}  # these may be paths of this machine
+# These may be paths of this machine.
+_LOCAL_SETTINGS = {"backbone", "class_names", "data_dir", "init_from", "teacher", *PATH_OPTIONS}
 
 
 @dataclass(frozen=True)

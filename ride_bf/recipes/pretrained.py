@@ -1,4 +1,4 @@
-"""Your own images on a pre-trained backbone."""
+"""Recipes on a pre-trained backbone: for your own images, and LIFT."""
 
 from ride_bf.recipes.recipe import TrainingRecipe
 
@@ -30,4 +30,36 @@ logit-adjusted loss. The recipe is ours.""",
     warmup_epochs=0,
 )
 
-RECIPES = (PROBE,)
+LIFT_CLIP_VIT_B16 = TrainingRecipe(
+    name="lift_clip_vit_b16",
+    description="""ImageNet-LT on CLIP's ViT-B/16, with the settings of LIFT: Shi et al., Long-Tail Learning with
+Foundation Model: Heavy Fine-Tuning Hurts, 2024. A cosine classifier starts from the names of the classes, which CLIP's
+text tower reads, and learns with the logit-adjusted loss. --dataset trains other data sets. For iNaturalist 2018, LIFT
+trains 20 epochs; give the names of its classes with --class_names.
+It differs from LIFT, which also trains AdaptFormer modules in the blocks: here the backbone is frozen.
+Published for LIFT, with AdaptFormer and five crops: ImageNet-LT 78.3, Places-LT 52.2, CIFAR-100-LT 81.7. The five crops
+are python -m ride_bf.evaluate --views five_crop.""",
+    dataset="imagenet_lt",
+    backbone="openai/clip-vit-base-patch16",
+    network={
+        "num_experts": 1,
+        "classifier": "cosine",
+        "cosine_scale": 25.0,
+        "batchformer": "none",
+        "backbone_pooling": "pooler",
+    },
+    image_size=None,
+    augmentation="inaturalist",
+    train_only="heads",
+    classifier_init="text",
+    loss="logit_adjusted",
+    epochs=10,
+    batch_size=128,
+    learning_rate=0.01,
+    nesterov=False,
+    weight_decay=5e-4,
+    schedule="cosine",
+    warmup_epochs=0,
+)
+
+RECIPES = (PROBE, LIFT_CLIP_VIT_B16)

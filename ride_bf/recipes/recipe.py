@@ -101,11 +101,19 @@ class TrainingRecipe:
         group="backbone",
         metavar="PLACE",
     )
-    classifier_init: Literal["random", "class_means"] = option(
-        "how the class vectors start. class_means: the mean features of a class's training images",
+    classifier_init: Literal["random", "class_means", "text"] = option(
+        "how the class vectors start. class_means: the mean features of a class's training images; text: what the text "
+        "tower of a CLIP or SigLIP --backbone makes of the class names, see --class_names",
         "random",
         group="backbone",
         needs=(only_with("classifier", "cosine"),),
+        off="random",
+    )
+    prompt: tuple[str, ...] = option(
+        "text about a class, with {} for its name; of several texts the mean is taken",
+        ("a photo of a {}.",),
+        group="backbone",
+        needs=(only_with("classifier_init", "text"),),
     )
     feature_views: int | None = option(
         "number of augmented views of each image to compute the features of a frozen backbone for, once; training then "
@@ -329,6 +337,8 @@ class TrainingRecipe:
         check_values(self)
         check_values(NetworkOptions(**self.network))
         self._check_taus()
+        if self.classifier_init == "text":
+            self._check_text_start()
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} is that of a whole step and cannot be accumulated from "
@@ -381,6 +391,26 @@ class TrainingRecipe:
                 f"logit_adjustment_tau {shown(taus)} has {len(taus)} numbers for {self.network_value('num_experts')} "
                 "experts; give one for all, or one each"
             )
+
+    def _check_text_start(self) -> None:
+        """Raises ValueError unless class vectors from text fit the features, see `ride_bf.training.text_start`."""
+        if self.backbone is None:
+            raise ValueError(
+                "classifier_init text needs a backbone with a text tower: name one with --backbone, such as "
+                "openai/clip-vit-base-patch16"
+            )
+        needed = {"backbone_pooling": "pooler", "standardise_features": False, "classifier": "cosine"}
+        if wrong := {name: value for name, value in needed.items() if self.network_value(name) != value}:
+            here = ", ".join(f"{name} {self.network_value(name)}" for name in wrong)
+            remedy = " ".join(f"--{name} {str(value).lower()}" for name, value in wrong.items())
+            raise ValueError(
+                "classifier_init text needs features as the backbone's pooler gives them and cosines to them, but here "
+                f"is {here}: set {remedy}, or --classifier_init random"
+            )
+        if without := [prompt for prompt in self.prompt if "{}" not in prompt]:
+            raise ValueError(f"prompt {without[0]!r} is the same for every class; write {{}} where the name belongs")
+        if not self.prompt:
+            raise ValueError('prompt is empty; give it a text, such as "a photo of a {}."')
 
     @property
     def varies_images(self) -> bool:

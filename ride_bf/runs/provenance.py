@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from data import CUSTOM, MAX_IMAGE_PIXELS, ImageStream, OnBrokenImage, class_counts, load_long_tailed
+from data.class_names import names_of, with_names
 from data.digest import images_digest
 from data.sets import SPLIT_OPTIONS, data_options
 from ride_bf.runs.checkpoints import FACTS, read_facts
@@ -50,6 +51,7 @@ class TrainingData:
         train_class_counts: (C,), training images of each class.
         splits: "train", "test" and, if there is one, "validation".
         max_image_pixels: images of more pixels were not read.
+        names_in_data: (C,), what the classes are called in the data, if `--class_names` gave them other names.
     """
 
     dataset: str
@@ -59,6 +61,7 @@ class TrainingData:
     train_class_counts: list[int]
     splits: dict[str, SplitData]
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    names_in_data: list[str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The dict that is written to `checkpoint.json`."""
@@ -82,18 +85,35 @@ def describe_data(
     data_dir: str | Path | None = None,
     *,
     max_image_pixels: int | None = None,
+    names_in_data: list[str] | None = None,
     **options: Any,
 ) -> TrainingData:
-    """Describes the splits that `data.load_long_tailed(dataset, data_dir, **options)` returned."""
+    """Describes the splits that `data.load_long_tailed(dataset, data_dir, **options)` returned.
+
+    If their classes have been renamed since, `names_in_data` are the names that they had.
+    """
     return TrainingData(
         dataset=dataset,
         data_dir=None if data_dir is None else _absolute(data_dir),
         options={name: _absolute(value) if name in PATH_OPTIONS else value for name, value in _given(options).items()},
-        class_names=list(splits["train"].features["label"].names),
+        class_names=names_of(splits),
         train_class_counts=class_counts(splits["train"]),
         splits={name: SplitData(images=len(split), digest=images_digest(split)) for name, split in splits.items()},
         max_image_pixels=max_image_pixels or MAX_IMAGE_PIXELS,
+        names_in_data=names_in_data,
     )
+
+
+def named_as_in_training(splits: Splits, data: TrainingData) -> Splits:
+    """The splits, whose classes have the names that the data give them, with the names of a model's classes.
+
+    Names that the data did not have in training stay as they are.
+    """
+    if data.names_in_data is None:
+        return splits
+    readable = dict(zip(data.names_in_data, data.class_names, strict=True))
+    names = [readable.get(name, name) for name in names_of(splits)]
+    return with_names(splits, names) if len(set(names)) == len(names) else splits
 
 
 def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
@@ -195,6 +215,7 @@ def load_splits_of(
             f"{place} was trained on the data in {data.data_dir}, which are not there: {error}. If they have been "
             "moved, give their new place with --data_dir"
         ) from error
+    splits = named_as_in_training(splits, data)
     new = {name: value for name, value in options.items() if name not in said}
     check_same_data(place, data, describe_data(splits, data.dataset, where, **data.options), new)
     return splits, replace(data, max_image_pixels=max_image_pixels or data.max_image_pixels)
@@ -290,7 +311,7 @@ def load_data_to_evaluate(
         digest=images_digest(splits[split]) if other_images else data.splits[split].digest,
         other_images=other_images,
         trained_on=known,
-        class_names=list(here.features["label"].names),
+        class_names=names_of(splits),
         train_class_counts=class_counts(here) if known is None else known.train_class_counts,
         training_images=None if other_images else here,
         max_image_pixels=max_image_pixels,
@@ -309,7 +330,8 @@ def _load_other(place: str | Path, known: TrainingData | None, **given: Any) -> 
     dataset = given.pop("dataset", known.dataset)
     data_dir = given.pop("data_dir", known.data_dir if dataset == known.dataset else None)
     splits = load_long_tailed(dataset, data_dir, **given)
-    names = list(splits["train"].features["label"].names)
+    splits = named_as_in_training(splits, known)
+    names = names_of(splits)
     if names != known.class_names:
         raise ValueError(f"{place} was trained on other classes: {_differing(known.class_names, names)}")
     return dataset, given, splits

@@ -93,6 +93,12 @@ class RunArguments:
     validation_fraction: float | None = _data(_SPLIT_HELP["validation_fraction"], None, must_be="between 0 and 1")
     group_by: str | None = _data(_SPLIT_HELP["group_by"], None, metavar="COLUMN")
     exclude: str | None = _data(_SPLIT_HELP["exclude"], None, metavar="FILE")
+    class_names: str | None = _data(
+        "file with readable names for the classes: a name in each line, in the order of the labels; or .json, .csv or "
+        ".tsv with the name for each class, by its name in the data, its folder or its label",
+        None,
+        metavar="FILE",
+    )
     max_image_pixels: int = _data(MAX_IMAGE_PIXELS_HELP, MAX_IMAGE_PIXELS, must_be="1 or more")
     on_broken_image: Literal["stop", "skip"] = _data(
         "what to do when an image cannot be read; skip: leave it out and list it in the results", "stop"
@@ -154,6 +160,7 @@ class RunArguments:
         """What a result depends on, apart from the recipe."""
         of_data = self.data_options()
         of_data.pop("skip_empty_rows", None)  # the training images show whether it has left out any
+        of_data["class_names"] = self.class_names
         return {"seed": self.seed, **of_data, "init_from": self.init_from, "teacher": self.teacher}
 
 
@@ -166,7 +173,7 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
         )
     if run.dataset_options.get("streaming") and run.init_from is None:
         reading = {
-            "classifier_init": recipe.classifier_init != "random" and recipe.classifier_init,
+            "classifier_init": recipe.classifier_init == "class_means" and recipe.classifier_init,
             "standardise_features": recipe.network_value("standardise_features"),
             "feature_views": recipe.feature_views,
         }

@@ -1,6 +1,8 @@
 """Pre-trained backbones: where their weights and their image processors come from."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
+from transformers.utils import logging
 
 from configuration_ride_bf import BACKBONE_OPTIONS, RideBfConfig
 from data import prepared_size
@@ -55,19 +58,20 @@ def load_backbone(place: str) -> Backbone:
     Raises ValueError, with the remedy, for a model that is not there, private, gated, damaged or no vision model, and
     for a missing package.
     """
-    described, _ = _of_the_place(place, lambda name: PreTrainedConfig.get_config_dict(_folder_of_model(name)))
+    described, _ = from_place(place, lambda name: PreTrainedConfig.get_config_dict(_folder_of_model(name)))
     if described.get("model_type") == RideBfConfig.model_type:
         config = load_config(place)
         if config.backbone_config is None:
             raise ValueError(f"{place} is a residual network of this library: start from it with --init_from")
         return Backbone(place=place, config=config.backbone_config, processor=load_processor(place))
     # Otherwise transformers would ask on the terminal whether it may run the code of a repository.
-    config = _of_the_place(place, lambda name: AutoConfig.from_pretrained(name, trust_remote_code=False))
+    config = from_place(place, lambda name: AutoConfig.from_pretrained(name, trust_remote_code=False))
     if isinstance(vision := getattr(config, "vision_config", None), PreTrainedConfig):
         config = vision
-    model, report = _of_the_place(
-        place, lambda name: AutoModel.from_pretrained(name, config=config, output_loading_info=True)
-    )
+    with _without_report():
+        model, report = from_place(
+            place, lambda name: AutoModel.from_pretrained(name, config=config, output_loading_info=True)
+        )
     if getattr(model, "main_input_name", None) != "pixel_values":
         raise ValueError(
             f"{place} is a {model.config.model_type} model, which does not read images; name a vision model, such as "
@@ -80,7 +84,7 @@ def load_backbone(place: str) -> Backbone:
         raise ValueError(f"the backbone {place} is damaged: {error}; download it again") from error
     # timm's processor is of one kind, and transformers would warn about the other
     kind = {"backend": "pil"} if model.config.model_type == "timm_wrapper" else {}
-    original = _of_the_place(place, lambda name: AutoImageProcessor.from_pretrained(name, **kind))
+    original = from_place(place, lambda name: AutoImageProcessor.from_pretrained(name, **kind))
     processor = as_bit_processor(original, place)
     return Backbone(place=place, config=model.config, processor=processor, model=model.float().eval())
 
@@ -120,13 +124,24 @@ def _folder_of_model(place: str) -> str:
     return str(find_model(place)) if os.path.isdir(place) else place
 
 
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps transformers from listing, line by line, the weights that a part of a model does not need."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _is_unused(name: str) -> bool:
     """Whether a weight may be missing: ViT's dense pooler is in few files, and its features are not used by default."""
     return name.startswith("pooler.")
 
 
-def _of_the_place(place: str, load) -> Any:
-    """Returns `load(place)`. Raises ValueError with what is wrong and the remedy."""
+def from_place(place: str, load: Callable[[str], Any]) -> Any:
+    """Returns `load(place)`, from a Hub id or folder. Raises ValueError with what is wrong and the remedy."""
     is_folder = os.path.isdir(place)
     if not is_folder and (Path(place).is_absolute() or place.startswith(".") or not is_hub_id(place)):
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, set_seed
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import BitImageProcessor
 
@@ -19,6 +19,7 @@ from data import (
     evaluation_processor,
     load_long_tailed,
 )
+from data.class_names import name_classes
 from data.notices import printed_notices
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.hub.upload import RunPublisher
@@ -45,6 +46,7 @@ from ride_bf.training.optimizer import Schedule, make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
 from ride_bf.training.start_weights import check_frozen_classes, initialise_from
+from ride_bf.training.text_start import check_names_are_words, prompt_for, text_class_vectors
 from ride_bf.training.tracking import check_tracker, start_tracker
 
 
@@ -105,10 +107,18 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     with accelerator.main_process_first(), printed_notices(accelerator.print):
         splits = load_long_tailed(recipe.dataset, **run.data_options())
     check_effect_of_options(run, splits)
-    data = describe_data(splits, recipe.dataset, max_image_pixels=run.max_image_pixels, **run.data_options())
+    splits, names_in_data = name_classes(splits, run.class_names)
+    data = describe_data(
+        splits,
+        recipe.dataset,
+        max_image_pixels=run.max_image_pixels,
+        names_in_data=names_in_data,
+        **run.data_options(),
+    )
     counts, names = data.train_class_counts, data.class_names
     with accelerator.main_process_first():  # it downloads
         backbone, recipe = find_backbone(run, recipe)
+        text_vectors = vectors_of_text(run, recipe, data, accelerator)
     processor = make_processor(recipe) if backbone is None else backbone.processor
     set_seed(run.seed)
     model = make_model(names, run, recipe, accelerator, backbone)
@@ -147,7 +157,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     )
     # From here on images are read, and those that are broken are listed in the folder.
     if not run.resume and run.init_from is None:
-        start_heads(model, recipe, run_loaders)
+        start_heads(model, recipe, run_loaders, text_vectors)
     loaders = run_loaders.make()
     steps_per_epoch = math.ceil(len(loaders["train"]) / recipe.gradient_accumulation_steps)
     schedule = Schedule(optimizer, recipe, steps_per_epoch)
@@ -260,6 +270,19 @@ def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone |
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
     backbone = backbone.prepare_images(recipe.image_size, recipe.crop)
     return backbone, replace(recipe, **processor_facts(backbone.processor))
+
+
+def vectors_of_text(
+    run: RunArguments, recipe: TrainingRecipe, data: TrainingData, accelerator: Accelerator
+) -> Tensor | None:
+    """The class vectors (C, D) of a run that starts from text; None for another run, and for one that is resumed."""
+    if recipe.classifier_init != "text" or run.resume:
+        return None
+    if data.names_in_data is None:
+        check_names_are_words(data.class_names)
+    texts = ", ".join(repr(prompt_for(prompt, data.class_names[0])) for prompt in recipe.prompt)
+    accelerator.print(f"The class vectors start from text, the first one from {texts}")
+    return text_class_vectors(recipe.backbone, data.class_names, recipe.prompt, accelerator.device)
 
 
 def make_model(
