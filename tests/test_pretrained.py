@@ -64,10 +64,9 @@ def resnet(tmp_path_factory):
     return write_backbone(tmp_path_factory.mktemp("backbones") / "tiny-resnet", "resnet", RESNET, processor)
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def write_images(folder):
     """Images of four classes, each of a colour of its own, in three splits."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (4, 3))
     for split, counts in (("train", COUNTS), ("val", dict.fromkeys(COUNTS, 2)), ("test", dict.fromkeys(COUNTS, 3))):
         for colour, (name, count) in zip(colours, counts.items(), strict=True):
@@ -76,6 +75,11 @@ def images(tmp_path_factory):
                 pixels = (colour + rng.normal(0, 60, (20, 26, 3))).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ of the labels. Classes are given by their labels, which are indices into `class_
     other_images            whether the images come from another data set than the training images
     training_data           data that the model was trained on: {"dataset", "options", "images", "digest"}; absent if
                             the checkpoint does not say
+    parameters              {"all", "trained"}: how many the model had in training, with LoRA if it had it, and how many
+                            of them learned; absent if the checkpoint does not say
     num_images              images evaluated
     broken_images_left_out  how many more the split has, which cannot be read; absent if there are none
     views                   of each image, whose mean logits are evaluated: a key of `ride_bf.evaluation.views.VIEWS`;

@@ -21,6 +21,7 @@ from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model
 
 DATA = "data"
+PARAMETERS = "parameters"  # {"all": ..., "trained": ...}: how many the network had in training
 # Options that name a file or folder
 PATH_OPTIONS = {option.name for option in (*SPLIT_OPTIONS, *data_options().values()) if option.is_path}
 CORRECTION = "correction"  # method and strength of the correction that ride_bf.decouple made to the classifiers
@@ -141,6 +142,14 @@ def read_data(place: str | Path) -> TrainingData | None:
     return data_of(read_checkpoint_facts(place), place)
 
 
+def describe_parameters(facts: Mapping[str, Any]) -> str | None:
+    """How many parameters a model had in training and how many of them learned, by its facts; None if unknown."""
+    if PARAMETERS not in facts:
+        return None
+    trained, every = facts[PARAMETERS]["trained"], facts[PARAMETERS]["all"]
+    return f"{trained:,} of {every:,} parameters ({trained / every:.1%})".replace("%", " %")
+
+
 def data_of(facts: Mapping[str, Any], place: str | Path) -> TrainingData | None:
     """The training data in the facts of a checkpoint at `place`. Raises ValueError if they are damaged."""
     if DATA not in facts:
@@ -232,6 +241,7 @@ class EvaluationData:
         digest: `data.digest.images_digest` of the images.
         other_images: whether the images are from another data set than the one the model was trained on.
         trained_on: what the model was trained on; None if its checkpoint does not say.
+        parameters: how many it had in training, and how many of them learned; None if its checkpoint does not say.
         class_names: (C,).
         train_class_counts: (C,), images of each class that the model was trained on.
         training_images: the images that the model was trained on; None if they were not loaded.
@@ -249,6 +259,7 @@ class EvaluationData:
     train_class_counts: list[int]
     max_image_pixels: int
     training_images: Dataset | ImageStream | None = None
+    parameters: dict[str, int] | None = None
 
     def on_broken(self, action: Literal["stop", "skip"] | None = None) -> OnBrokenImage:
         """What to do with images that cannot be read: `action` or, by default, as in training on the same data."""
@@ -270,6 +281,8 @@ class EvaluationData:
             options = _without_folders(self.trained_on.options)
             names = {"dataset": self.trained_on.dataset, "options": options}
             facts["training_data"] = {**names, "images": train.images, "digest": train.digest}
+        if self.parameters is not None:
+            facts[PARAMETERS] = self.parameters
         return facts
 
 
@@ -287,7 +300,8 @@ def load_data_to_evaluate(
     given, that of training is used; no other option is, except `max_image_pixels`. Raises ValueError if its classes
     differ from those of training.
     """
-    known = read_data(place)
+    recorded = read_checkpoint_facts(place)
+    known = data_of(recorded, place)
     if max_image_pixels is None:
         max_image_pixels = MAX_IMAGE_PIXELS if known is None else known.max_image_pixels
     if other_images:
@@ -314,6 +328,7 @@ def load_data_to_evaluate(
         class_names=names_of(splits),
         train_class_counts=class_counts(here) if known is None else known.train_class_counts,
         training_images=None if other_images else here,
+        parameters=recorded.get(PARAMETERS),
         max_image_pixels=max_image_pixels,
     )
 

@@ -182,11 +182,12 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
                 f"{', '.join(asked)} needs the features of all training images, which --streaming does not keep; leave "
                 "out --streaming, or set --classifier_init random --standardise_features false"
             )
-    if recipe.train_only == "heads" and recipe.backbone is None and run.init_from is None:
+    if recipe.train_only in ("heads", "lora") and recipe.backbone is None and run.init_from is None:
         raise ValueError(
-            "train_only heads needs a trained backbone: name it with --backbone, or a model with --init_from"
+            f"train_only {recipe.train_only} needs a trained backbone: name it with --backbone, or a model with "
+            "--init_from"
         )
-    if recipe.train_only not in ("all", "heads") and run.init_from is None:
+    if recipe.trains_a_part_of_a_model and run.init_from is None:
         raise ValueError(f"train_only {recipe.train_only!r} needs a trained model: name it with --init_from")
     if recipe.needs_teacher and run.teacher is None:
         raise ValueError(f"{recipe.name} needs a teacher: name the teacher with --teacher")

@@ -1,5 +1,6 @@
 """Pre-trained backbones: where their weights and their image processors come from."""
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,6 +118,34 @@ def with_backbone_of(place: str, recipe: TrainingRecipe, **options: Any) -> Trai
         if name != "backbone_config" and name not in recipe.network
     }
     return recipe.with_overrides(backbone=str(place), **inherited, **options)
+
+
+def with_drop_path(backbone: Backbone, rate: float | None) -> Backbone:
+    """The backbone with another rate of stochastic depth, in its configuration's own field; None changes nothing.
+
+    Raises ValueError for a family without stochastic depth.
+    """
+    if rate is None:
+        return backbone
+    config = copy.deepcopy(backbone.config)
+    if config.model_type == "timm_wrapper":
+        config.model_args = {**(config.model_args or {}), "drop_path_rate": rate}
+    elif hasattr(config, "drop_path_rate"):
+        config.drop_path_rate = rate
+    if rate > 0 and not _drops_paths(config):
+        name = getattr(config, "architecture", config.model_type)
+        raise ValueError(f"--drop_path {rate:g} cannot act: the backbone {name} has no stochastic depth; leave it out")
+    return replace(backbone, config=config)
+
+
+def _drops_paths(config: PreTrainedConfig) -> bool:
+    """Whether a backbone of this configuration has stochastic depth. Not every network of timm takes a rate."""
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+    except TypeError:
+        return False
+    return any(type(module).__name__.endswith("DropPath") for module in model.modules())
 
 
 def _folder_of_model(place: str) -> str:

@@ -33,15 +33,23 @@ from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
-from ride_bf.training.backbone import Backbone, check_image_size, load_backbone, processor_facts, with_backbone_of
+from ride_bf.training.backbone import (
+    Backbone,
+    check_image_size,
+    load_backbone,
+    processor_facts,
+    with_backbone_of,
+    with_drop_path,
+)
 from ride_bf.training.batch_norm import check_batch_norm
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.ending import end_training
-from ride_bf.training.freezing import train_only
+from ride_bf.training.freezing import freeze_batch_norm, parameter_counts, train_only
 from ride_bf.training.heads import start_heads
 from ride_bf.training.loaders import RunLoaders, draws_per_epoch
+from ride_bf.training.lora import add_lora
 from ride_bf.training.optimizer import Schedule, make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
@@ -264,11 +272,15 @@ def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone |
         chosen = {"image_size": recipe.image_size} if "image_size" in run.given else {}
         recipe = with_backbone_of(run.init_from, recipe, **chosen)
     if recipe.backbone is None:
+        if recipe.drop_path is not None:
+            raise ValueError(
+                f"--drop_path {recipe.drop_path:g} needs a backbone; {run.init_from} is a residual network"
+            )
         return None, recipe
     backbone = load_backbone(recipe.backbone)
     if backbone.model is None and run.init_from is None:
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
-    backbone = backbone.prepare_images(recipe.image_size, recipe.crop)
+    backbone = with_drop_path(backbone.prepare_images(recipe.image_size, recipe.crop), recipe.drop_path)
     return backbone, replace(recipe, **processor_facts(backbone.processor))
 
 
@@ -310,7 +322,11 @@ def make_model(
         started = initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
         check_frozen_classes(started, recipe)
         accelerator.print(started)
+    if recipe.train_only == "lora":
+        add_lora(model, recipe)
     train_only(model, recipe.train_only)
+    if recipe.freeze_batch_norm and not freeze_batch_norm(model) and "freeze_batch_norm" in run.given:
+        raise ValueError("--freeze_batch_norm cannot act: the network has no batch normalisation; leave it out")
     set_window(model, recipe.batchformer_window)
     return to_fast_layout(model)
 
@@ -324,14 +340,15 @@ def describe(
     accelerator: Accelerator,
 ) -> None:
     """Prints the network, the data, the devices and the rule that chooses a checkpoint."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = parameter_counts(model)
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     best = "the one with the best balanced accuracy on the validation images"
     rule = best if "validation" in splits else "the last one, because there is no validation split"
     accelerator.print(
-        f"{recipe.name}: {parameters:,} parameters; {sizes} images, {len(counts)} classes of {max(counts)} to "
-        f"{min(counts)} training images; {accelerator.num_processes} process(es) on {accelerator.device.type}, "
-        f"precision {accelerator.mixed_precision}. The checkpoint tested is {rule}."
+        f"{recipe.name}: {parameters['all']:,} parameters, {parameters['trained']:,} of them trained; {sizes} images, "
+        f"{len(counts)} classes of {max(counts)} to {min(counts)} training images; {accelerator.num_processes} "
+        f"process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}. The checkpoint tested is "
+        f"{rule}."
     )
     if (windows := describe_windows(recipe, accelerator.num_processes)) is not None:
         accelerator.print(windows)
