@@ -181,11 +181,11 @@ class TestLists:
         (["--allow_empty_classes"], "--allow_empty_classes cannot act: it needs --dataset custom"),
         (["--lists", "x"], "--lists x cannot act: it needs --dataset custom"),
         (
-            ["--dataset", "custom", "--data_dir", "TARS", "--streaming", "--lists", "x"],
+            [*TINY, "--data_dir", "TARS", "--streaming", "--lists", "x"],
             "--lists cannot act with --streaming",
         ),
         (
-            ["--dataset", "custom", "--data_dir", "TARS", "--streaming", "--allow_empty_classes"],
+            [*TINY, "--data_dir", "TARS", "--streaming", "--allow_empty_classes"],
             "--allow_empty_classes cannot act with --streaming; leave it out",
         ),
     ],
