@@ -101,6 +101,7 @@ class Trainer(TrainingParts):
         """Runs one batch forward and backward. Steps the optimizer once enough batches are accumulated."""
         with self.accelerator.accumulate(self.model):
             outputs = self.model(batch["pixel_values"])
+            self.collapse.add(outputs.expert_features)
             loss = self.objective(outputs, batch, reweight=self.recipe.reweight(self.progress.epochs_done))
             self.accelerator.backward(loss)
             self.update()
@@ -156,7 +157,8 @@ class Trainer(TrainingParts):
         """Waits for the device and gives the mean loss since the last call to the trackers and the progress bar."""
         loss = self.monitor.read(self.progress.steps_done, rate)
         if loss is not None:
-            self.accelerator.log({"loss": loss, "learning_rate": rate}, step=self.progress.steps_done)
+            values = {"loss": loss, "learning_rate": rate, **self.collapse.read()}
+            self.accelerator.log(values, step=self.progress.steps_done)
             self.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.3g}")
 
     def epoch_metrics(self, epoch: int, rate: float) -> dict[str, Any]:
@@ -170,6 +172,7 @@ class Trainer(TrainingParts):
             "learning_rate": rate,
             "images_per_second": images / seconds,
             "seconds": seconds,
+            **self.collapse.latest(),
         }
 
     def evaluate(self) -> dict[str, Any]:

@@ -66,7 +66,7 @@ LIFT_CLIP_VIT_B16 = TrainingRecipe(
 Foundation Model: Heavy Fine-Tuning Hurts, 2024. A cosine classifier starts from the names of the classes, which CLIP's
 text tower reads, and learns with the logit-adjusted loss. --dataset trains other data sets. For iNaturalist 2018, LIFT
 trains 20 epochs; give the names of its classes with --class_names.
-It differs from LIFT, which also trains AdaptFormer modules in the blocks: here the backbone is frozen.
+It differs from LIFT in one thing: LoRA adapts the blocks, in place of AdaptFormer modules.
 Published for LIFT, with AdaptFormer and five crops: ImageNet-LT 78.3, Places-LT 52.2, CIFAR-100-LT 81.7. The five crops
 are python -m ride_bf.evaluate --views five_crop.""",
     dataset="imagenet_lt",
@@ -80,7 +80,7 @@ are python -m ride_bf.evaluate --views five_crop.""",
     },
     image_size=None,
     augmentation="inaturalist",
-    train_only="heads",
+    train_only="lora",
     classifier_init="text",
     loss="logit_adjusted",
     epochs=10,

@@ -4,6 +4,7 @@ The record is in `checkpoint.json`, under the key `DATA`. `describe_data` makes 
 loads the data of a checkpoint again.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from data import CUSTOM, MAX_IMAGE_PIXELS, ImageStream, OnBrokenImage, class_cou
 from data.class_names import names_of, with_names
 from data.digest import images_digest
 from data.sets import SPLIT_OPTIONS, data_options
-from ride_bf.runs.checkpoints import FACTS, read_facts
+from ride_bf.recipes import TrainingRecipe
+from ride_bf.runs.checkpoints import BEST, FACTS, LAST, OLDER, read_facts
 from ride_bf.runs.models import find_model
+from ride_bf.runs.run_folder import RECIPE
 
 DATA = "data"
 PARAMETERS = "parameters"  # {"all": ..., "trained": ...}: how many the network had in training
@@ -135,6 +138,28 @@ def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
         ) from error
     except EntryNotFoundError:
         return {}
+
+
+def read_recipe(place: str | Path) -> TrainingRecipe | None:
+    """The recipe of a model, by the folder of a checkpoint or a run, or by Hub id.
+
+    None if there is none, or none that this version reads. Converted and corrected models have none.
+    """
+    found = find_model(place)
+    if isinstance(found, Path):
+        run = found.resolve()
+        if run.name in (BEST, LAST) or run.parent.name == OLDER:
+            run = run.parents[0 if run.name in (BEST, LAST) else 1]
+        path = run / RECIPE
+    else:
+        try:
+            path = Path(hf_hub_download(found, RECIPE))
+        except EntryNotFoundError:
+            return None
+    try:
+        return TrainingRecipe.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
 
 
 def read_data(place: str | Path) -> TrainingData | None:

@@ -42,6 +42,7 @@ from ride_bf.training.backbone import (
     with_drop_path,
 )
 from ride_bf.training.batch_norm import check_batch_norm
+from ride_bf.training.collapse import CollapseMonitor
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
@@ -77,6 +78,7 @@ class TrainingParts:
         optimizer, schedule: the updates of the weights and their learning rate.
         clip_gradients: clips the gradients of a complete step, if the recipe asks for it.
         progress: how far the run has come.
+        collapse: watches the BatchFormer, if there is one.
         publisher: pushes the run to the Hub, if asked to.
     """
 
@@ -97,6 +99,7 @@ class TrainingParts:
     schedule: Schedule
     clip_gradients: Callable[[], object]
     progress: Progress
+    collapse: CollapseMonitor
     publisher: RunPublisher
 
 
@@ -211,6 +214,9 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         "schedule": schedule,
         "clip_gradients": make_clipping(accelerator, model, recipe.max_grad_norm),
         "progress": progress,
+        "collapse": CollapseMonitor(
+            accelerator, accelerator.unwrap_model(model).batch_module, recipe.batchformer_window, progress.collapse
+        ),
         "publisher": publisher,
     }
 
