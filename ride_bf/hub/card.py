@@ -163,6 +163,7 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
         )
         if saved.backbone is not None:
             yield "Backbone", _backbone(saved)
+            yield "Pre-training", _pre_training(saved)
         if trained := describe_parameters(saved.facts):
             yield "Trained", trained
         yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, only in training"
@@ -193,6 +194,14 @@ def _backbone(saved: SavedRun) -> str:
         "lora": f"adapted by LoRA of rank {saved.recipe.get('lora_rank')}, which is merged into its weights",
     }.get(part, "frozen: only what follows it was trained")
     return f"{name}, which was pre-trained. It was {learned}"
+
+
+def _pre_training(saved: SavedRun) -> str:
+    """What the backbone saw before, if its card says so."""
+    seen = ", ".join(f"`{name}`" for name in saved.base.datasets)
+    silent = "the backbone's card does not say" if saved.base.has_card else "there is no card of the backbone to read"
+    known = f"on {seen}, says the backbone's card" if seen else f"on unknown data: {silent}"
+    return f"{known}. A class that the backbone saw then is no tail class for it, however few images it has here"
 
 
 def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:

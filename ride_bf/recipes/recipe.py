@@ -170,8 +170,16 @@ class TrainingRecipe:
         needs=_BACKBONE_LEARNS,
     )
 
-    image_size: int = _image(
-        "side of a training crop, and of the centre crop in evaluation, in pixels", 224, must_be="1 or more"
+    image_size: int | None = _image(
+        "side of a training crop, and of the image in evaluation, in pixels; none: the backbone's own",
+        224,
+        must_be="1 or more",
+    )
+    crop: Literal["backbone", "whole"] = _image(
+        "how an image becomes square for a backbone in evaluation, and in training without augmentation. backbone: as "
+        "its image processor does it, which often cuts off the edges; whole: the whole image, squeezed into the square",
+        "backbone",
+        needs=(only_with("backbone"),),
     )
     resize_size: int = _image(
         "length to which evaluation resizes the shorter side, in pixels",
@@ -384,7 +392,9 @@ class TrainingRecipe:
             raise ValueError("nesterov needs a momentum above 0; with momentum 0 set --no_nesterov")
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
             raise ValueError(f"lr_steps must be epochs in ascending order, not {list(self.lr_steps)}")
-        if self.resize_size < self.image_size:
+        if self.image_size is None and self.backbone is None:
+            raise ValueError("image_size none is the backbone's own size: set --backbone, or --image_size to a number")
+        if self.image_size is not None and self.resize_size < self.image_size:
             raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}")
         if not len(self.image_mean) == len(self.image_std) == 3 or self.network.get("num_channels", 3) != 3:
             raise ValueError(
@@ -550,7 +560,12 @@ class TrainingRecipe:
         return [f"{name}: {theirs.get(name)} -> {ours[name]}" for name in names if theirs.get(name) != ours[name]]
 
     def with_overrides(self, **overrides) -> "TrainingRecipe":
-        """A copy with other values. Options of `RideBfConfig` go to the network."""
+        """A copy with other values. Options of `RideBfConfig` go to the network.
+
+        Another `backbone` brings its own `image_size`, unless that is given too.
+        """
+        if overrides.get("backbone") is not None:
+            overrides = {"image_size": None, **overrides}
         own = {f.name for f in fields(self)}
         network = {key: value for key, value in overrides.items() if key not in own}
         rest = {key: value for key, value in overrides.items() if key in own}

@@ -272,20 +272,22 @@ def make_processor(recipe: TrainingRecipe) -> BitImageProcessor:
 def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone | None, TrainingRecipe]:
     """The backbone of the recipe, or of the model that the run starts from; and the recipe with its image options.
 
-    The backbone decides size and normalisation of the images, but for an `--image_size` that is given.
+    The processor is the backbone's own, with the recipe's `image_size` and `crop`.
     """
     if recipe.backbone is None and run.init_from is not None:
-        recipe = with_backbone_of(run.init_from, recipe)
+        chosen = {"image_size": recipe.image_size} if "image_size" in run.given else {}
+        recipe = with_backbone_of(run.init_from, recipe, **chosen)
     if recipe.backbone is None:
         if recipe.drop_path is not None:
             raise ValueError(
                 f"--drop_path {recipe.drop_path:g} needs a backbone; {run.init_from} is a residual network"
             )
         return None, recipe
-    backbone = load_backbone(recipe.backbone, recipe.image_size if _chooses_image_size(run) else None)
+    backbone = load_backbone(recipe.backbone)
     if backbone.model is None and run.init_from is None:
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
-    return with_drop_path(backbone, recipe.drop_path), replace(recipe, **processor_facts(backbone.processor))
+    backbone = with_drop_path(backbone.prepare_images(recipe.image_size, recipe.crop), recipe.drop_path)
+    return backbone, replace(recipe, **processor_facts(backbone.processor))
 
 
 def vectors_of_text(
@@ -299,11 +301,6 @@ def vectors_of_text(
     texts = ", ".join(repr(prompt_for(prompt, data.class_names[0])) for prompt in recipe.prompt)
     accelerator.print(f"The class vectors start from text, the first one from {texts}")
     return text_class_vectors(recipe.backbone, data.class_names, recipe.prompt, accelerator.device)
-
-
-def _chooses_image_size(run: RunArguments) -> bool:
-    """Whether the images have another size than the backbone's own. A recipe's file has the size that it was for."""
-    return "image_size" in run.given or run.recipe_file is not None
 
 
 def make_model(
@@ -325,7 +322,7 @@ def make_model(
         model = RideBfForImageClassification(config)
         if backbone.model is not None:
             model = RideBfForImageClassification.from_backbone(backbone.model, config)
-        if _chooses_image_size(run):
+        if backbone.other_size:
             check_image_size(model, backbone)
     if run.init_from is not None:
         started = initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
