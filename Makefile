@@ -56,14 +56,17 @@ $(VENV)/.extras: requirements.txt requirements-dev.txt requirements-extras.txt |
 	$(PIP_INSTALL) -r requirements.txt -r requirements-dev.txt -r requirements-extras.txt
 	@touch $(INSTALLED) $@
 
+# The tests of a file share what they train, so they stay in one process. A process needs about a gigabyte.
+IN_PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 test: $(INSTALLED)  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-slow: $(INSTALLED)  ## Run the slow tests, which take minutes each
 	$(BIN)/python -m pytest -m slow
 
 test-oldest: $(OLDEST)/.installed  ## Run the tests on the lowest versions that the requirements allow
-	$(OLDEST)/bin/python -m pytest
+	$(OLDEST)/bin/python -m pytest $(IN_PARALLEL)
 
 # Python 3.11 is the oldest version that `make install` accepts.
 $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-extras.txt $(INSTALLED)
@@ -76,6 +79,7 @@ $(OLDEST)/.installed: requirements.txt requirements-dev.txt requirements-extras.
 lint: $(INSTALLED)  ## Run the checks for a commit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m ride_bf.benchmark.stale
 
 format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix .

@@ -278,17 +278,15 @@ def describe_groups(groups: np.ndarray, by: str | None) -> str | None:
     )
 
 
-def file_facts(split: Dataset) -> str:
-    """Returns a digest of the images of a split as they are now: paths, sizes and times of files, or stored bytes."""
-    digest = hashlib.blake2b(digest_size=16)
+def image_keys(split: Dataset) -> np.ndarray:
+    """Returns a digest of each image as it is now, (N,) of 16 bytes: path, size and time of a file, or stored bytes."""
+    keys = np.zeros(len(split), dtype="V16")
     contents = _StoredBytes([split])
     for index, path in enumerate(image_field(split, "path").to_pylist()):
         stored = contents.of(index)
-        if stored is None:
-            digest.update(f"{path}\0{_size_and_time(path)}\0".encode())
-        else:
-            digest.update(stored)
-    return digest.hexdigest()
+        fact = f"{path}\0{_size_and_time(path)}".encode() if stored is None else stored
+        keys[index] = np.void(hashlib.blake2b(fact, digest_size=16).digest())
+    return keys
 
 
 def _signed(lengths: pa.ChunkedArray) -> np.ndarray:

@@ -26,9 +26,10 @@ def run(folder, source, *options):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("parallel", [(), ("-n", "1")], ids=["", "parallel"])
 @pytest.mark.parametrize("how", SKIPS)
-def test_a_skip_fails_and_says_why(how, tmp_path):
-    finished = run(tmp_path, SKIPS[how], "--no-skips")
+def test_a_skip_fails_and_says_why(how, parallel, tmp_path):
+    finished = run(tmp_path, SKIPS[how], "--no-skips", *parallel)
     assert finished.returncode != 0
     assert "needs a browser; --no-skips makes this a failure" in finished.stdout
     assert "1 skipped" in run(tmp_path, SKIPS[how]).stdout

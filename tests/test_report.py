@@ -14,11 +14,11 @@ from PIL import Image
 from test_space import CHROMIUM, FOR_CONTAINERS
 from traces import traces
 
-from data import evaluation_processor
+from data import MAX_IMAGE_PIXELS, evaluation_processor
 from ride_bf.evaluation.html_report import write_report
-from ride_bf.evaluation.predict import evaluate_split
+from ride_bf.evaluation.report import evaluate_split
 from ride_bf.evaluation.results import Predictions, describe_machine, worst_mistakes, write_results
-from ride_bf.runs.provenance import describe_run
+from ride_bf.runs.provenance import EvaluationData, describe_run
 
 COUNTS = [200, 120, 50, 19, 12, 2]
 NAMES = [f"a species with a long name and its author, {letter}" for letter in "abcdef"]
@@ -123,7 +123,19 @@ def test_pictures_of_mistakes_are_in_the_report_and_not_in_what_is_published(tmp
     split = Dataset.from_dict({"image": images, "label": [row % 5 for row in range(20)]}, features=features)
     processor = evaluation_processor(24, 24, (0.5,) * 3, (0.25,) * 3)
     facts = {"model": "m", "dataset": "custom", "split": "test", "dataset_options": {}, "images_digest": "0"}
-    arguments = (tiny_model().eval(), split, processor, Accelerator(), [20] * 5, tmp_path / "out", facts)
+    data = EvaluationData(
+        split=split,
+        split_name="test",
+        dataset="custom",
+        options={},
+        digest="0",
+        other_images=False,
+        trained_on=None,
+        class_names=NAMES[:5],
+        train_class_counts=[20] * 5,
+        max_image_pixels=MAX_IMAGE_PIXELS,
+    )
+    arguments = (tiny_model().eval(), data, processor, Accelerator(), tmp_path / "out", facts)
     results = evaluate_split(*arguments, batch_size=4)
     text = (tmp_path / "out" / "report.html").read_text()
     assert results["mistakes"]

@@ -5,16 +5,36 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ride_bf.recipes import RECIPES
+from ride_bf.recipes import RECIPES, TrainingRecipe
 
 BACKBONES = ("vit", "dinov2", "convnext", "swin", "resnet")
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
 
+CLIPART_PARTS = ("scratch", "frozen", "windows", "tuned")
+
+
+def _clipart(parser: argparse.ArgumentParser) -> None:
+    _add_drawings(parser)
+    parser.add_argument("--parts", nargs="+", choices=CLIPART_PARTS, default=CLIPART_PARTS, metavar="PART")
+    parser.add_argument("--splits", type=int, nargs="+", default=list(range(5)), help="numbers of the random splits")
+    _add_runs(parser, "outputs/clipart")
+    _add_results(parser, "clipart_lt.json")
+    parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
+
+
+def _collapse(parser: argparse.ArgumentParser) -> None:
+    _add_drawings(parser)
+    parser.add_argument("--data", nargs="+", choices=("digits", "clipart"), default=("digits", "clipart"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(3)))
+    _add_runs(parser, "outputs/collapse")
+    _add_results(parser, "collapse.json")
+    parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
+
+
 def _digits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark"), help="finished runs are reused")
+    _add_runs(parser, "outputs/benchmark")
     _add_results(parser, "digits_lt.json")
     parser.add_argument("--plot_only", action="store_true", help="only plot the numbers in --results")
     parser.add_argument("--picture", type=Path, default=DOCS / "digits_lt.png")
@@ -39,8 +59,13 @@ def _lists(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # folder for the process that is measured
 
 
+def _residual() -> list[tuple[str, TrainingRecipe]]:
+    """The recipes that need no pre-trained backbone."""
+    return [(name, recipe) for name, recipe in RECIPES.items() if recipe.backbone is None]
+
+
 def _train(parser: argparse.ArgumentParser) -> None:
-    trained = [name for name, recipe in RECIPES.items() if recipe.loss == "ride" and recipe.train_only == "all"]
+    trained = [name for name, recipe in _residual() if recipe.loss == "ride" and recipe.train_only == "all"]
     compared = parser.add_mutually_exclusive_group()
     compared.add_argument("--recipe", default="imagenet_lt_resnet50", choices=trained, metavar="NAME")
     compared.add_argument(
@@ -60,7 +85,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 
 def _scale(parser: argparse.ArgumentParser) -> None:
-    inserted = [name for name, recipe in RECIPES.items() if recipe.network["batchformer"] != "none"]
+    inserted = [name for name, recipe in _residual() if recipe.network["batchformer"] != "none"]
     parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=inserted, metavar="NAME")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -69,6 +94,23 @@ def _scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=(8, 32, 128, 512), help="the batch has the largest")
     _add_precision(parser, "by default fp16 on a GPU, else no")
     _add_results(parser, "scale.json")
+
+
+def _add_drawings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path("/usr/share/openclipart/png"),
+        help="the drawings; by default where apt-get install openclipart-png puts them",
+    )
+    parser.add_argument(
+        "--backbone", default="facebook/dinov2-small", help="Hub id or folder of the pre-trained network"
+    )
+
+
+def _add_runs(parser: argparse.ArgumentParser, output_dir: str) -> None:
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="finished runs are reused")
 
 
 def _add_precision(parser: argparse.ArgumentParser, help: str) -> None:
@@ -81,6 +123,8 @@ def _add_results(parser: argparse.ArgumentParser, name: str) -> None:
 
 # name of a module with a function run(options) -> function that adds its options, summary for --help
 BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "clipart": (_clipart, "Compare methods, heads and the BatchFormer on real drawings with a long tail, over splits."),
+    "collapse": (_collapse, "Count how often the BatchFormer collapses, over windows, learning rates and weights."),
     "digits": (_digits, "Compare the methods on the default images, with several seeds each, as a table and a plot."),
     "input": (_input, "Compare the input pipeline with the classic one, in one process on the same files."),
     "lists": (_lists, "Measure reading and caching of lists as long as those of ImageNet-LT and iNaturalist 2018."),

@@ -5,22 +5,15 @@ Each run is a normal training command, so users can reproduce every number.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from data import class_counts, load_long_tailed
 from ride_bf.benchmark.measure import machine, write_results
+from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.evaluation.metrics import shot_accuracy
-from ride_bf.training.arguments import parse_arguments
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 ONE_EXPERT = "--num_experts 1 --hidden_sizes 16 32 64 --batchformer none"
 # Method -> its changes to the default recipe. Images, augmentation, steps and schedule are the same for all.
@@ -42,7 +35,7 @@ COLUMNS = {
 def run(options: argparse.Namespace) -> None:
     if not options.plot_only:
         results = measure_digits(options.seeds, options.jobs, options.output_dir)
-        write_results(options.results, results)
+        write_results(options.results, "digits", results)
         print(digits_table(results))
     draw_digits(json.loads(options.results.read_text()), options.picture)
     print(options.picture)
@@ -50,23 +43,16 @@ def run(options: argparse.Namespace) -> None:
 
 def measure_digits(seeds: list[int], jobs: int, output_dir: Path) -> dict:
     """Runs the training command for each method and seed. Returns the test metrics."""
-    runs = [(method, seed) for seed in seeds for method in METHODS]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    done = 0
-
-    def run(item: tuple[str, int]) -> dict:
-        nonlocal done
-        method, seed = item
-        folder = output_dir / method.replace(" ", "_") / f"seed_{seed}"
-        started = time.perf_counter()
-        metrics = train_once(METHODS[method].split(), seed, folder, threads)
-        done += 1
-        accuracy, seconds = 100 * metrics["accuracy"], time.perf_counter() - started
-        print(f"{done}/{len(runs)} {method}, seed {seed}: {accuracy:.1f} % in {seconds:.0f} s", flush=True)
-        return metrics
-
-    with ThreadPoolExecutor(jobs) as pool:
-        measured = list(pool.map(run, runs))
+    runs = {
+        (method, seed): Run(
+            name=f"{method}, seed {seed}",
+            options=(*options.split(), "--seed", str(seed)),
+            folder=output_dir / method.replace(" ", "_") / f"seed_{seed}",
+        )
+        for seed in seeds
+        for method, options in METHODS.items()
+    }
+    measured = dict(zip(runs, train_all(list(runs.values()), jobs), strict=True))
     splits = load_long_tailed("digits_lt")
     results: dict = {
         "command": f"python -m ride_bf.benchmark digits --seeds {' '.join(map(str, seeds))}",
@@ -74,30 +60,9 @@ def measure_digits(seeds: list[int], jobs: int, output_dir: Path) -> dict:
         "class_counts": class_counts(splits["train"]),
         "methods": {NEAREST_NEIGHBOUR: {"options": "on the pixels", "runs": [nearest_neighbour(splits)]}},
     }
-    for method in METHODS:
-        own = [metrics for (name, _), metrics in zip(runs, measured, strict=True) if name == method]
-        results["methods"][method] = {"options": METHODS[method], "runs": own}
+    for method, options in METHODS.items():
+        results["methods"][method] = {"options": options, "runs": [measured[method, seed] for seed in seeds]}
     return results
-
-
-def train_once(overrides: list[str], seed: int, folder: Path, threads: int) -> dict:
-    """Runs the training command once, unless the run is already finished. Returns its test metrics."""
-    arguments = [*overrides, "--seed", str(seed), "--output_dir", str(folder)]
-    _, recipe = parse_arguments(arguments)
-    finished, written = folder / "test_results.json", folder / "recipe.json"
-    if not finished.is_file() or recipe.differences(written.read_text()):
-        launch = (  # all options that a user's accelerate configuration could change
-            "-m accelerate.commands.launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no "
-            f"--num_cpu_threads_per_process {threads}"
-        )
-        completed = subprocess.run(
-            [sys.executable, *launch.split(), str(ROOT / "train_accelerate.py"), *arguments, "--overwrite_output_dir"],
-            capture_output=True,
-            text=True,
-        )
-        if completed.returncode:
-            raise RuntimeError(f"{' '.join(arguments)} ended with {completed.returncode}:\n{completed.stderr[-3000:]}")
-    return json.loads(finished.read_text())["test"]
 
 
 def nearest_neighbour(splits) -> dict:

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
             "mean_kilobytes": statistics.mean(Path(image["path"]).stat().st_size for image in rows["image"]) / 1000,
             "images_per_second": measure(rows, options.rounds),
         }
-    write_results(options.results, results)
+    write_results(options.results, "input", results)
     print(table(results))
 
 

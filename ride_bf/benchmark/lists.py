@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
             make_list(Path(folder), lines)
             rows.append({"lines": lines, **_in_a_process(Path(folder))})
     results = {"command": "python -m ride_bf.benchmark lists", "machine": machine(), "rows": rows}
-    write_results(options.results, results)
+    write_results(options.results, "lists", results)
     print(table(rows))
 
 

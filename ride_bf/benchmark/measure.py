@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ride_bf.benchmark.stale import source_digests
 from ride_bf.runs.environment import code_version
 
 
@@ -97,8 +98,9 @@ def _resident_bytes(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Writes measurements as JSON, with the commit of the code."""
+def write_results(path: Path, benchmark: str, results: dict[str, Any]) -> None:
+    """Writes the measurements of a benchmark as JSON, with the commit of the code and digests of its files."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**results, **code_version()}, indent=1) + "\n")
+    facts = {"benchmark": benchmark, **results, **code_version(), "sources": source_digests(benchmark)}
+    path.write_text(json.dumps(facts, indent=1) + "\n")
     print(path)

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
         "windows": measure_windows(recipe, accelerator, options.rounds, options.windows),
     }
     print(scale_report(results))
-    write_results(options.results, results)
+    write_results(options.results, "scale", results)
 
 
 def measure_steps(

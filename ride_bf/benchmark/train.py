@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
         report, name = train_report, "train_step.json"
     results = {"command": command(options), "machine": machine(accelerator.device), **results}
     print(report(results))
-    write_results(options.results or DOCS / name, results)
+    write_results(options.results or DOCS / name, "train", results)
 
 
 @dataclass

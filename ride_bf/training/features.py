@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from transformers import PreTrainedConfig
 
 from data import FinishedBatches
 from data.columns import undecoded
-from data.groups import file_facts
+from data.groups import image_keys
 from data.splits import class_labels
 from data.writing import whole_file
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
+
+_ROWS_AT_ONCE = 4096  # that are copied, to limit memory
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def as_it_is(batch: Any) -> Any:
 class FeatureCache:
     """Computes the pooled features of a frozen backbone, or reads them if they were computed before.
 
-    Files lie in the cache of the `datasets` library. Their names are digests of the backbone, its weights and its
-    pooling, of how images are read, and of the images: paths, sizes and times of the files, or the content of images in
-    a table.
+    Files lie in the cache of the `datasets` library. There is a folder for each backbone, its weights and its pooling,
+    and way to read images; in it a file for each list of images: paths, sizes and times of the files, or the content of
+    images in a table. An image seen as in evaluation is computed once for all lists in a folder.
 
     Args:
         model: the network before training.
@@ -100,84 +102,118 @@ class FeatureCache:
     def rows(
         self,
         split: Dataset,
-        loaders: Callable[[], FinishedBatches],
+        loader: Callable[[Dataset], FinishedBatches],
         still_broken: Callable[[dict], bool],
         facts: dict[str, Any],
         name: str,
-        views: int = 1,
+        augmented_views: int = 0,
     ) -> FeatureRows:
         """Features of a split, (views, N, D).
 
         Args:
             split: the images.
-            loaders: makes a loader of all images in their order, with negative labels for images that could not be
-                read. `set_epoch` chooses the view. It is called only if the features are not on the disk.
+            loader: makes a loader of images in their order, with negative labels for images that could not be read.
+                `set_epoch` chooses the view. It is called only if there are features that are not on the disk.
             still_broken: whether an image, which could not be read when the features were computed, cannot be read
                 now. It reports the image to this run.
             facts: how images are read and varied; part of the digest.
             name: of the split, for the progress bar.
+            augmented_views: views of each image; 0: one, as in evaluation. An augmented view depends on the place of
+                an image in its list, so another list needs its own.
         """
-        path = self._path(split, {**facts, "views": views})
-        labels_path = path.with_suffix(".labels.npy")
-        found = path.is_file() and labels_path.is_file()
+        keys = image_keys(split)
+        folder = self._folder({**facts, "views": augmented_views})
+        stored = _Stored(folder / hashlib.blake2b(keys.tobytes(), digest_size=16).hexdigest())
+        found = stored.is_whole()
         if found:
-            broken = np.flatnonzero(np.load(labels_path) < 0)
+            broken = np.flatnonzero(np.load(stored.labels) < 0)
             found = all([still_broken(row["image"]) for row in undecoded(split).select(broken)])
-        if not self._everywhere(found):
-            self._compute(loaders(), len(split), views, path, labels_path, name)
-        features = np.load(path, mmap_mode="r")
-        labels = np.load(labels_path)
+        if not self._everywhere([found]).all():
+            known = _known(folder, keys) if not augmented_views else _Known.none(len(keys))
+            known.keep(self._everywhere(known.mask))
+            self._compute(split, loader, keys, known, augmented_views or 1, stored, name)
+        features = np.load(stored.features, mmap_mode="r")
+        labels = np.load(stored.labels)
         labels = np.where(labels < 0, labels, class_labels(split))
         return FeatureRows(features, labels, split)
 
-    def _path(self, split: Dataset, facts: dict[str, Any]) -> Path:
-        digest = hashlib.blake2b(digest_size=16)
+    def _folder(self, facts: dict[str, Any]) -> Path:
         facts = {**facts, **self.backbone, "precision": self.accelerator.mixed_precision}
-        digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-        digest.update(file_facts(split).encode())
-        return Path(datasets.config.HF_DATASETS_CACHE) / "features" / f"{digest.hexdigest()}.npy"
+        digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=16)
+        return Path(datasets.config.HF_DATASETS_CACHE) / "features" / digest.hexdigest()
 
-    def _everywhere(self, here: bool) -> bool:
-        """Whether it holds in every process: machines need not share a disk."""
-        return bool(self.accelerator.gather(torch.tensor([here], device=self.accelerator.device)).all())
+    def _everywhere(self, here: Sequence[bool] | np.ndarray) -> np.ndarray:
+        """What holds in every process, of several things (N,): machines need not share a disk."""
+        gathered = self.accelerator.gather(torch.tensor(np.asarray(here)[None], device=self.accelerator.device))
+        return gathered.all(dim=0).cpu().numpy()
 
     def _compute(
-        self, loader: FinishedBatches, count: int, views: int, path: Path, labels_path: Path, name: str
+        self,
+        split: Dataset,
+        loader: Callable[[Dataset], FinishedBatches],
+        keys: np.ndarray,
+        known: "_Known",
+        views: int,
+        stored: "_Stored",
+        name: str,
     ) -> None:
-        """Writes features (views, count, D) and labels (count,), batch by batch, so that no process holds them all.
+        """Writes features (views, N, D) and labels (N,), batch by batch, so that no process holds them all.
 
         The files get their names when they are whole. If it fails, it leaves nothing.
         """
-        writes = self.accelerator.is_local_main_process
-        if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as written, whole_file(labels_path) as written_labels:
-                labels = self._write_features(loader, (views, count), written, name)
-                with written_labels.open("wb") as file:  # np.save would add a suffix to a name
-                    np.save(file, labels)
+        missing = np.flatnonzero(~known.mask)
+        batches = loader(split if len(missing) == len(split) else split.select(missing)) if len(missing) else None
+        if self.accelerator.is_local_main_process:
+            stored.features.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                whole_file(stored.keys) as written_keys,
+                whole_file(stored.labels) as written_labels,
+                whole_file(stored.features) as written,
+            ):
+                labels = self._write_features(batches, missing, known, views, written, name)
+                for path, values in ((written_labels, labels), (written_keys, keys)):
+                    with path.open("wb") as file:  # np.save would add a suffix to a name
+                        np.save(file, values)
         else:
-            self._write_features(loader, (views, count), None, name)
+            self._write_features(batches, missing, known, views, None, name)
         self.accelerator.wait_for_everyone()
 
     def _write_features(
-        self, loader: FinishedBatches, shape: tuple[int, int], path: Path | None, name: str
+        self,
+        loader: FinishedBatches | None,
+        missing: np.ndarray,
+        known: "_Known",
+        views: int,
+        path: Path | None,
+        name: str,
     ) -> np.ndarray:
-        """Writes the features of `shape` (views, count) to `path`, if this process writes. Returns labels (count,)."""
-        views, count = shape
-        labels, features = np.zeros(count, dtype=np.int64), None
-        for view in range(views):
+        """Writes the features of `missing` rows from the loader, and the known ones, to `path` if this process writes.
+
+        Returns labels (N,): 0, or negative for an image that could not be read.
+        """
+        labels, features = np.zeros(len(known.mask), dtype=np.int64), None
+        width = known.width
+
+        def room(width: int) -> np.ndarray:
+            return np.lib.format.open_memmap(path, "w+", np.float32, (views, len(labels), width))
+
+        if path is not None and width is not None:
+            features = room(width)
+            known.copy_to(features[0])
+        for view in range(views if loader is not None else 0):
             loader.set_epoch(view)
             doing = f"features of the {name} images" + (f", view {view + 1} of {views}" if views > 1 else "")
             start = 0
             for pooled, own_labels in self._one_pass(loader, doing):
+                rows = missing[start : start + len(pooled)]
                 if path is not None:
                     if features is None:
-                        features = np.lib.format.open_memmap(path, "w+", np.float32, (*shape, pooled.shape[1]))
-                    features[view, start : start + len(pooled)] = pooled
-                labels[start : start + len(pooled)] = own_labels
+                        features = room(pooled.shape[1])
+                    features[view, rows] = pooled
+                labels[rows] = np.minimum(own_labels, 0)
                 start += len(pooled)
-            if start != count:
-                raise RuntimeError(f"the loader gave {start:,} of {count:,} {name} images")
+            if start != len(missing):
+                raise RuntimeError(f"the loader gave {start:,} of {len(missing):,} {name} images")
         if features is not None:
             features.flush()
         return labels
@@ -192,6 +228,70 @@ class FeatureCache:
                 pooled = start_features(network, batch["pixel_values"]).float()
             gathered = accelerator.gather_for_metrics({"features": pooled, "labels": batch["labels"]})
             yield gathered["features"].cpu().numpy(), gathered["labels"].cpu().numpy()
+
+
+class _Stored:
+    """The files of a list of images: features (V, N, D), labels (N,), negative if not read, and keys of images (N,)."""
+
+    def __init__(self, stem: Path):
+        self.features, self.labels, self.keys = (
+            stem.with_name(stem.name + suffix) for suffix in (".npy", ".labels.npy", ".keys.npy")
+        )
+
+    def is_whole(self) -> bool:
+        return all(path.is_file() for path in (self.features, self.labels, self.keys))
+
+
+@dataclass
+class _Known:
+    """Images whose features other lists have.
+
+    Attributes:
+        mask (N,): which.
+        places (N, 2): number of the list, and the row in it.
+        lists: features (1, M, D) of each list.
+    """
+
+    mask: np.ndarray
+    places: np.ndarray
+    lists: list[np.ndarray]
+
+    @classmethod
+    def none(cls, count: int) -> "_Known":
+        return cls(np.zeros(count, dtype=bool), np.zeros((count, 2), dtype=np.int64), [])
+
+    @property
+    def width(self) -> int | None:
+        """D, or None if no image is known."""
+        return self.lists[self.places[self.mask][0, 0]].shape[2] if self.mask.any() else None
+
+    def keep(self, mask: np.ndarray) -> None:
+        self.mask = self.mask & mask
+
+    def copy_to(self, features: np.ndarray) -> None:
+        """Copies what is known to its rows of features (N, D)."""
+        for number, own in enumerate(self.lists):
+            rows = np.flatnonzero(self.mask & (self.places[:, 0] == number))
+            for start in range(0, len(rows), _ROWS_AT_ONCE):
+                some = rows[start : start + _ROWS_AT_ONCE]
+                features[some] = own[0, self.places[some, 1]]
+
+
+def _known(folder: Path, keys: np.ndarray) -> _Known:
+    """The images with `keys` (N,) that lists in a folder have features of."""
+    known = _Known.none(len(keys))
+    for path in sorted(folder.glob("*.keys.npy")):
+        stored = _Stored(path.with_name(path.name.removesuffix(".keys.npy")))
+        if not stored.is_whole() or known.mask.all():
+            continue
+        theirs, read = np.load(stored.keys), np.load(stored.labels) >= 0
+        row_of = {key: row for row, key in enumerate(theirs.tolist()) if read[row]}
+        rows = np.array([row_of.get(key, -1) for key in keys.tolist()], dtype=np.int64)
+        new = ~known.mask & (rows >= 0)
+        known.places[new] = np.stack([np.full(new.sum(), len(known.lists)), rows[new]], axis=1)
+        known.mask |= new
+        known.lists.append(np.load(stored.features, mmap_mode="r"))
+    return known
 
 
 def start_features(network: RideBfModel, pixel_values: Tensor) -> Tensor:

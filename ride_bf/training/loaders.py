@@ -29,6 +29,7 @@ from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.run_folder import BROKEN_IMAGES
 from ride_bf.training.arguments import RunArguments
 from ride_bf.training.features import FeatureCache, FeatureRows, as_it_is, feature_batches
+from ride_bf.training.lora import merged
 
 
 class RunLoaders:
@@ -83,7 +84,7 @@ class RunLoaders:
         """The features of a split's images, seen as in evaluation."""
         if name not in self._centre:
             facts, split = self._reading(), self.splits[name]
-            rows = self._features().rows(split, lambda: self._images(name), self._still_broken, facts, name)
+            rows = self._features().rows(split, self._images, self._still_broken, facts, name)
             self._centre[name] = rows
         return self._centre[name]
 
@@ -103,13 +104,13 @@ class RunLoaders:
 
     def _features(self) -> FeatureCache:
         if self._cache is None:
-            self._cache = FeatureCache(self.model.to(self.accelerator.device), self.accelerator)
+            self._cache = FeatureCache(merged(self.model.to(self.accelerator.device)), self.accelerator)
         return self._cache
 
-    def _images(self, name: str) -> FinishedBatches:
+    def _images(self, split: Dataset | ImageStream) -> FinishedBatches:
         run = self.run
         return evaluation_batches(
-            self.splits[name],
+            split,
             self.processor,
             run.eval_batch_size,
             run.num_workers,
@@ -120,7 +121,7 @@ class RunLoaders:
 
     def _evaluation(self, name: str) -> FinishedBatches:
         if not self.has_features or self.run.dry_run:
-            return self._images(name)
+            return self._images(self.splits[name])
         return feature_batches(self.centre_features(name), self.run.eval_batch_size, self.accelerator)
 
     def _augmented(self) -> dict[str, Any]:
@@ -160,7 +161,7 @@ class RunLoaders:
             names = ("augmentation", "auto_augment", "image_size", "image_mean", "image_std")
             facts = self._reading() | {name: getattr(recipe, name) for name in names} | {"seed": run.seed}
 
-            def loader() -> FinishedBatches:
+            def loader(split: Dataset) -> FinishedBatches:
                 return view_batches(split, batch_size=run.eval_batch_size, accelerator=accelerator, **self._augmented())
 
             rows = self._features().rows(split, loader, self._still_broken, facts, "training", self.training_views)

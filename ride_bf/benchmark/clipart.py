@@ -1,0 +1,277 @@
+"""What RIDE and the BatchFormer are worth on Clipart-LT, from scratch and on a pre-trained backbone.
+
+Every run is a normal training command. All methods of a part see the same images in the same number of steps. The
+learning rate of each method is chosen on a part of the training images; the test images are looked at once a run.
+Methods are compared in pairs of runs on the same split with the same seed.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, shrink, write_lists
+from ride_bf.benchmark.measure import command, machine, write_results
+from ride_bf.benchmark.runs import Run, train_all
+from ride_bf.evaluation.comparison import paired_gain
+
+COLUMNS = {
+    "balanced_accuracy": "balanced",
+    "many_shot_accuracy": "many",
+    "medium_shot_accuracy": "medium",
+    "few_shot_accuracy": "few",
+}
+_KEPT = (*COLUMNS, "accuracy", "loss", "commit", "seconds")  # of a run's results
+_TUNED_ON = (0, 1)  # splits on whose training images the learning rates are chosen
+_SMALL = 64  # shorter side of the drawings that a network sees from scratch, twice its own 32 pixels
+
+PAPER = "--batchformer shared_classifier"
+GATED = f"{PAPER} --batchformer_layer_scale_init_value 0"
+_ADAPTERS = "--num_experts 3 --expert_adapter_size 256"
+_ONE_EXPERT = "--num_experts 1 --hidden_sizes 16 32 64 --batchformer none"
+_LINEAR = "--classifier linear --classifier_init random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A table of the benchmark.
+
+    Attributes:
+        summary: what it compares.
+        options: of every run.
+        methods: name -> options.
+        pairs: method -> the method that it is compared with.
+        learning_rates: those that each method tries; the first alone is not tried.
+        small: whether training reads small copies of the drawings.
+    """
+
+    summary: str
+    options: str
+    methods: dict[str, str]
+    pairs: dict[str, str]
+    learning_rates: tuple[str, ...]
+    small: bool = False
+
+
+def _with_batchformers(heads: Mapping[str, str]) -> dict[str, str]:
+    return {
+        f"{name} + {kind}": f"{options} {batchformer}".strip()
+        for name, options in heads.items()
+        for kind, batchformer in (("BatchFormer", PAPER), ("gated BatchFormer", GATED))
+    }
+
+
+_HEADS = {
+    "linear, cross-entropy": f"{_LINEAR} --loss cross_entropy",
+    "linear, logit-adjusted": _LINEAR,
+    "cosine, cross-entropy": "--classifier_init random --loss cross_entropy",
+    "cosine, logit-adjusted": "--classifier_init random",
+    "cosine from class means, logit-adjusted": "",
+    "three adapters, logit-adjusted": f"{_ADAPTERS} --loss expert_logit_adjusted",
+    "three adapters, BalPoE": f"{_ADAPTERS} --loss expert_logit_adjusted --logit_adjustment_tau 0 1 2",
+    "three adapters, RIDE": f"{_ADAPTERS} --loss ride",
+}
+_HEADS_OF_BATCHFORMERS = ("linear, cross-entropy", "cosine from class means, logit-adjusted", "three adapters, RIDE")
+_ON_FROZEN = _with_batchformers({name: _HEADS[name] for name in _HEADS_OF_BATCHFORMERS})
+_BEST_HEAD = "cosine from class means, logit-adjusted"
+_WINDOWS = (8, 32, 128, 512)
+_ON_WINDOWS = {
+    f"{kind}, window {window}": f"{batchformer} --batchformer_window {window}"
+    for kind, batchformer in (("BatchFormer", PAPER), ("gated BatchFormer", GATED))
+    for window in _WINDOWS
+}
+_FROM_SCRATCH = {
+    "cross-entropy": f"{_ONE_EXPERT} --loss cross_entropy --classifier linear",
+    "LDAM-DRW": f"{_ONE_EXPERT} --loss ldam --reweight_epoch 24",
+    "RIDE": "--batchformer none --reweight_epoch 24",
+    "RIDE + BatchFormer": f"{PAPER} --reweight_epoch 24",
+    "RIDE + gated BatchFormer": f"{GATED} --reweight_epoch 24",
+}
+_TUNED = {
+    "all": "--recipe finetune",
+    "LoRA": "--recipe lora",
+    "all, three experts with own last blocks": "--recipe finetune --num_experts 3 --num_expert_layers 1 "
+    "--loss expert_logit_adjusted",
+    "all, three experts with own last blocks, RIDE": "--recipe finetune --num_experts 3 --num_expert_layers 1 "
+    "--loss ride",
+}
+
+PARTS = {
+    "scratch": Part(
+        summary="ResNet-32 from scratch, 32 pixels, 30 epochs",
+        options="--recipe cifar100_lt_resnet32 --epochs 30 --schedule cosine --warmup_epochs 3 --augmentation imagenet",
+        methods=_FROM_SCRATCH,
+        pairs={
+            "LDAM-DRW": "cross-entropy",
+            "RIDE": "cross-entropy",
+            "RIDE + BatchFormer": "RIDE",
+            "RIDE + gated BatchFormer": "RIDE",
+        },
+        learning_rates=("0.1", "0.03", "0.3"),
+        small=True,
+    ),
+    "frozen": Part(
+        summary="heads on the features of a frozen backbone, 30 epochs in batches of 128",
+        options="--recipe probe",
+        methods=_HEADS | _ON_FROZEN,
+        pairs={name: "linear, cross-entropy" for name in _HEADS if name != "linear, cross-entropy"}
+        | {name: name.rsplit(" + ", 1)[0] for name in _ON_FROZEN},
+        learning_rates=("0.01", "0.003", "0.03"),
+    ),
+    "windows": Part(
+        summary="the BatchFormer's window on a frozen backbone, 30 epochs in batches of 512",
+        options="--recipe probe --batch_size 512",
+        methods={_BEST_HEAD: "", **_ON_WINDOWS},
+        pairs=dict.fromkeys(_ON_WINDOWS, _BEST_HEAD),
+        learning_rates=("0.03",),
+    ),
+    "tuned": Part(
+        summary="the backbone learns too, 5 epochs",
+        options="--epochs 5",
+        methods=_TUNED,
+        pairs={name: "all" for name in _TUNED if name != "all"},
+        learning_rates=("1e-4", "3e-4"),
+    ),
+}
+
+
+def run(options: argparse.Namespace) -> None:
+    results = json.loads(options.results.read_text()) if options.results.is_file() else {}
+    if not options.table_only:
+        results = measure(options, results)
+    for name, measured in results["parts"].items():
+        print(f"\n### {PARTS[name].summary}\n\n{table(PARTS[name], measured)}")
+
+
+def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+    """Trains what is missing in `results` and writes them after each part. Returns all results."""
+    drawings = find_drawings(options.data_dir)
+    digests = {}
+    for split in sorted({*options.splits, *_TUNED_ON}):
+        drawn = draw_split(drawings, split)
+        folder = _lists(options, split)
+        digests[str(split)] = write_lists(folder, drawn["train"], drawn["test"])
+        write_lists(folder / "tune", drawn["tune_train"], drawn["tune_test"])
+        counts = [len(paths) for paths in drawn["train"].values()]
+    data = {"classes": len(drawings), "drawings": sum(map(len, drawings.values())), "class_counts_of_split": counts}
+    known = results.get("lists", {})
+    if any(known.get(split, digest) != digest for split, digest in digests.items()):
+        raise ValueError(f"{options.results} is of other drawings or splits; name another file by --results")
+    results = {**data, "lists": known | digests, "parts": results.get("parts", {})}
+    for name in options.parts:
+        part = PARTS[name]
+        if part.small:
+            shrink(options.data_dir, drawings, _images(options, part), _SMALL)
+        results["parts"][name] = measure_part(name, part, options, results["parts"].get(name, {}))
+        write_results(options.results, "clipart", results)
+    return results
+
+
+def measure_part(name: str, part: Part, options: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
+    """Chooses the learning rate of each method, then trains it on each split. Keeps earlier runs of other splits."""
+    methods = {method: _kept(before, method, own) for method, own in part.methods.items()}
+    _choose_learning_rates(name, part, options, methods)
+    wanted = [
+        (method, split)
+        for split in options.splits
+        for method in part.methods
+        if split not in {own["split"] for own in methods[method]["runs"]}
+    ]
+    runs = [_run(name, part, options, method, split, methods[method]["learning_rate"]) for method, split in wanted]
+    for (method, split), result in zip(wanted, train_all(runs, options.jobs), strict=True):
+        own = {"split": split, "seed": split, **{key: result[key] for key in _KEPT if key in result}}
+        methods[method]["runs"] = sorted([*methods[method]["runs"], own], key=lambda run: run["split"])
+    return {"command": command(options), "machine": machine(), "options": part.options, "methods": methods}
+
+
+def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:
+    """What was measured before of a method, unless its options have changed."""
+    measured = before.get("methods", {}).get(method, {})
+    return measured if measured.get("options") == options else {"options": options, "runs": []}
+
+
+def _choose_learning_rates(name: str, part: Part, options: argparse.Namespace, methods: dict[str, Any]) -> None:
+    """Adds `learning_rate` to the methods that have none: the best by balanced accuracy on held-out training images."""
+    if len(part.learning_rates) == 1:
+        for measured in methods.values():
+            measured["learning_rate"] = part.learning_rates[0]
+        return
+    new = [method for method, measured in methods.items() if "learning_rate" not in measured]
+    tried = [(method, rate, split) for split in _TUNED_ON for method in new for rate in part.learning_rates]
+    runs = [_run(name, part, options, method, split, rate, tune=True) for method, rate, split in tried]
+    for (method, rate, _), result in zip(tried, train_all(runs, options.jobs), strict=True):
+        methods[method].setdefault("tuning", {}).setdefault(rate, []).append(result["balanced_accuracy"])
+    for method in new:
+        tuning = methods[method]["tuning"]
+        methods[method]["learning_rate"] = max(part.learning_rates, key=lambda rate: statistics.mean(tuning[rate]))
+
+
+def _run(
+    name: str, part: Part, options: argparse.Namespace, method: str, split: int, rate: str, tune: bool = False
+) -> Run:
+    lists = _lists(options, split) / ("tune" if tune else "")
+    where = ["--dataset", "custom", "--data_dir", _images(options, part), "--lists", lists, "--seed", split]
+    if not part.small:
+        where += ["--backbone", options.backbone]
+    words = [*part.options.split(), *part.methods[method].split(), *where, "--learning_rate", rate]
+    kind = f"tune_{rate}" if tune else "test"
+    folder = options.output_dir / name / method.replace(" ", "_") / kind / str(split)
+    shown = f"{name}: {method}, split {split}" + (f", learning rate {rate}, held-out training images" if tune else "")
+    return Run(name=shown, options=tuple(map(str, words)), folder=folder)
+
+
+def _lists(options: argparse.Namespace, split: int) -> Path:
+    return options.output_dir / "lists" / str(split)
+
+
+def _images(options: argparse.Namespace, part: Part) -> Path:
+    return options.output_dir / f"drawings_{_SMALL}" if part.small else options.data_dir
+
+
+def command_of(part: Part, method: str, measured: Mapping[str, Any]) -> str:
+    """The training command of a method, but for its data."""
+    words = [*part.options.split(), *part.methods[method].split(), "--learning_rate", measured["learning_rate"]]
+    return f"train_accelerate.py {shlex.join(words)}"
+
+
+def table(part: Part, measured: dict[str, Any]) -> str:
+    """A Markdown table in percent: mean ± standard deviation over the splits, and the paired difference of a method.
+
+    A difference of more than two standard errors over at least five runs is bold.
+    """
+    headings = ["", *COLUMNS.values(), "balanced, paired difference", "runs above 0"]
+    lines = [f"| {' | '.join(headings)} |", "| --- |" + " --- |" * (len(headings) - 1)]
+    for method, own in measured["methods"].items():
+        cells = [method]
+        cells += [_mean_and_deviation([run[column] for run in own["runs"]]) for column in COLUMNS]
+        cells += _gain(part, measured["methods"], method)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _gain(part: Part, methods: dict[str, Any], method: str) -> list[str]:
+    if method not in part.pairs:
+        return ["", ""]
+    other = part.pairs[method]
+    values = [
+        {run["split"]: 100 * run["balanced_accuracy"] for run in methods[name]["runs"]} for name in (other, method)
+    ]
+    shared = sorted(values[0].keys() & values[1].keys())
+    if not shared:
+        return ["", ""]
+    gain = paired_gain(*([own[split] for split in shared] for own in values))
+    shown = f"{gain['mean']:+.1f} ± {gain['standard_error']:.1f}"
+    if len(shared) >= 5 and abs(gain["mean"]) > 2 * gain["standard_error"]:
+        shown = f"**{shown}**"
+    return [f"{shown} over {other}", f"{gain['above_zero']} of {len(shared)}"]
+
+
+def _mean_and_deviation(fractions: list[float]) -> str:
+    if not fractions:
+        return "–"
+    mean = 100 * statistics.mean(fractions)
+    return f"{mean:.1f}" if len(fractions) == 1 else f"{mean:.1f} ± {100 * statistics.stdev(fractions):.1f}"

@@ -1,0 +1,125 @@
+"""How often the BatchFormer collapses: the paper's layer and the gated one, over windows, learning rates and weights.
+
+A run has collapsed if its balanced accuracy is more than ten points below that of RIDE alone with the same learning
+rate and seed.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, write_lists
+from ride_bf.benchmark.measure import command, machine, write_results
+from ride_bf.benchmark.runs import Run, train_all
+from ride_bf.evaluation.comparison import paired_gain
+
+POINTS = 0.1  # of balanced accuracy below RIDE alone
+FORMS = {"paper": "", "gated": "--batchformer_layer_scale_init_value 0"}
+WINDOWS = (8, 32, 128)  # 128 is the whole batch
+RATES = (0.3, 1.0, 3.0)  # times the learning rate of the data
+WEIGHTS = {"insert": (None,), "shared_classifier": (0.1, 1.0)}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on: options of every run, and the learning rate that the factors multiply."""
+
+    options: str
+    learning_rate: float
+
+
+DATA = {
+    "digits": Data(
+        "--recipe digits_lt_resnet32 --batch_size 128 --epochs 15 --warmup_epochs 3 --reweight_epoch 12", 0.07
+    ),
+    "clipart": Data("--recipe probe --num_experts 3 --expert_adapter_size 256 --loss ride", 0.01),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the grid. `form` is "none" for RIDE alone."""
+
+    form: str
+    rate: float
+    mode: str | None = None
+    window: int | None = None
+    weight: float | None = None
+
+    def options(self, data: Data) -> str:
+        words = f"{data.options} --learning_rate {data.learning_rate * self.rate:g} --batchformer {self.mode or 'none'}"
+        if self.form != "none":
+            words += f" --batchformer_window {self.window} {FORMS[self.form]}"
+        if self.weight is not None:
+            words += f" --batchformer_loss_weight {self.weight}"
+        return words
+
+
+def cells() -> Iterator[Cell]:
+    """RIDE alone at every learning rate, and every place in the grid."""
+    yield from (Cell("none", rate) for rate in RATES)
+    for form, mode, window, rate in product(FORMS, WEIGHTS, WINDOWS, RATES):
+        yield from (Cell(form, rate, mode, window, weight) for weight in WEIGHTS[mode])
+
+
+def run(options: argparse.Namespace) -> None:
+    results = json.loads(options.results.read_text()) if options.results.is_file() else {}
+    if not options.table_only:
+        results = {"command": command(options), "machine": machine(), "grids": results.get("grids", {})}
+        for name in options.data:
+            results["grids"][name] = measure(name, options)
+            write_results(options.results, "collapse", results)
+    for name, grid in results["grids"].items():
+        print(f"\n### {name}\n\n{table(grid)}")
+
+
+def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Trains each cell of the grid with each seed. Returns the cells with `balanced_accuracy`, one for each seed."""
+    grid = list(cells())
+    wanted = [(cell, seed) for seed in options.seeds for cell in grid]
+    runs = []
+    for number, (cell, seed) in enumerate(wanted):
+        words = [*cell.options(DATA[name]).split(), *_data_options(name, options, seed), "--seed", str(seed)]
+        folder = options.output_dir / name / f"cell_{number % len(grid)}" / str(seed)
+        shown = ", ".join(f"{key} {value}" for key, value in asdict(cell).items() if value is not None)
+        runs.append(Run(name=f"{name}: {shown}, seed {seed}", options=tuple(words), folder=folder))
+    rows = {cell: {**asdict(cell), "seeds": options.seeds, "balanced_accuracy": []} for cell in grid}
+    for (cell, _), result in zip(wanted, train_all(runs, options.jobs), strict=True):
+        rows[cell]["balanced_accuracy"].append(result["balanced_accuracy"])
+    return list(rows.values())
+
+
+def _data_options(name: str, options: argparse.Namespace, seed: int) -> list[str]:
+    if name == "digits":
+        return []
+    drawn = draw_split(find_drawings(options.data_dir), seed)
+    lists = options.output_dir / "lists" / str(seed)
+    if not Path(lists).is_dir():
+        write_lists(lists, drawn["train"], drawn["test"])
+    where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": options.backbone}
+    return [str(word) for key, value in where.items() for word in (f"--{key}", value)]
+
+
+def table(grid: list[dict[str, Any]]) -> str:
+    """A Markdown table: how many runs of each form collapsed, how many cells are below RIDE alone, and the worst."""
+    alone = {row["rate"]: row["balanced_accuracy"] for row in grid if row["form"] == "none"}
+    lines = ["| layer | mode | runs collapsed | cells below RIDE alone | lowest cell, difference |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for form, mode in product(FORMS, WEIGHTS):
+        own = [row for row in grid if (row["form"], row["mode"]) == (form, mode)]
+        pairs = [
+            (first, other)
+            for row in own
+            for first, other in zip(alone[row["rate"]], row["balanced_accuracy"], strict=True)
+        ]
+        collapsed = sum(other < first - POINTS for first, other in pairs)
+        gains = [paired_gain(alone[row["rate"]], row["balanced_accuracy"]) for row in own]
+        below = sum(gain["mean"] < -2 * gain["standard_error"] for gain in gains)
+        worst = min(gain["mean"] for gain in gains)
+        cells = [form, mode, f"{collapsed} of {len(pairs)}", f"{below} of {len(own)}", f"{100 * worst:+.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""Many training runs at the same time, each of them a normal training command."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ride_bf.runs.run_folder import ENVIRONMENT, METRICS, TEST_RESULTS
+from ride_bf.training.arguments import parse_arguments
+
+_TRAIN = Path(__file__).resolve().parent.parent.parent / "train_accelerate.py"
+_LOG = "command.log"
+# What a run imports. The server does it once, and the processes of the runs are forked from it.
+_IMPORTED = ["torch.utils.tensorboard", "datasets", "modeling_ride_bf", "data", "ride_bf.training.setup"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training command.
+
+    Attributes:
+        name: what is printed when it is finished.
+        options: of the command, but for `--output_dir`.
+        folder: for its output. A finished run in it, of the same recipe, is not trained again.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    folder: Path
+
+
+def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
+    """Trains the runs, `jobs` at the same time, which share the cores. Returns the results of each, see `read_run`.
+
+    Raises RuntimeError for a run that fails, with the end of what it printed.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the server reads it when it imports torch
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(_IMPORTED)
+    missing = [run for run in runs if not _is_finished(run)]
+    with ProcessPoolExecutor(jobs, mp_context=server, max_tasks_per_child=1) as pool:
+        started = {run: pool.submit(_train, run) for run in missing}
+        for number, (run, future) in enumerate(started.items(), 1):
+            seconds = future.result()
+            accuracy = 100 * read_run(run.folder)["balanced_accuracy"]
+            print(f"{number}/{len(missing)} {run.name}: {accuracy:.1f} % in {seconds:.0f} s", flush=True)
+    return [read_run(run.folder) for run in runs]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The test metrics of a finished run; `commit`, of the code that trained it; `seconds` of training."""
+    commits = [start.get("commit") for start in json.loads((folder / ENVIRONMENT).read_text())]
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    seconds = sum(line.get("seconds", 0.0) for line in lines)
+    return {**json.loads((folder / TEST_RESULTS).read_text())["test"], "commit": commits[-1], "seconds": seconds}
+
+
+def _is_finished(run: Run) -> bool:
+    finished, written = run.folder / TEST_RESULTS, run.folder / "recipe.json"
+    return finished.is_file() and not parse_arguments(list(run.options))[1].differences(written.read_text())
+
+
+def _train(run: Run) -> float:
+    """Trains in this process, which does nothing else. Returns the seconds that it took."""
+    started = time.perf_counter()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log = run.folder / _LOG
+    sys.argv = [str(_TRAIN), *run.options, "--output_dir", str(run.folder), "--overwrite_output_dir"]
+    with log.open("w") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    try:
+        runpy.run_path(str(_TRAIN), run_name="__main__")
+    except SystemExit as error:
+        if error.code not in (None, 0):
+            raise RuntimeError(f"{' '.join(sys.argv)}\nended: {error.code}\n{log.read_text()[-3000:]}") from None
+    except Exception as error:  # a traceback of another process may not be readable here
+        raise RuntimeError(f"{' '.join(sys.argv)}\nended: {error!r}\n{log.read_text()[-3000:]}") from None
+    return time.perf_counter() - started

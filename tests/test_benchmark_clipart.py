@@ -1,0 +1,213 @@
+"""The benchmark on drawings: its data, that no setting is chosen on the test images, and its tables."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import class_counts, load_long_tailed
+from ride_bf.benchmark import clipart, collapse
+from ride_bf.benchmark.__main__ import main
+from ride_bf.benchmark.arguments import CLIPART_PARTS
+from ride_bf.benchmark.clipart import PARTS, Part, table
+from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, shrink, write_lists
+from ride_bf.benchmark.runs import Run, train_all
+from ride_bf.training.arguments import parse_arguments
+
+PART = Part(
+    summary="two heads",
+    options="--recipe probe",
+    methods={"plain": "", "other": "--loss cross_entropy"},
+    pairs={"other": "plain"},
+    learning_rates=("0.01", "0.1"),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Classes of 30, 13 and 12 drawings, and what does not count."""
+    place = tmp_path_factory.mktemp("drawings")
+    generator = np.random.default_rng(0)
+
+    def draw(path, pixels=None):
+        (place / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8) if pixels is None else pixels
+        Image.fromarray(pixels).save(place / path)
+
+    for index in range(30):
+        draw(f"animals/birds/{'deeper/' if index % 2 else ''}{index}.png")
+    for index in range(13):
+        draw(f"animals/{index}.png")
+    for index in range(12):
+        draw(f"food/fruit/{index}.png")
+    for index in range(11):
+        draw(f"food/few/{index}.png")
+    for index in range(20):
+        draw(f"unsorted/any/{index}.png")
+    same = place / "animals/birds/0.png"
+    for copy in ("animals/birds/copy.png", "food/fruit/zz_copy.png"):
+        (place / copy).write_bytes(same.read_bytes())
+    huge = bytearray(same.read_bytes())
+    huge[16:24] = (20_000).to_bytes(4, "big") * 2
+    (place / "food/fruit/huge.png").write_bytes(huge)
+    return place
+
+
+def test_drawings(folder):
+    found = find_drawings(folder)
+    assert {name: len(paths) for name, paths in found.items()} == {
+        "animals/birds": 30,
+        "animals/other": 13,
+        "food/fruit": 12,
+    }
+    with pytest.raises(FileNotFoundError, match=r"has no drawings: apt-get install openclipart-png"):
+        find_drawings(folder / "food/fruit/nothing")
+
+
+def test_splits(folder):
+    drawings = find_drawings(folder)
+    first, again, other = (draw_split(drawings, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first["test"] != other["test"]
+    assert [len(paths) for paths in first["test"].values()] == [10, 4, 4]
+    assert [len(paths) for paths in first["tune_test"].values()] == [6, 4, 4]
+    for name, paths in drawings.items():
+        assert sorted(first["train"][name] + first["test"][name]) == paths
+        assert sorted(first["tune_train"][name] + first["tune_test"][name]) == sorted(first["train"][name])
+
+
+def test_lists_load(folder, tmp_path):
+    drawn = draw_split(find_drawings(folder), 0)
+    digest = write_lists(tmp_path, drawn["train"], drawn["test"])
+    assert write_lists(tmp_path, drawn["train"], drawn["test"]) == digest
+    splits = load_long_tailed("custom", folder, lists=tmp_path)
+    assert splits["train"].features["label"].names == ["animals/birds", "animals/other", "food/fruit"]
+    assert class_counts(splits["train"]) == [20, 9, 8]
+    assert write_lists(tmp_path, drawn["test"], drawn["train"]) != digest
+
+
+def test_small_copies(folder, tmp_path):
+    drawings = find_drawings(folder)
+    shrink(folder, drawings, tmp_path, 3)
+    for paths in drawings.values():
+        assert all(Image.open(tmp_path / path).size == (4, 3) for path in paths)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs that only note what they would train on. The method "other" is better, most of all at 0.1."""
+    noted = []
+
+    def train(runs, jobs):
+        noted.extend(runs)
+        values = []
+        for run in runs:
+            words = dict(zip(run.options, run.options[1:], strict=False))
+            value = 0.5 + 0.1 * ("--loss" in words) * (words["--learning_rate"] == "0.1") + 0.01 * int(words["--seed"])
+            values.append(dict.fromkeys(("accuracy", *clipart.COLUMNS), value) | {"commit": "abc", "seconds": 1.0})
+        return values
+
+    monkeypatch.setattr(clipart, "train_all", train)
+    monkeypatch.setitem(PARTS, "frozen", PART)
+    return noted
+
+
+def benchmark(folder, tmp_path, *options):
+    where = ["--data_dir", folder, "--output_dir", tmp_path / "out", "--results", tmp_path / "results.json"]
+    main([str(word) for word in ("clipart", "--backbone", "some/backbone", "--parts", "frozen", *where, *options)])
+    return json.loads((tmp_path / "results.json").read_text())
+
+
+def test_settings_are_chosen_on_training_images(folder, tmp_path, trained):
+    results = benchmark(folder, tmp_path, "--splits", 0, 1, 2)
+    measured = results["parts"]["frozen"]["methods"]
+    assert [measured[method]["learning_rate"] for method in ("plain", "other")] == ["0.01", "0.1"]
+    lists = [run.options[run.options.index("--lists") + 1] for run in trained]
+    assert [path.endswith("/tune") for path in lists] == [True] * 8 + [False] * 6
+    assert [run["split"] for run in measured["other"]["runs"]] == [0, 1, 2]
+    assert results["lists"].keys() == {"0", "1", "2"}
+    tested = (tmp_path / "out/lists/0/test.txt").read_text().splitlines()
+    tuned = "".join((tmp_path / f"out/lists/0/tune/{name}.txt").read_text() for name in ("train", "test"))
+    assert not [line for line in tested if line in tuned.splitlines()]
+
+
+def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monkeypatch):
+    benchmark(folder, tmp_path, "--splits", 0, 1)
+    trained.clear()
+    more = benchmark(folder, tmp_path, "--splits", 1, 2)
+    assert [run.name for run in trained] == ["frozen: plain, split 2", "frozen: other, split 2"]
+    assert [run["split"] for run in more["parts"]["frozen"]["methods"]["plain"]["runs"]] == [0, 1, 2]
+    trained.clear()
+    changed = {**PART.methods, "other": "--loss focal"}
+    monkeypatch.setitem(PARTS, "frozen", Part(**{**vars(PART), "methods": changed}))
+    benchmark(folder, tmp_path, "--splits", 0)
+    assert {run.name.split(",")[0] for run in trained} == {"frozen: other"}
+    assert sum(run.name == "frozen: other, split 0" for run in trained) == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(results | {"lists": {"0": "another"}}))
+    with pytest.raises(ValueError, match="is of other drawings or splits; name another file by --results"):
+        benchmark(folder, tmp_path, "--splits", 0)
+
+
+def test_the_table_marks_what_five_pairs_show(folder, tmp_path, trained, capsys):
+    results = benchmark(folder, tmp_path, "--splits", 0, 1, 2, 3, 4)
+    printed = capsys.readouterr().out
+    assert "| plain | 52.0 ± 1.6 |" in printed
+    assert "| **+10.0 ± 0.0** over plain | 5 of 5 |" in printed
+    measured = results["parts"]["frozen"]
+    for own in measured["methods"].values():
+        own["runs"] = own["runs"][:4]
+    assert "| +10.0 ± 0.0 over plain | 4 of 4 |" in table(PART, measured)
+    main(["clipart", "--table_only", "--results", str(tmp_path / "results.json")])
+    assert "| **+10.0 ± 0.0** over plain | 5 of 5 |" in capsys.readouterr().out
+
+
+def test_parts():
+    assert tuple(PARTS) == CLIPART_PARTS
+    for part in PARTS.values():
+        assert part.pairs.keys() | set(part.pairs.values()) == part.methods.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in PARTS if name != "tuned"])
+def test_the_commands_of_a_part_are_possible(name):
+    part = PARTS[name]
+    for method, own in part.methods.items():
+        _, recipe = parse_arguments([*part.options.split(), *own.split(), "--learning_rate", part.learning_rates[0]])
+        assert (recipe.network_value("batchformer") != "none") == ("BatchFormer" in method)
+
+
+@pytest.mark.parametrize("name", collapse.DATA)
+def test_the_commands_of_the_grid_are_possible(name):
+    data = collapse.DATA[name]
+    for cell in collapse.cells():
+        _, recipe = parse_arguments(cell.options(data).split())
+        assert recipe.loss == "ride"
+        assert recipe.batchformer_window == cell.window or cell.form == "none"
+
+
+def test_the_table_counts_what_collapsed():
+    accuracies = {"paper": [0.2, 0.6, 0.4], "gated": [0.6, 0.62, 0.61], "none": [0.6, 0.61, 0.6]}
+    grid = [{**vars(cell), "balanced_accuracy": accuracies[cell.form]} for cell in collapse.cells()]
+    rows = collapse.table(grid).splitlines()[2:]
+    assert rows[0] == "| paper | insert | 18 of 27 | 0 of 9 | -20.3 |"
+    assert rows[3] == "| gated | shared_classifier | 0 of 54 | 0 of 18 | +0.7 |"
+
+
+def test_runs_are_normal_commands(tmp_path):
+    options = ("--epochs", "1", "--max_steps", "2", "--hidden_sizes", "4", "4", "4")
+    runs = [
+        Run(name=f"seed {seed}", options=(*options, "--seed", str(seed)), folder=tmp_path / str(seed))
+        for seed in (0, 1)
+    ]
+    results = train_all(runs, jobs=2)
+    for run, result in zip(runs, results, strict=True):
+        tested = json.loads((run.folder / "test_results.json").read_text())
+        assert tested["step"] == 2
+        assert result["balanced_accuracy"] == tested["test"]["balanced_accuracy"]
+        assert result["seconds"] > 0
+    written = (tmp_path / "0/test_results.json").stat().st_mtime_ns
+    impossible = Run(name="impossible", options=("--epochs", "1", "--data_dir", "nowhere"), folder=tmp_path / "2")
+    with pytest.raises(RuntimeError, match="nowhere"):
+        train_all([runs[0], impossible], jobs=1)
+    assert (tmp_path / "0/test_results.json").stat().st_mtime_ns == written
