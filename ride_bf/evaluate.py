@@ -56,7 +56,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    from accelerate import Accelerator
     from transformers.utils import logging
 
     from data import BrokenImageError
@@ -65,14 +64,13 @@ def main(arguments: list[str] | None = None) -> None:
     from ride_bf.evaluation.leakage import describe_leakage
     from ride_bf.evaluation.predict import describe_broken, evaluate_split
     from ride_bf.evaluation.tables import accuracy_table
-    from ride_bf.runs.environment import check_precision
+    from ride_bf.runs.engine import start_accelerator
     from ride_bf.runs.models import check_classes, find_model, load_model, load_processor, results_folder
     from ride_bf.runs.provenance import load_data_to_evaluate
 
     logging.disable_progress_bar()
     with errors_as_messages():
-        accelerator = Accelerator()
-        check_precision(accelerator)
+        accelerator = start_accelerator()
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         # the other processes use the cache of the first

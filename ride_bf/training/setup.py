@@ -27,7 +27,7 @@ from ride_bf.methods.teacher import describe_teacher, load_teacher
 from ride_bf.methods.windows import check_windows, describe_windows, set_window
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import TRAINING_STATE
-from ride_bf.runs.environment import check_precision
+from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
@@ -206,7 +206,7 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
     torch.backends.cudnn.benchmark = not run.deterministic
     trackers = [] if run.report_to == "none" else [run.report_to]
     check_tracker(run.report_to)
-    accelerator = Accelerator(
+    return start_accelerator(
         log_with=trackers or None,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / TENSORBOARD)),
@@ -214,8 +214,6 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
         # Each process keeps the running statistics of its own images; `RunningStatistics` averages them.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    check_precision(accelerator)
-    return accelerator
 
 
 def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator) -> None:
