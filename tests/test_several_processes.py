@@ -1,7 +1,11 @@
 """Many processes are one run: the same results, one stop, one message; and a resumed run may have another number."""
 
+import itertools
 import json
+import random
+import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +13,10 @@ from conftest import ROOT
 from processes import Command, torchrun
 from safetensors.torch import load_file
 from test_training import SMALL_ARGUMENTS, read_metrics, train
+from torch.distributed import HashStore
+
+from ride_bf.command_line import processes as run_processes
+from ride_bf.training.interruption import Interruption
 
 # The training command, in which the process of rank 1 does something as it ends its third step.
 IN_STEP_THREE = """
@@ -60,6 +68,49 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     assert code != 0
     assert printed.count("SIGTERM: stopped after step 5; the checkpoint is") == 1, printed[-3000:]
     assert json.loads((tmp_path / "out/last/checkpoint.json").read_text())["step"] == 5
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_all_stop_after_the_same_step_however_they_interleave(seed, monkeypatch):
+    """Of four processes, two get a signal. A process may be two steps ahead of the slowest, as on a GPU."""
+    store = HashStore()
+    monkeypatch.setattr(run_processes, "_store", lambda: store)
+    rng = random.Random(seed)
+    accelerator = SimpleNamespace(num_processes=4, device=torch.device("cpu"))
+    interruptions = [Interruption() for _ in range(4)]
+    signalled = {rng.randrange(4): (rng.randrange(1, 12), signal.SIGTERM) for _ in range(2)}
+    steps, stopped = [0] * 4, {}
+    while len(stopped) < 4:
+        rank = rng.choice([rank for rank in range(4) if rank not in stopped and steps[rank] < min(steps) + 2])
+        steps[rank] += 1
+        if rank in signalled and steps[rank] >= signalled[rank][0]:
+            interruptions[rank].received = signalled[rank][1]
+        if interruptions[rank].agreed(accelerator, steps[rank]):
+            stopped[rank] = steps[rank]
+    assert len(set(stopped.values())) == 1, stopped
+    assert min(stopped.values()) <= min(step for step, _ in signalled.values()) + 4
+
+
+def test_the_program_is_not_two_steps_ahead_of_the_device(monkeypatch):
+    done, events = [], itertools.count(1)
+
+    class Event:
+        def __init__(self, device):
+            self.number = next(events)
+
+        def record(self):
+            done.append(f"record {self.number}")
+
+        def synchronize(self):
+            done.append(f"wait for {self.number}")
+
+    store = SimpleNamespace(check=lambda keys: done.append("look"))
+    monkeypatch.setattr(run_processes, "_store", lambda: store)
+    monkeypatch.setattr(torch, "Event", Event)
+    interruption = Interruption()
+    for step in (1, 2, 3):
+        interruption.agreed(SimpleNamespace(num_processes=2, device=torch.device("cuda")), step)
+    assert done == ["record 1", "look", "record 2", "wait for 1", "look", "record 3", "wait for 2", "look"]
 
 
 @pytest.mark.parametrize(

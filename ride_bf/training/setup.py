@@ -33,7 +33,7 @@ from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
 from ride_bf.training.backbone import Backbone, check_image_size, load_backbone, processor_facts, with_backbone_of
-from ride_bf.training.batch_norm import check_batch_norm
+from ride_bf.training.batch_norm import check_batch_norm, check_synchronised, synchronise_batch_norm
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
@@ -152,6 +152,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     steps_per_epoch = math.ceil(len(loaders["train"]) / recipe.gradient_accumulation_steps)
     schedule = Schedule(optimizer, recipe, steps_per_epoch)
     progress = Progress()
+    synchronise_batch_norm(model, recipe, accelerator.num_processes)
     model, optimizer = accelerator.prepare(model, optimizer)
     weights = WeightAverage(accelerator.unwrap_model(model), recipe.ema_decay)
     statistics = RunningStatistics(accelerator, *weights.networks)
@@ -225,6 +226,7 @@ def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Acce
             f"{accelerator.num_processes} process(es) with {recipe.gradient_accumulation_steps} batch(es) each; set "
             f"--batch_size to a multiple of {shares}"
         )
+    check_synchronised(recipe, accelerator)
     check_windows(recipe, accelerator.num_processes, skips_images=run.on_broken_image == "skip")
 
 
