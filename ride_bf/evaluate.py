@@ -1,8 +1,9 @@
 """Evaluate a model on frequent and rare classes: `python -m ride_bf.evaluate --model RUN_OR_CHECKPOINT_OR_HUB_ID`.
 
-Writes three files: `results.json`, with the keys that `ride_bf.evaluation.results` describes; `report.html`, a report
-in a single file; and `predictions.npz`, which `python -m ride_bf.compare` uses to compare models image by image. To use
-several processes: `accelerate launch -m ride_bf.evaluate ...`. The BatchFormer is not used for predictions.
+Writes `results.json`, with the keys that `ride_bf.evaluation.results` describes; `report.html`, a report in a single
+file; and `predictions.npz` and `log_probabilities.npy`, from which `python -m ride_bf.compare` compares models image by
+image, and `--predictions FOLDER` computes all numbers again. To use several processes: `accelerate launch -m
+ride_bf.evaluate ...`. The BatchFormer is not used for predictions.
 
 By default the images come from the data set that the model was trained on. `--other_images` evaluates it on another
 data set with the same classes. The training images of the model always determine which classes are many-, medium- and
@@ -16,41 +17,43 @@ from ride_bf.command_line.data_options import add_data_options, given_data_optio
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
 
+_AGAIN = ("predictions", "output_dir", "test_prior", "model_prior")  # the options that act with --predictions
+
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("evaluate", __doc__)
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="output folder of a run, folder of a checkpoint or id on the Hub; its own code is not run",
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="run's output folder, checkpoint's folder or Hub id; its own code is not run")
+    what.add_argument("--predictions", type=Path, metavar="FOLDER", help="evaluation to compute again, without images")
+    add = parser.add_argument
+    add("--split", default="test", help="split to evaluate: test, or validation while you still tune")
+    add("--output_dir", type=Path, help="default: folder of checkpoint or predictions; outputs/NAME for a Hub id")
+    add("--train_images", action="store_true", help="evaluate the training images too, seen as in evaluation")
+    prior = "also correct the logits for known class shares: train, inverse, uniform, or a JSON file of numbers"
+    add("--test_prior", metavar="PRIOR", help=prior)
+    add(
+        "--model_prior", choices=("train", "uniform"), help="class shares that the logits are for; default: by the loss"
     )
-    parser.add_argument("--split", default="test", help="split to evaluate: test, or validation while you still tune")
-    parser.add_argument(
-        "--output_dir", type=Path, help="by default the checkpoint's folder, or outputs/NAME for a model from the Hub"
+    views = (
+        "views of each image whose mean logits are evaluated: centre (default), flip (also mirrored) or five_crop "
+        "(centre and corners of an image that is 24 pixels larger)"
     )
-    parser.add_argument(
-        "--views",
-        default="centre",
-        help="views of each image whose mean logits are evaluated: centre (default), flip (also mirrored) or five_crop "
-        "(centre and corners of an image that is 24 pixels larger)",
-    )
-    parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of one process")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
-    parser.add_argument(
-        "--on_broken_image",
-        choices=("stop", "skip"),
-        help="skip: leave out what cannot be read; default: as in training",
-    )
+    add("--views", default="centre", help=views)
+    add("--batch_size", type=int, default=256, help="images in a batch of one process")
+    add("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    add("--on_broken_image", choices=("stop", "skip"), help="skip: leave out unreadable ones; default: as in training")
     add_data_options(parser)
-    parser.add_argument(
-        "--other_images", action="store_true", help="evaluate on the data set, of equal classes, that the options name"
-    )
+    add("--other_images", action="store_true", help="evaluate on the data set, of equal classes, that the options name")
     options = parser.parse_args(arguments)
     if options.batch_size < 1 or options.num_workers < 0:
-        parser.error(
-            f"--batch_size must be 1 or more and --num_workers 0 or more, not {options.batch_size} and "
-            f"{options.num_workers}"
-        )
+        numbers = f"{options.batch_size} and {options.num_workers}"
+        parser.error(f"--batch_size must be 1 or more and --num_workers 0 or more, not {numbers}")
+    changed = [name for name, value in vars(options).items() if value != parser.get_default(name)]
+    idle = {name: "with --predictions" for name in changed if options.predictions and name not in _AGAIN}
+    idle |= {"model_prior": "without --test_prior"} if options.model_prior and not options.test_prior else {}
+    idle |= {"train_images": "with --other_images"} if options.train_images and options.other_images else {}
+    for name, where in idle.items():
+        parser.error(f"--{name} cannot act {where}; leave it out")
     return options
 
 
@@ -60,15 +63,17 @@ def main(arguments: list[str] | None = None) -> None:
 
     from data import BrokenImageError
     from data.notices import printed_notices
-    from ride_bf.evaluation.html_report import REPORT
-    from ride_bf.evaluation.leakage import describe_leakage
-    from ride_bf.evaluation.predict import describe_broken, evaluate_split
-    from ride_bf.evaluation.tables import accuracy_table
+    from ride_bf.evaluation.priors import choose_priors
+    from ride_bf.evaluation.report import describe, evaluate_again, evaluate_split
     from ride_bf.runs.engine import start_accelerator
     from ride_bf.runs.models import check_classes, find_model, load_model, load_processor, results_folder
     from ride_bf.runs.provenance import load_data_to_evaluate
 
     logging.disable_progress_bar()
+    if options.predictions is not None:
+        with errors_as_messages():
+            print(describe(*evaluate_again(*(getattr(options, name) for name in _AGAIN))))
+        return
     with errors_as_messages():
         accelerator = start_accelerator()
         place = find_model(options.model)
@@ -77,30 +82,25 @@ def main(arguments: list[str] | None = None) -> None:
         with accelerator.main_process_first(), printed_notices(accelerator.print):
             data = load_data_to_evaluate(place, options.split, options.other_images, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
+        known, test_prior = choose_priors(place, options.test_prior, options.model_prior, data)
     output_dir = options.output_dir or results_folder(place)
     with errors_as_messages(BrokenImageError, FloatingPointError, ValueError):
         results = evaluate_split(
             accelerator.prepare_model(model, evaluation_mode=True),
-            data.split,
+            data,
             processor,
             accelerator,
-            data.train_class_counts,
             output_dir,
-            {"model": str(options.model), **data.facts()},
-            options.batch_size,
-            options.num_workers,
-            data.training_images,
-            options.views,
-            data.max_image_pixels,
-            data.on_broken(options.on_broken_image),
+            {"model": str(options.model), **data.facts(), **known},
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            train_images=options.train_images,
+            views=options.views,
+            on_broken=data.on_broken(options.on_broken_image),
+            test_prior=test_prior,
         )
     if results is not None:
-        seen = "" if options.views == "centre" else f", mean of the views {options.views}"
-        print(f"{place}: {results['num_images']:,} images of {results['dataset']}'s {options.split} split{seen}\n")
-        print(accuracy_table(results["metrics"], data.train_class_counts, data.class_names))
-        for said in filter(None, (describe_broken(results), describe_leakage(results))):
-            print(f"\nnote: {said}")
-        print(f"\n{results['speed']['images_per_second']:,.0f} images/s. Full report: {output_dir / REPORT}")
+        print(describe(results, output_dir))
     accelerator.end_training()
 
 

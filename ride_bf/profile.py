@@ -19,14 +19,18 @@ def main(arguments: list[str] | None = None) -> None:
         "--results", type=Path, help="test_results.json of a run with a router: its use of the experts is counted"
     )
     options, rest = parser.parse_known_args(arguments)
-    _, recipe = parse_arguments(rest)
+    run, recipe = parse_arguments(rest)
     from data import NUM_CLASSES
     from ride_bf.evaluation.compute import profile, table
+    from ride_bf.training.setup import find_backbone
 
     num_labels = options.num_labels or NUM_CLASSES.get(recipe.dataset)
     if num_labels is None:
         parser.error(f"the number of classes of {recipe.dataset} is not known before it is read; pass --num_labels")
-    parts = profile(recipe.config(num_labels=num_labels), recipe.image_size, recipe.window_size)
+    with errors_as_messages():
+        backbone, recipe = find_backbone(run, recipe)
+    pretrained = {} if backbone is None else {"backbone_config": backbone.config}
+    parts = profile(recipe.config(num_labels=num_labels, **pretrained), recipe.image_size, recipe.window_size)
     shares = None
     if options.results is not None:
         with errors_as_messages():

@@ -92,7 +92,10 @@ def test_cpus_cannot(tmp_path):
     check_synchronised(SYNCHRONISED, gpus)
 
 
-@pytest.mark.parametrize("others", ["--backbone x", "--train_only classifiers --batchformer none --init_from x"])
+@pytest.mark.parametrize(
+    "others",
+    ["--backbone x", "--train_only classifiers --batchformer none --init_from x", "--freeze_batch_norm --init_from x"],
+)
 def test_an_option_that_cannot_act(others, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--batchnorm", "synchronised", *others.split()])

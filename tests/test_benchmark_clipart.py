@@ -10,7 +10,7 @@ from data import class_counts, load_long_tailed
 from ride_bf.benchmark import clipart, collapse
 from ride_bf.benchmark.__main__ import main
 from ride_bf.benchmark.arguments import CLIPART_PARTS
-from ride_bf.benchmark.clipart import PARTS, Part, paired, table
+from ride_bf.benchmark.clipart import PARTS, Part, table
 from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, shrink, write_lists
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.training.arguments import parse_arguments
@@ -148,13 +148,6 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monk
     (tmp_path / "results.json").write_text(json.dumps(results | {"lists": {"0": "another"}}))
     with pytest.raises(ValueError, match="is of other drawings or splits; name another file by --results"):
         benchmark(folder, tmp_path, "--splits", 0)
-
-
-def test_paired_differences():
-    gain = paired([0.5, 0.6, 0.7], [0.6, 0.6, 0.9])
-    assert gain["difference"] == pytest.approx(0.1)
-    assert gain["standard_error"] == pytest.approx(0.1 / 3**0.5)
-    assert gain["above_zero"] == pytest.approx(2 / 3)
 
 
 def test_the_table_marks_what_five_pairs_show(folder, tmp_path, trained, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from ride_bf import compare
 from ride_bf.evaluation import comparison
+from ride_bf.evaluation.comparison import paired_gain
 from ride_bf.evaluation.results import Predictions, write_results
 
 COUNTS = [500, 300, 50, 30, 5, 3]
@@ -22,8 +23,9 @@ def outcome(right, seed):
     return Predictions(LABELS, predictions, zeros, zeros + 0.5, zeros, predictions[:, None])
 
 
-def write(folder, predictions, digest="0" * 64, counts=COUNTS):
+def write(folder, predictions, digest="0" * 64, counts=COUNTS, names=None):
     facts = {"model": f"models/{folder.name}", "dataset": "digits_lt", "split": "test", "images_digest": digest}
+    facts["class_names"] = names or list("abcdef")
     write_results(folder, facts, predictions, counts)
     return folder
 
@@ -112,3 +114,97 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         compare.main([str(first), str(shorter)])
     with pytest.raises(SystemExit, match="nothing"):
         compare.main([str(first), str(tmp_path / "nothing")])
+
+
+def write_runs(root, method, shares, seeds=None, **options):
+    """Runs as training and evaluation leave them: `run.json` in the run's folder, results beside the weights."""
+    runs = []
+    for number, share in enumerate(shares):
+        run = root / f"{method}_{number}"
+        (run / "best").mkdir(parents=True)
+        (run / "best/config.json").write_text("{}")
+        if seeds is not None:
+            (run / "run.json").write_text(json.dumps({"seed": seeds[number]}))
+        write(run / "best", outcome([share] * 6, seed=10 * number), **options)
+        runs.append(str(run))
+    return runs
+
+
+def compared_runs(tmp_path, a, b):
+    compare.main(["--a", *a, "--b", *b, "--output", str(tmp_path / "compared.json")])
+    return json.loads((tmp_path / "compared.json").read_text())
+
+
+class TestSeveralRuns:
+    def test_by_hand(self, tmp_path, capsys):
+        a = write_runs(tmp_path, "a", [0.5, 0.6, 0.7])
+        b = write_runs(tmp_path, "b", [0.6, 0.9, 0.5])
+        found = compared_runs(tmp_path, a, b)
+        values = {}
+        for side, runs in (("a", a), ("b", b)):
+            results = [json.loads((tmp_path / run / "best/results.json").read_text()) for run in runs]
+            values[side] = np.array([own["metrics"]["balanced_accuracy"] for own in results])
+        gains = values["b"] - values["a"]
+        accuracy = found["metrics"]["balanced_accuracy"]
+        assert (accuracy["a"], accuracy["b"]) == (values["a"].tolist(), values["b"].tolist())
+        assert accuracy["differences"] == pytest.approx(gains)
+        assert accuracy["mean"] == pytest.approx(gains.mean())
+        assert accuracy["standard_error"] == pytest.approx(gains.std(ddof=1) / 3**0.5)
+        assert accuracy["above_zero"] == 2
+        low, high = accuracy["interval"]
+        assert low < gains.mean() < high
+        assert "interval" not in found["metrics"]["macro_f1"]
+        assert not {"worst_class", "per_class_accuracy"} & set(found["metrics"])
+        assert found["paired_by"] == "order"
+        shown = capsys.readouterr().out
+        row = next(line for line in shown.splitlines() if line.startswith("| balanced |"))
+        assert f"{100 * gains.mean():+.2f} ± {100 * accuracy['standard_error']:.2f} | 2 of 3 |" in row
+
+    def test_runs_of_equal_seeds_are_pairs_whatever_their_order(self, tmp_path):
+        a = write_runs(tmp_path, "a", [0.5, 0.6, 0.7], seeds=[3, 1, 2])
+        b = write_runs(tmp_path, "b", [0.6, 0.7, 0.8], seeds=[1, 2, 3])
+        found = compared_runs(tmp_path, a, b)
+        assert found["paired_by"] == "seed"
+        assert [pair["seed"] for pair in found["pairs"]] == [3, 1, 2]
+        swapped = compared_runs(tmp_path, a, [b[2], b[0], b[1]])
+        assert swapped["metrics"] == found["metrics"]
+
+    @pytest.mark.parametrize("seeds", [[1, 1, 2], [1, 2, None], [4, 5, 6]])
+    def test_other_seeds_are_pairs_by_order(self, tmp_path, seeds):
+        a = write_runs(tmp_path, "a", [0.5, 0.6, 0.7], seeds=[1, 2, 3])
+        b = write_runs(tmp_path, "b", [0.6, 0.7, 0.8], seeds=seeds)
+        found = compared_runs(tmp_path, a, b)
+        assert found["paired_by"] == "order"
+        assert [pair["seed"] for pair in found["pairs"]] == [None] * 3
+
+    def test_each_pair_may_have_a_split_of_its_own(self, tmp_path):
+        a, b = [], []
+        for split in range(2):
+            for method, runs in (("a", a), ("b", b)):
+                runs += write_runs(tmp_path / str(split), method, [0.6], digest=str(split) * 64)
+        found = compared_runs(tmp_path, a, b)
+        assert not any("interval" in own for own in found["metrics"].values())
+        with pytest.raises(SystemExit, match="have different test images"):
+            compared_runs(tmp_path, a, b[::-1])
+
+    def test_what_cannot_be_paired_is_refused(self, tmp_path, capsys):
+        a, b = (write_runs(tmp_path, method, [0.5, 0.6]) for method in "ab")
+        with pytest.raises(SystemExit, match=r"2 run\(s\) of A and 1 of B cannot be compared in pairs"):
+            compared_runs(tmp_path, a, b[:1])
+        with pytest.raises(SystemExit, match=r"two or more\. Two single runs"):
+            compared_runs(tmp_path, a[:1], b[:1])
+        other = write_runs(tmp_path, "other", [0.5, 0.6], names=list("abcdeg"))
+        with pytest.raises(SystemExit, match="have different classes"):
+            compared_runs(tmp_path, a, other)
+        for arguments in ([a[0]], ["--a", *a], [*a, "--b", *b], [*a, "--a", *a, "--b", *b], []):
+            with pytest.raises(SystemExit):
+                compare.main(arguments)
+            assert "name two models or more, or the runs of two methods" in capsys.readouterr().err
+
+
+def test_paired_gains():
+    gain = paired_gain([0.5, 0.6, 0.7], [0.6, 0.6, 0.9])
+    assert gain["mean"] == pytest.approx(0.1)
+    assert gain["standard_error"] == pytest.approx(0.1 / 3**0.5)
+    assert gain["above_zero"] == 2
+    assert np.isnan(paired_gain([0.5], [0.6])["standard_error"])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,14 +12,23 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, tiny_model
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, precision_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    precision_score,
+    top_k_accuracy_score,
+)
 
 from data import evaluation_processor, load_long_tailed
 from ride_bf import evaluate
-from ride_bf.evaluation import results
+from ride_bf.evaluation import report, results
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.evaluation.plots import COLOURS, FIGURES
+from ride_bf.evaluation.priors import ModelPrior, TestPrior, correct, find_model_prior, make_test_prior, read_shares
 from ride_bf.evaluation.results import Predictions, measure, read_results, write_results
+from ride_bf.recipes import RECIPES
 
 DIGITS = [str(digit) for digit in range(10)]
 GROUPS = {"many": [0], "medium": [1, 2, 3, 4], "few": [5, 6, 7, 8, 9]}
@@ -107,7 +117,22 @@ def test_numbers_equal_hand_computed_ones(evaluated, test_images):
     for index, own in enumerate(outputs.expert_logits.argmax(dim=2).numpy().T):
         assert found["experts"]["each"][index]["accuracy"] == pytest.approx((own == labels).mean())
     assert (found["num_images"], found["num_experts"], found["class_names"]) == (500, 3, DIGITS)
+    assert metrics["macro_f1"] == pytest.approx(f1_score(labels, predictions, average="macro"))
+    assert metrics["worst_class_accuracy"] == pytest.approx(min(per_class))
+    assert per_class[metrics["worst_class"]] == min(per_class)
+    gaps = [calibration_gap(probabilities[:, label], labels == label) for label in range(10)]
+    assert metrics["class_wise_calibration_error"] == pytest.approx(np.mean(gaps), abs=2e-3)  # kept in float16
     assert found["speed"]["images_per_second"] == pytest.approx(500 / found["speed"]["seconds"])
+
+
+def calibration_gap(probabilities, is_class):
+    """Nixon et al.'s definition for one class, written down bin by bin."""
+    error = 0.0
+    for upper in range(1, 16):
+        inside = (probabilities > (upper - 1) / 15) & (probabilities <= upper / 15)
+        if inside.any():
+            error += inside.mean() * abs(is_class[inside].mean() - probabilities[inside].mean())
+    return error
 
 
 def calibration_error(confidences, correct):
@@ -122,8 +147,10 @@ def calibration_error(confidences, correct):
 
 def test_intervals_hold_their_value(evaluated):
     _, _, found = evaluated
+    no_means = ("per_class_accuracy", "per_class_top_5_accuracy", "worst_class_accuracy")
+    no_means += ("harmonic_mean_accuracy", "geometric_mean_accuracy")
     assert set(found["confidence_intervals"]) == {
-        name for name in found["metrics"] if name.endswith("accuracy") and not name.startswith("per_class")
+        name for name in found["metrics"] if name.endswith("accuracy") and name not in no_means
     }
     for name, (low, high) in found["confidence_intervals"].items():
         assert low - 1e-12 <= found["metrics"][name] <= high + 1e-12
@@ -190,7 +217,7 @@ def assert_close(left, right):
 
 def test_results_are_what_was_written_and_all_documented(evaluated, tmp_path):
     folder, _, found = evaluated
-    images = Predictions.load(folder / "predictions.npz")
+    images = Predictions.load(folder / "predictions.npz", with_log_probabilities=True)
     images.save(tmp_path / "again.npz")
     again = Predictions.load(tmp_path / "again.npz")
     assert again.experts_used is None
@@ -316,3 +343,190 @@ def test_one_expert_and_one_group_leave_their_pictures_out(evaluated, tmp_path):
     assert "few-shot classes are" not in text
     assert "experts" not in written
     assert "many_shot_accuracy" not in written["metrics"]
+
+
+def copied(folder, target):
+    target.mkdir()
+    for name in ("results.json", "predictions.npz", "log_probabilities.npy"):
+        shutil.copy(folder / name, target / name)
+    return target
+
+
+class TestAgain:
+    """All numbers anew from the predictions, without images and model."""
+
+    def test_the_same_numbers(self, evaluated, tmp_path, capsys):
+        folder, _, found = evaluated
+        place = copied(folder, tmp_path / "alone")
+        for name in ("predictions.npz", ""):
+            evaluate.main(["--predictions", str(place / name)])
+            assert read_results(place) == found
+        assert "macro F1" in capsys.readouterr().out
+        evaluate.main(["--predictions", str(place), "--output_dir", str(tmp_path / "there")])
+        assert read_results(tmp_path / "there") == found
+        assert (tmp_path / "there/report.html").is_file()
+
+    def test_predictions_of_an_earlier_version(self, evaluated, tmp_path, capsys):
+        folder, _, found = evaluated
+        place = copied(folder, tmp_path / "old")
+        (place / "log_probabilities.npy").unlink()
+        evaluate.main(["--predictions", str(place)])
+        assert "no log_probabilities.npy" in capsys.readouterr().out
+        missing = {"class_wise_calibration_error", "adaptive_calibration_error"}
+        assert set(found["metrics"]) - set(read_results(place)["metrics"]) == missing
+        with pytest.raises(
+            SystemExit, match=r"has no probabilities of all classes.*Evaluate the model again: python -m"
+        ):
+            evaluate.main(["--predictions", str(place), "--test_prior", "train", "--model_prior", "uniform"])
+
+    def test_log_probabilities_of_other_images_are_refused(self, evaluated, tmp_path):
+        place = copied(evaluated[0], tmp_path / "mixed")
+        np.save(place / "log_probabilities.npy", np.zeros((3, 10), np.float16))
+        with pytest.raises(SystemExit, match=r"log_probabilities\.npy is of 3 images, predictions\.npz of 500"):
+            evaluate.main(["--predictions", str(place)])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("--predictions x --batch_size 3", "--batch_size cannot act with --predictions"),
+            ("--predictions x --dataset digits_lt", "--dataset cannot act with --predictions"),
+            ("--predictions x --train_images", "--train_images cannot act with --predictions"),
+            ("--predictions x --model y", "not allowed with"),
+            ("--model x --model_prior train", "--model_prior cannot act without --test_prior"),
+            ("--model x --train_images --other_images", "--train_images cannot act with --other_images"),
+            ("", "one of the arguments --model --predictions is required"),
+        ],
+    )
+    def test_options_that_cannot_act(self, arguments, message, capsys):
+        with pytest.raises(SystemExit):
+            evaluate.main(arguments.split())
+        assert message in capsys.readouterr().err
+
+    def test_too_many_probabilities_are_not_kept(self, evaluated, tmp_path, monkeypatch, capsys):
+        folder, _, _ = evaluated
+        monkeypatch.setattr(report, "MOST_NUMBERS", 4999)
+        place = copied(folder, tmp_path / "many")
+        arguments = ["--dataset", "digits_lt", "--output_dir", str(place)]
+        evaluate.main(["--model", str(folder), *arguments])
+        assert not (place / "log_probabilities.npy").exists(), "those of the evaluation before would be others"
+        assert "no log_probabilities.npy" in capsys.readouterr().out
+        with pytest.raises(SystemExit, match="5,000 numbers; at most 4,999 are kept"):
+            evaluate.main(["--model", str(folder), *arguments, "--test_prior", "train", "--model_prior", "train"])
+
+
+class TestTestPrior:
+    def test_the_correction_is_bayes_rule(self):
+        """Posteriors for one distribution of the classes, corrected to another, are the posteriors for that one."""
+        generator = np.random.default_rng(0)
+        likelihood = generator.dirichlet(np.ones(50), size=4).T  # (feature value, class)
+        labels = generator.integers(0, 4, 50)
+
+        def posterior(shares):
+            joint = likelihood * shares
+            return joint / joint.sum(axis=1, keepdims=True)
+
+        trained, tested = np.array([0.7, 0.2, 0.08, 0.02]), np.array([0.1, 0.2, 0.3, 0.4])
+        zeros = np.zeros(50)
+        log_probabilities = np.log(posterior(trained)).astype(np.float16)
+        images = Predictions(labels, labels, zeros, zeros, zeros, labels[:, None], None, log_probabilities)
+        model_prior = ModelPrior(basis="", shares=trained.tolist())
+        found = correct(images, TestPrior(name="", shares=tested.tolist(), model_prior=model_prior))
+        expected = posterior(tested)
+        assert np.exp(found.log_probabilities) == pytest.approx(expected, abs=2e-3)  # float16
+        assert found.confidences == pytest.approx(expected.max(axis=1), abs=2e-3)
+        assert found.losses == pytest.approx(-np.log(expected[np.arange(50), labels]), abs=5e-3)
+        sure = np.diff(np.sort(expected, axis=1)[:, -2:], axis=1)[:, 0] > 0.01
+        assert np.array_equal(found.predictions[sure], expected.argmax(axis=1)[sure])
+
+    def test_results_have_both(self, evaluated, tmp_path, capsys):
+        folder, _, found = evaluated
+        place = copied(folder, tmp_path / "prior")
+        evaluate.main(["--predictions", str(place), "--test_prior", "train", "--model_prior", "uniform"])
+        new = read_results(place)
+        prior = new.pop("test_prior")
+        assert new == found, "beside the uncorrected numbers"
+        counts = np.array(found["train_class_counts"])
+        assert prior["shares"] == pytest.approx(counts / counts.sum())
+        assert prior["model_prior"] == {"basis": "--model_prior uniform", "shares": pytest.approx([0.1] * 10)}
+        for name, metrics in (("uncorrected_", found["metrics"]), ("", prior["metrics"])):
+            expected = np.dot(prior["shares"], metrics["per_class_accuracy"])
+            value = prior[f"{name}test_prior_accuracy"] if name else metrics["test_prior_accuracy"]
+            assert value == pytest.approx(expected)
+        assert prior["metrics"]["per_class_accuracy"] != found["metrics"]["per_class_accuracy"]
+        assert prior["metrics"]["many_shot_accuracy"] >= found["metrics"]["many_shot_accuracy"]
+        assert "corrected for the test prior train, from the model's prior by --model_prior" in capsys.readouterr().out
+        assert "Corrected for a known distribution" in (place / "report.html").read_text()
+        evaluate.main(["--predictions", str(place)])
+        assert read_results(place)["test_prior"] == prior, "kept, and computed again"
+
+    def test_an_evaluation_with_prior_and_training_images(self, evaluated, tmp_path, capsys):
+        folder, model, found = evaluated
+        options = ["--dataset", "digits_lt", "--output_dir", str(tmp_path), "--train_images"]
+        evaluate.main(["--model", str(folder), *options, "--test_prior", "inverse", "--model_prior", "train"])
+        new = read_results(tmp_path)
+        assert new["metrics"]["accuracy"] == found["metrics"]["accuracy"]
+        assert new["test_prior"]["shares"] == pytest.approx(read_shares("inverse", DIGITS, found["train_class_counts"]))
+        pixels, labels = prepared("train")
+        with torch.no_grad():
+            right = model(pixels).logits.argmax(dim=1).numpy() == labels
+        assert new["training_images"]["num_images"] == 337
+        assert new["training_images"]["metrics"]["accuracy"] == pytest.approx(right.mean())
+        assert "on the 337 training images: all" in capsys.readouterr().out
+        assert "training images</td>" in (tmp_path / "report.html").read_text()
+        with pytest.raises(SystemExit, match=r"no readable recipe\.json.*--model_prior train .* or uniform"):
+            evaluate.main(["--model", str(folder), *options, "--test_prior", "train"])
+
+    @pytest.mark.parametrize(
+        ("options", "facts", "shares"),
+        [
+            ({"loss": "cross_entropy"}, {}, [0.6, 0.3, 0.1]),
+            ({"loss": "balanced_softmax"}, {}, [1 / 3] * 3),
+            ({"loss": "cross_entropy", "sampler": "class_balanced"}, {}, [1 / 3] * 3),
+            ({"loss": "logit_adjusted", "logit_adjustment_tau": 2.0}, {}, [1 / 6, 1 / 3, 1]),
+            ({"loss": "ride", "reweight_epoch": None}, {}, [0.6, 0.3, 0.1]),
+            ({"loss": "ride", "reweight_epoch": 20}, {"epoch": 20}, [0.6, 0.3, 0.1]),
+            ({"loss": "ride", "reweight_epoch": 20}, {"epoch": 20.5}, [1 / 3] * 3),
+            ({"loss": "cross_entropy"}, {"correction": {"method": "tau_normalisation"}}, None),
+        ],
+    )
+    def test_the_models_own_prior_follows_from_its_training(self, tmp_path, options, facts, shares):
+        best = tmp_path / "run/best"
+        best.mkdir(parents=True)
+        (best / "config.json").write_text("{}")
+        (best / "checkpoint.json").write_text(json.dumps(facts))
+        recipe = RECIPES["digits_lt_resnet32"].with_overrides(**options)
+        (tmp_path / "run/recipe.json").write_text(recipe.as_json())
+        for place in (best, tmp_path / "run"):
+            found = find_model_prior(place, [60, 30, 10])
+            if shares is None:
+                assert found is None
+                continue
+            # the effective numbers of so few images are nearly the numbers themselves
+            assert found.shares == pytest.approx(np.array(shares) / sum(shares), abs=2e-3)
+            assert options["loss"] in found.basis
+        (tmp_path / "run/recipe.json").write_text("{}")
+        assert find_model_prior(best, [60, 30, 10]) is None
+
+    def test_a_file_of_numbers(self, tmp_path):
+        path = tmp_path / "prior.json"
+        for content in ([3, 1], {"cat": 1, "dog": 3}):
+            path.write_text(json.dumps(content))
+            assert read_shares(str(path), ["dog", "cat"], [5, 5]) == [0.75, 0.25]
+        for content, message in (
+            ([1], "must have a list of 2 numbers.*not 1 numbers"),
+            ({"dog": 1, "fox": 2}, "these names are not in both: cat, fox"),
+            ([1, 0], "has 0 for class 1; each class needs a number above 0"),
+            ([1, "a"], "not all are numbers"),
+            (3, "must have a list of 2 numbers"),
+        ):
+            path.write_text(json.dumps(content))
+            with pytest.raises(ValueError, match=message):
+                read_shares(str(path), ["dog", "cat"], [5, 5])
+        path.write_text("[3, 1]")
+        made = make_test_prior(str(path), ModelPrior(basis="", shares=[0.5, 0.5]), ["dog", "cat"], [5, 5])
+        assert made.name == "prior.json", "published results name no folder"
+        path.write_text("dog 3")
+        with pytest.raises(ValueError, match="is not a JSON file"):
+            read_shares(str(path), ["dog", "cat"], [5, 5])
+        with pytest.raises(FileNotFoundError, match="there is no file balanced; name a JSON file, or one of train"):
+            read_shares("balanced", ["dog", "cat"], [5, 5])

@@ -19,11 +19,13 @@ from ride_bf.methods.losses import (
     LogitAdjustedLoss,
     ReweightedCrossEntropyLoss,
     RideLoss,
+    SadeLoss,
     diversity_temperatures,
     effective_number_weights,
     ldam_margins,
     loss_names,
     options_read,
+    reversed_shares,
 )
 from ride_bf.methods.objectives import (
     ClassificationObjective,
@@ -37,6 +39,7 @@ from ride_bf.recipes.digits_lt import DIGITS_LT_RESNET32
 COUNTS = [81, 16, 1]
 LOGITS = torch.tensor([[[2.0, 1.0, 0.0], [0.5, 1.5, -1.0]], [[0.0, 3.0, 1.0], [1.0, 1.0, 1.0]]])  # (2, 2, 3)
 LABELS = torch.tensor([0, 2])
+THREE_EXPERTS = torch.cat([LOGITS, LOGITS.flip(0)[:, :1]], dim=1)  # (2, 3, 3)
 ALL_LOSSES = [
     RideLoss(COUNTS),
     LDAMLoss(COUNTS),
@@ -48,6 +51,7 @@ ALL_LOSSES = [
     ExpertLogitAdjustedLoss(COUNTS, 0.5),
     ReweightedCrossEntropyLoss(COUNTS, beta=0.99),
     BalancedSoftmaxLoss(COUNTS),
+    SadeLoss(COUNTS),
 ]
 
 
@@ -222,7 +226,9 @@ def test_the_recipe_chooses_criterion_and_objective():
         "logit_adjusted": LogitAdjustedLoss,
         "expert_logit_adjusted": ExpertLogitAdjustedLoss,
         "collaborative": CollaborativeLoss,
+        "sade": SadeLoss,
     }
+    assert set(kinds) == set(loss_names())
     for loss, kind in kinds.items():
         criterion = make_criterion(DIGITS_LT_RESNET32.with_overrides(loss=loss), COUNTS)
         assert type(criterion) is kind
@@ -256,7 +262,7 @@ def test_a_loss_is_made_with_what_it_reads_of_the_recipe():
 def test_a_loss_says_whether_it_is_reweighted(name):
     """By its values: re-weighting changes those that say so, and no other."""
     criterion = make_criterion(DIGITS_LT_RESNET32.with_overrides(loss=name), COUNTS)
-    plain, reweighted = (criterion(LOGITS, LABELS, reweight=reweight) for reweight in (False, True))
+    plain, reweighted = (criterion(THREE_EXPERTS, LABELS, reweight=reweight) for reweight in (False, True))
     assert torch.equal(plain, reweighted) != criterion.reweights
 
 
@@ -267,7 +273,7 @@ def test_a_loss_reads_the_options_that_it_names_and_no_other(name):
     others |= {"focal_gamma": 3.0, "class_weight_beta": 0.5, "logit_adjustment_tau": 0.3}
     losses = {
         option: make_criterion(DIGITS_LT_RESNET32.with_overrides(loss=name, **{option: value}), COUNTS)(
-            LOGITS, LABELS, reweight=True
+            THREE_EXPERTS, LABELS, reweight=True
         )
         for option, value in {"epochs": 3, **others}.items()
     }
@@ -307,3 +313,74 @@ class TestExpertLogitAdjusted:
             recipe.with_overrides(logit_adjustment_tau=(0.0, 1.0))
         with pytest.raises(ValueError, match="set --loss expert_logit_adjusted"):
             recipe.with_overrides(loss="logit_adjusted")
+
+
+class TestSade:
+    def test_by_hand(self):
+        """The shares are 81, 16 and 1 of 98, and 1, 16 and 81 of 98 in reverse order."""
+        adjustments = [
+            [0.0, 0.0, 0.0],
+            [math.log(81 / 98), math.log(16 / 98), math.log(1 / 98)],
+            [math.log(81 / 98) - 2 * math.log(1 / 98), -math.log(16 / 98), math.log(1 / 98) - 2 * math.log(81 / 98)],
+        ]
+        expected = 0.0
+        for image, label in enumerate(LABELS.tolist()):
+            for expert, added in enumerate(adjustments):
+                logits = [one + other for one, other in zip(THREE_EXPERTS[image, expert].tolist(), added, strict=True)]
+                expected += cross_entropy(logits, label) / 2
+        assert SadeLoss(COUNTS)(THREE_EXPERTS, LABELS).item() == pytest.approx(expected, rel=1e-6)
+
+    def test_the_shares_are_reversed_whatever_their_order(self):
+        assert reversed_shares([2, 5, 1]).tolist() == [2 / 8, 1 / 8, 5 / 8]
+        assert reversed_shares([3, 3, 4]).tolist() == [0.3, 0.4, 0.3]
+
+    def test_another_number_of_experts_is_refused_before_training(self):
+        with pytest.raises(ValueError, match="SadeLoss trains 3 experts, not 2: set --num_experts 3"):
+            SadeLoss(COUNTS)(LOGITS, LABELS)
+        with pytest.raises(ValueError, match="SadeLoss trains 3 experts, not 4: set --num_experts 3"):
+            make_objective(DIGITS_LT_RESNET32.with_overrides(loss="sade", num_experts=4), COUNTS)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        CrossEntropyLoss(),
+        ReweightedCrossEntropyLoss([60, 30, 10], beta=0.99),
+        LogitAdjustedLoss([60, 30, 10], 0.5),
+        BalancedSoftmaxLoss([60, 30, 10]),
+        ExpertLogitAdjustedLoss([60, 30, 10], [0.0, 0.5, 2.0]),
+        SadeLoss([60, 30, 10]),
+    ],
+    ids=lambda criterion: type(criterion).__name__,
+)
+def test_the_learned_prior_is_that_of_logits_that_minimise_the_loss(criterion):
+    """On a feature of two values, whose share in each class is known: the logits are its log likelihood and a prior."""
+    images = torch.tensor([[40, 10, 2], [20, 20, 8]])  # (value, class)
+    value, label = (
+        index.repeat_interleave(images.flatten()) for index in torch.cartesian_prod(*map(torch.arange, (2, 3))).T
+    )
+    logits = torch.zeros(2, 3, 3, requires_grad=True)  # (value, expert, class)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = criterion(logits[value], label)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    log_shares = torch.tensor([0.6, 0.3, 0.1]).log()
+    likelihood = (images / images.sum(dim=0)).log()
+    expected = likelihood + criterion.learned_prior(log_shares, reweight=False)
+    found = logits.detach().mean(dim=1)
+    torch.testing.assert_close(  # a few iterations in float32
+        found - found.mean(dim=1, keepdim=True), expected - expected.mean(dim=1, keepdim=True), atol=5e-3, rtol=0
+    )
+
+
+def test_reweighting_is_a_prior_too():
+    log_shares = torch.tensor([81.0, 16.0, 1.0]).log()
+    for criterion in (RideLoss(COUNTS), LDAMLoss(COUNTS), CollaborativeLoss(COUNTS)):
+        assert torch.equal(criterion.learned_prior(log_shares, reweight=False), log_shares)
+        weighted = log_shares + effective_number_weights(COUNTS).log()
+        torch.testing.assert_close(criterion.learned_prior(log_shares, reweight=True), weighted)

@@ -1,12 +1,14 @@
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, confusion_matrix, recall_score
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score, recall_score
 
 from ride_bf.evaluation.metrics import (
     accuracy_weights,
     bootstrap,
     calibration,
     class_means,
+    class_summary,
+    class_wise_calibration,
     confidence_interval,
     confused_pairs,
     distribution_weights,
@@ -222,3 +224,70 @@ def test_class_means_of_a_class_without_images():
     means, images = class_means(np.array([1.0, 0.0]), np.array([2, 2]), 3)
     assert np.isnan(means[:2]).all()
     assert (means[2], images.tolist()) == (0.5, [0, 0, 2])
+
+
+def test_the_summary_of_the_classes_by_hand():
+    """Accuracies 1/2, 1 and 1/4; the last class has no images and is left out, though it is predicted once."""
+    labels = np.array([0, 0, 1, 1, 2, 2, 2, 2])
+    predictions = np.array([0, 3, 1, 1, 2, 0, 0, 1])
+    f1 = [2 * 1 / (2 + 3), 2 * 2 / (2 + 3), 2 * 1 / (4 + 1)]  # 2 tp / (images + predicted)
+    assert class_summary(predictions, labels, 4) == {
+        "macro_f1": pytest.approx(sum(f1) / 3),
+        "harmonic_mean_accuracy": pytest.approx(3 / (2 + 1 + 4)),
+        "geometric_mean_accuracy": pytest.approx((1 / 8) ** (1 / 3)),
+        "worst_class_accuracy": 0.25,
+        "worst_class": 2,
+    }
+
+
+def test_a_class_that_is_never_right_makes_the_means_zero(recwarn):
+    found = class_summary(np.array([0, 0, 2]), np.array([0, 1, 2]), 3)
+    assert found["harmonic_mean_accuracy"] == found["geometric_mean_accuracy"] == found["worst_class_accuracy"] == 0
+    assert found["worst_class"] == 1
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert not recwarn.list
+
+
+def test_macro_f1_as_scikit_learn_has_it(random_case):
+    predictions, labels = random_case
+    assert class_summary(predictions, labels, 12)["macro_f1"] == pytest.approx(
+        f1_score(labels, predictions, average="macro")
+    )
+
+
+def test_class_wise_calibration_by_hand():
+    """Two images in each of two bins, of equal width or of equally many; the last class has no images."""
+    probabilities = np.array([[0.1, 0.8, 0.1], [0.3, 0.6, 0.1], [0.6, 0.3, 0.1], [0.8, 0.1, 0.1]])
+    labels = np.array([1, 0, 0, 0])
+    # class 0: bins (0.1 0.3 | 0.6 0.8), its images 0 1 | 1 1; class 1: bins (0.1 0.3 | 0.6 0.8), 0 0 | 0 1
+    gaps = [abs(0.5 - 0.2), abs(1 - 0.7), abs(0 - 0.2), abs(0.5 - 0.7)]
+    found = class_wise_calibration(np.log(probabilities), labels, num_bins=2)
+    assert found == {
+        "class_wise_calibration_error": pytest.approx(sum(gaps) / 4),
+        "adaptive_calibration_error": pytest.approx(sum(gaps) / 4),
+    }
+    # with three bins, of equally many: 0.1 | 0.3 | 0.6 0.8; of equal width: 0.1 0.3 | 0.6 | 0.8
+    found = class_wise_calibration(np.log(probabilities), labels, num_bins=3)
+    by_mass = [(0.1 + 0.7 + 0.3) / 3, (0.1 + 0.3 + 0.2) / 3]
+    by_width = [(2 * 0.3 + 0.4 + 0.2) / 4, (2 * 0.2 + 0.6 + 0.2) / 4]
+    assert found["adaptive_calibration_error"] == pytest.approx(sum(by_mass) / 2)
+    assert found["class_wise_calibration_error"] == pytest.approx(sum(by_width) / 2)
+
+
+def test_probabilities_that_are_right_have_no_class_wise_calibration_error():
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(3), size=50_000)
+    labels = (generator.random(50_000)[:, None] > probabilities.cumsum(axis=1)).sum(axis=1)
+    assert all(error < 0.01 for error in class_wise_calibration(np.log(probabilities), labels).values())
+    overconfident = probabilities**3 / (probabilities**3).sum(axis=1, keepdims=True)
+    assert all(error > 0.05 for error in class_wise_calibration(np.log(overconfident), labels).values())
+    assert len(class_wise_calibration(np.log(probabilities[:4]), labels[:4])) == 2  # fewer images than bins
+
+
+def test_the_table_names_the_worst_class():
+    counts, names = [10, 300], ["rare", "common"]
+    metrics = shot_accuracy([0, 1, 1, 1], [0, 0, 1, 1], counts)
+    metrics |= class_summary(np.array([0, 1, 1, 1]), np.array([0, 0, 1, 1]), 2)
+    lines = [line.split() for line in accuracy_table(metrics, counts, names).splitlines()]
+    assert ["worst", "class,", "rare", "50.0", "%"] in lines
+    assert ["macro", "F1", "73.3", "%"] in lines

@@ -52,6 +52,25 @@ def test_names():
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "output_dir"),
+    [
+        ("--data_dir DIR", "probe", "outputs/probe"),
+        ("--dataset custom", "probe", "outputs/probe"),
+        ("--dataset=custom --data-dir DIR --output_dir mine", "probe", "mine"),
+        ("--data_dir DIR --dataset custom --recipe digits_lt_resnet32", "digits_lt_resnet32", None),
+        ("--data_dir DIR --dataset imagenet_lt", "digits_lt_resnet32", None),
+        ("--data_dir none", "digits_lt_resnet32", "outputs/digits_lt_resnet32"),
+        ("", "digits_lt_resnet32", "outputs/digits_lt_resnet32"),
+    ],
+)
+def test_own_images_take_their_own_recipe(options, name, output_dir):
+    run, recipe = parse_arguments(options.split())
+    assert (run.recipe, recipe.name) == (name, name)
+    assert output_dir in (None, run.output_dir)
+    assert recipe.dataset == "custom" or name != "probe"
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings(name):
     recipe = RECIPES[name]
@@ -79,6 +98,7 @@ def test_every_recipe_makes_a_network_and_goes_through_json(name):
         assert config.batchformer == ("shared_classifier" if config.stem_type == "cifar" else "insert")
     json.loads(json.dumps(asdict(recipe)))
     assert recipe.description
+    assert (recipe.image_size is None) == (recipe.backbone is not None), "a backbone has its own image size"
 
 
 def test_variants():
@@ -247,7 +267,12 @@ def test_no_arguments_are_the_default_recipe():
         ("--recipe probe --image_mean 0 0 0", ["--image_mean 0.0 0.0 0.0 cannot act: it needs no --backbone"]),
         ("--expert_adapter_size 8", ["--expert_adapter_size 8 cannot act: it needs --backbone"]),
         ("--recipe probe --feature_views 3", ["--feature_views 3 cannot act", "an --augmentation other than none"]),
-        ("--recipe probe --classifier_init text", ["--classifier_init", "invalid choice: 'text'"]),
+        ("--recipe probe --classifier_init words", ["--classifier_init", "invalid choice: 'words'"]),
+        (
+            "--recipe probe --classifier_init text",
+            ["as the backbone's pooler gives them", "set --backbone_pooling pooler --standardise_features false"],
+        ),
+        ("--recipe probe --prompt {}", ["--prompt {} cannot act: it needs --classifier_init text"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_explained(arguments, messages, capsys):

@@ -22,6 +22,7 @@ LIMITS: dict[str, Callable[[float], bool]] = {
     "1 or more": lambda value: value >= 1,
     "positive": lambda value: value > 0,
     "0 or more and less than 1": lambda value: 0 <= value < 1,
+    "above 0 and at most 1": lambda value: 0 < value <= 1,
     "between 0 and 1": lambda value: 0 < value < 1,
     "0 to 1": lambda value: 0 <= value <= 1,
     "0 to 4294967295": lambda value: 0 <= value < 2**32,

@@ -1,4 +1,4 @@
-"""Comparison of evaluations on the same test images: differences with intervals from a paired bootstrap."""
+"""Comparison of evaluations on the same test images: over images, by a paired bootstrap, and over several runs."""
 
 import shlex
 from collections.abc import Sequence
@@ -17,16 +17,19 @@ from ride_bf.evaluation.metrics import (
     weighted_mean,
 )
 from ride_bf.evaluation.results import LEVEL, PREDICTIONS, RESAMPLES, RESULTS, SEED, Predictions, read_results
+from ride_bf.runs.checkpoints import BEST, LAST
 from ride_bf.runs.models import find_model
+from ride_bf.runs.run_folder import read_settings
 
 
-def read_evaluation(path: Path) -> tuple[dict[str, Any], Predictions]:
-    """Reads the results and the predictions of an evaluation.
+def read_evaluation(path: Path, with_log_probabilities: bool = False) -> tuple[dict[str, Any], Predictions, Path]:
+    """Reads the results and the predictions of an evaluation. The third value is their folder.
 
-    `path` is the evaluation's folder, its `results.json`, or a run's output folder. Raises FileNotFoundError if the
-    files do not exist, and ValueError if they do not belong together.
+    `path` is the evaluation's folder, one of its files, or a run's output folder. Raises FileNotFoundError if the files
+    do not exist, and ValueError if they do not belong together.
     """
     given = path
+    path = path.parent if path.name == PREDICTIONS else path
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; name the output folder of a run, or a {RESULTS}")
     if path.is_dir() and not (path / RESULTS).is_file():
@@ -35,14 +38,15 @@ def read_evaluation(path: Path) -> tuple[dict[str, Any], Predictions]:
             command = f"python -m ride_bf.evaluate --model {shlex.quote(str(given))}"
             raise FileNotFoundError(f"{given} has not been evaluated; first run: {command}")
     results = read_results(path)
-    beside = (path if path.is_dir() else path.parent) / PREDICTIONS
-    predictions = Predictions.load(beside)
+    folder = path if path.is_dir() else path.parent
+    beside = folder / PREDICTIONS
+    predictions = Predictions.load(beside, with_log_probabilities)
     if len(predictions.labels) != results["num_images"]:
         raise ValueError(
             f"{beside} has {len(predictions.labels)} images, but results.json has {results['num_images']}: "
             "evaluate the model again"
         )
-    return results, predictions
+    return results, predictions, folder
 
 
 def check_comparable(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -> None:
@@ -72,8 +76,17 @@ def differences(
     first: Predictions, other: Predictions, class_counts: Sequence[int]
 ) -> dict[str, dict[str, float | list[float]]]:
     """Returns the `difference` of each accuracy, `other` minus `first`, and its confidence `interval`."""
-    labels = first.labels
-    gains = (other.predictions == labels).astype(int) - (first.predictions == labels)  # (N,), -1, 0 or 1
+    return _differences(_gains(first, other), first.labels, class_counts)
+
+
+def _gains(first: Predictions, other: Predictions) -> np.ndarray:
+    """For each image (N,): 1 if only `other` is right, -1 if only `first` is, else 0."""
+    return (other.predictions == first.labels).astype(int) - (first.predictions == first.labels)
+
+
+def _differences(
+    gains: np.ndarray, labels: np.ndarray, class_counts: Sequence[int]
+) -> dict[str, dict[str, float | list[float]]]:
     per_class, images = class_means(gains, labels, len(class_counts))
     weights = accuracy_weights(class_counts, images) | distribution_weights(class_counts, images)
     resampled = bootstrap(gains, labels, weights, RESAMPLES, SEED)
@@ -89,7 +102,7 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
     Returns `models`, `dataset`, `split` and `num_images`; `metrics`, the accuracies of each model by name;
     `differences`, the result of `differences` for each model but the first; and `level`, that of the intervals.
     """
-    results, predictions = zip(*(read_evaluation(path) for path in paths), strict=True)
+    results, predictions, _ = zip(*(read_evaluation(path) for path in paths), strict=True)
     check_comparable(paths, results)
     counts = results[0]["train_class_counts"]
     if any(not np.array_equal(own.labels, predictions[0].labels) for own in predictions):
@@ -102,6 +115,101 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
         "differences": gains,
         "level": LEVEL,
     }
+
+
+def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]:
+    """Compares two groups of evaluated runs, such as two methods with several seeds each, run by run.
+
+    If the seeds of both groups are known and the same, runs with equal seeds are a pair, else those at the same place.
+    Returns `dataset`, `split`, `pairs`, each {"a", "b", "seed"}; `paired_by`, "seed" or "order"; `level`; and
+    `metrics`, with, for each metric that is a number: `a` and `b`, its values; `differences`, b minus a, their `mean`
+    and `standard_error` and how many are `above_zero`; and, for accuracies if all runs have the same test images, the
+    `interval` of the mean from a bootstrap over the images.
+
+    Raises ValueError for less than two runs or different numbers of them, for different classes, and if the runs of a
+    pair have different images, and the errors of `read_evaluation`.
+    """
+    if len(first) != len(other) or len(first) < 2:
+        raise ValueError(
+            f"{len(first)} run(s) of A and {len(other)} of B cannot be compared in pairs: give both sides the same "
+            "number of runs, two or more. Two single runs are compared by: python -m ride_bf.compare A B"
+        )
+    sides = [[(path, *read_evaluation(path)) for path in paths] for paths in (first, other)]
+    names = sides[0][0][1]["class_names"]
+    for path, results, *_ in (*sides[0], *sides[1]):
+        if results["class_names"] != names:
+            raise ValueError(f"{first[0]} and {path} have different classes, so their metrics cannot be compared")
+    seeds = [[_seed(folder) for *_, folder in side] for side in sides]
+    distinct = len(set(seeds[0])) == len(seeds[0]) == len(set(seeds[1]))
+    by_seed = distinct and set(seeds[0]) == set(seeds[1]) and None not in seeds[0]
+    if by_seed:
+        sides[1] = [sides[1][seeds[1].index(seed)] for seed in seeds[0]]
+    pairs = list(zip(*sides, strict=True))
+    for (one, its, *_), (another, theirs, *_) in pairs:
+        check_comparable([one, another], [its, theirs])
+    measured = {name: _over_runs(pairs, name) for name in _common_numbers([own[1] for side in sides for own in side])}
+    if len({results["images_digest"] for side in sides for _, results, *_ in side}) == 1:
+        labels, counts = sides[0][0][2].labels, sides[0][0][1]["train_class_counts"]
+        gains = np.mean([_gains(one[2], another[2]) for one, another in pairs], axis=0)
+        for name, found in _differences(gains, labels, counts).items():
+            measured[name]["interval"] = found["interval"]
+    return {
+        **{name: sides[0][0][1][name] for name in ("dataset", "split")},
+        "pairs": [
+            {"a": one[1]["model"], "b": another[1]["model"], "seed": seed if by_seed else None}
+            for (one, another), seed in zip(pairs, seeds[0], strict=True)
+        ],
+        "paired_by": "seed" if by_seed else "order",
+        "metrics": measured,
+        "level": LEVEL,
+    }
+
+
+def _seed(folder: Path) -> int | None:
+    """The seed of the run whose checkpoint was evaluated into its own folder; None if it is not known."""
+    return read_settings(folder.parent).get("seed") if folder.name in (BEST, LAST) else None
+
+
+def _common_numbers(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the metrics that are a number in all results: those with an interval first."""
+    numbers = [{name for name, value in own["metrics"].items() if isinstance(value, float)} for own in results]
+    first = results[0]
+    common = [name for name in first["metrics"] if all(name in own for own in numbers)]
+    return sorted(common, key=lambda name: name not in first["confidence_intervals"])
+
+
+def _over_runs(pairs: Sequence[tuple], name: str) -> dict[str, Any]:
+    one, another = (np.array([pair[side][1]["metrics"][name] for pair in pairs]) for side in (0, 1))
+    gains = {"differences": (another - one).tolist(), **paired_gain(one, another)}
+    return {"a": one.tolist(), "b": another.tolist(), **gains}
+
+
+def paired_gain(one: Sequence[float], another: Sequence[float]) -> dict[str, float]:
+    """Returns the `mean` gain of paired runs, `another` minus `one`, its `standard_error` and the runs `above_zero`.
+
+    The standard error of a single pair is NaN.
+    """
+    gains = np.subtract(another, one)
+    error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else np.nan
+    return {"mean": float(gains.mean()), "standard_error": float(error), "above_zero": int((gains > 0).sum())}
+
+
+def runs_table(compared: dict[str, Any]) -> str:
+    """Returns a Markdown table of `compare_runs`, in percent but for the loss."""
+    runs = len(compared["pairs"])
+    lines = ["| | A | B | B − A | above 0 | over images |", "| --- |" + " ---: |" * 5]
+    for name, found in compared["metrics"].items():
+        unit = 1 if name == "loss" else 100
+        low, high = (unit * bound for bound in found.get("interval", (np.nan, np.nan)))
+        cells = [
+            name.removesuffix("_accuracy").replace("_", " "),
+            *(f"{unit * np.mean(found[side]):.{1 if unit > 1 else 3}f}" for side in ("a", "b")),
+            f"{unit * found['mean']:+.2f} ± {unit * found['standard_error']:.2f}",
+            f"{found['above_zero']} of {runs}",
+            f"[{low:+.1f}, {high:+.1f}]" if "interval" in found else "–",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def table(compared: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from ride_bf.evaluation.leakage import describe_leakage
 from ride_bf.evaluation.metrics import shot_groups
 from ride_bf.evaluation.pages import to_svg, write_page
 from ride_bf.evaluation.plots import FIGURES
+from ride_bf.evaluation.tables import summary_rows
 
 REPORT = "report.html"
 _SHOT_NAMES = {"many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
@@ -32,6 +33,9 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
         "figures": {name: to_svg(name, draw(results)) for name, draw in FIGURES.items()},
         "tiles": _tiles(results),
         "groups": _group_rows(results),
+        "summaries": _summaries(results),
+        "calibration_errors": _calibration_errors(metrics),
+        "test_prior": _test_prior_rows(results),
         "pairs": _pairs(results),
         "classes": _class_rows(results),
         "class_headings": _class_headings(results),
@@ -90,6 +94,34 @@ def _group_rows(results: dict[str, Any]) -> list[dict[str, str]]:
                 }
             )
     return rows
+
+
+def _summaries(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the metrics that summarise the classes in other ways, and those of the training images."""
+    rows = summary_rows(results["metrics"], results["class_names"])
+    trained = results.get("training_images", {"metrics": {}})["metrics"]
+    for name, words in (("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy")):
+        if name in trained:
+            rows.append((f"{words} on the training images", trained[name]))
+    return [(words[0].upper() + words[1:], _percent(value)) for words, value in rows]
+
+
+def _calibration_errors(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {"class_wise_calibration_error": "class-wise", "adaptive_calibration_error": "adaptive"}
+    return [(words, _percent(metrics[name])) for name, words in names.items() if name in metrics]
+
+
+def _test_prior_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value before and value after the correction for a test prior; empty without one."""
+    if "test_prior" not in results:
+        return []
+    before, prior = results["metrics"], results["test_prior"]
+    after = prior["metrics"]
+    names = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced"}
+    names |= {f"{group}_shot_accuracy": name for group, name in _SHOT_NAMES.items()}
+    rows = [(words, _percent(before[name]), _percent(after[name])) for name, words in names.items() if name in after]
+    expected = ("On images of the test prior", prior["uncorrected_test_prior_accuracy"], after["test_prior_accuracy"])
+    return [(expected[0], *map(_percent, expected[1:])), *rows]
 
 
 def _pairs(results: dict[str, Any]) -> list[dict[str, str]]:

@@ -57,6 +57,32 @@ def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_count
     return result
 
 
+def class_summary(predictions: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, float | int]:
+    """Summarises the classes in other ways than by the mean of their accuracies.
+
+    Args:
+        predictions (N,), labels (N,): predicted and true classes.
+        num_classes: C.
+
+    Returns `macro_f1`, the mean over the classes of the harmonic mean of precision and recall; `harmonic_mean_accuracy`
+    and `geometric_mean_accuracy` of the classes' accuracies, 0 if one of them is 0; `worst_class_accuracy`; and
+    `worst_class`, the label of that class, the first of several. Classes without images in `labels` are left out.
+    """
+    from sklearn.metrics import f1_score  # its import takes a second
+
+    accuracy, images = class_means(predictions == labels, labels, num_classes)
+    present = np.flatnonzero(images)
+    worst = present[accuracy[present].argmin()]
+    with np.errstate(divide="ignore"):  # 1 / 0 and log 0 make the mean 0
+        return {
+            "macro_f1": float(f1_score(labels, predictions, labels=present, average="macro", zero_division=0)),
+            "harmonic_mean_accuracy": float(1 / np.mean(1 / accuracy[present])),
+            "geometric_mean_accuracy": float(np.exp(np.mean(np.log(accuracy[present])))),
+            "worst_class_accuracy": float(accuracy[worst]),
+            "worst_class": int(worst),
+        }
+
+
 def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean of `values` (N,) over each class (C,), NaN for a class without images, and the images (C,)."""
     images = np.bincount(labels, minlength=num_classes)
@@ -175,6 +201,40 @@ def expected_calibration_error(bins: Mapping[str, list]) -> float:
     count, confidence, accuracy = (np.asarray(bins[name], dtype=float) for name in ("count", "confidence", "accuracy"))
     filled = count > 0
     return float(np.average(np.abs(accuracy - confidence)[filled], weights=count[filled]))
+
+
+def class_wise_calibration(
+    log_probabilities: np.ndarray, labels: np.ndarray, num_bins: int = CALIBRATION_BINS
+) -> dict[str, float]:
+    """Computes calibration errors of the probabilities of all classes, not only of the predicted one.
+
+    For a class, the images are put into bins by the probability that they get for it, and the gap of a bin is the
+    difference between its mean probability and the share of its images that are of the class. Classes without images
+    in `labels` are left out. Nixon et al.: Measuring Calibration in Deep Learning, 2019, sections 3 and 4.
+
+    Args:
+        log_probabilities (N, C): logarithms of the predicted probabilities.
+        labels (N,): true classes.
+
+    Returns `class_wise_calibration_error`, the mean over the classes of the mean gap, weighted by the images of the
+    bins, of bins of equal width (SCE in the paper); and `adaptive_calibration_error`, the mean over the classes and
+    bins of the gap, for bins of equally many images (ACE).
+    """
+    present = np.unique(labels)
+    num_ranges = min(num_bins, len(labels))
+    starts = np.arange(num_ranges) * len(labels) // num_ranges
+    sizes = np.diff([*starts, len(labels)])
+    by_width, by_mass = [], []
+    for label in present:
+        probabilities = np.exp(log_probabilities[:, label].astype(np.float64))
+        is_label = labels == label
+        by_width.append(expected_calibration_error(calibration(probabilities, is_label, num_bins)))
+        order = np.argsort(probabilities, kind="stable")
+        by_mass.append(np.abs(np.add.reduceat((is_label - probabilities)[order], starts) / sizes).mean())
+    return {
+        "class_wise_calibration_error": float(np.mean(by_width)),
+        "adaptive_calibration_error": float(np.mean(by_mass)),
+    }
 
 
 def confused_pairs(

@@ -1,5 +1,8 @@
 """The files of an evaluation: `results.json` has all numbers, `predictions.npz` the predictions for each image.
 
+`log_probabilities.npy` has the logarithms of the predicted probabilities, (N, C) in float16, of up to `MOST_NUMBERS`.
+From these files `python -m ride_bf.evaluate --predictions FOLDER` computes all numbers again, without images and model.
+
 `results.json` has the following keys. Accuracies and shares are fractions. A value that does not exist, as for a group
 without classes or a class without images, is absent from a dict and null in a list. Lists over classes are in the order
 of the labels. Classes are given by their labels, which are indices into `class_names`.
@@ -13,6 +16,8 @@ of the labels. Classes are given by their labels, which are indices into `class_
     other_images            whether the images come from another data set than the training images
     training_data           data that the model was trained on: {"dataset", "options", "images", "digest"}; absent if
                             the checkpoint does not say
+    parameters              {"all", "trained"}: how many the model had in training, with LoRA if it had it, and how many
+                            of them learned; absent if the checkpoint does not say
     num_images              images evaluated
     broken_images_left_out  how many more the split has, which cannot be read; absent if there are none
     views                   of each image, whose mean logits are evaluated: a key of `ride_bf.evaluation.views.VIEWS`;
@@ -22,16 +27,30 @@ of the labels. Classes are given by their labels, which are indices into `class_
     class_names             (C,)
     train_class_counts      (C,) training images of each class, from the checkpoint
     num_experts             E
+    training_images         {"num_images", "metrics"} on the training images, seen as in evaluation; if asked for
+    model_prior             distribution of the classes that the logits are for: {"basis", "shares" (C,)}, see
+                            `ride_bf.evaluation.priors`; absent if unknown
+    test_prior              results with logits corrected for another distribution of the classes; if asked for
+      name, shares (C,)                         what was asked for, and the distribution
+      model_prior                               the distribution that the logits were corrected from, as above
+      uncorrected_test_prior_accuracy           mean of the accuracies of the classes, weighted by `shares`, before the
+                                                correction: the expected accuracy on images of that distribution
+      metrics, confidence_intervals             as below, of the corrected logits, and `test_prior_accuracy`
     metrics                 those of `ride_bf.evaluation.predict.evaluate`, and more
       loss                                      mean cross-entropy of the mean logits
       accuracy, balanced_accuracy               over the images; mean over the classes
       many_shot_accuracy, medium_..., few_...   mean over the classes of the group
       top_5_accuracy, balanced_top_5_accuracy, many_shot_top_5_accuracy, ...      with more than five classes
       expected_calibration_error, many_shot_expected_calibration_error, ...       over the images, or those of a group
+      class_wise_calibration_error, adaptive_calibration_error    of all probabilities, not only of the predicted class;
+                                                absent for more than `MOST_NUMBERS` probabilities
+      macro_f1                                  mean F1 score of the classes
+      harmonic_mean_accuracy, geometric_mean_accuracy             of the classes' accuracies
+      worst_class_accuracy, worst_class         the lowest accuracy of a class, and its label
       forward_50_accuracy, forward_25_..., uniform_..., backward_25_..., backward_50_...    long-tailed test sets
       experts_used, many_shot_experts_used, ... shares of images that used 1, 2, ... experts; with a router
       per_class_accuracy, per_class_top_5_accuracy, per_class_precision, per_class_images             (C,)
-    confidence_intervals    for the accuracies in `metrics`, by the same names: [lower, upper]
+    confidence_intervals    for the accuracies in `metrics` that are means: [lower, upper]
     bootstrap               settings: {"level": 0.95, "resamples": 2000, "seed": 0, "stratified_by": "class"}
     calibration             "all", "many", "medium", "few": each has lists with the `count`, the mean `confidence` and
                             the `accuracy` of bins of equal width
@@ -55,7 +74,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,6 +87,8 @@ from ride_bf.evaluation.metrics import (
     bootstrap,
     calibration,
     class_means,
+    class_summary,
+    class_wise_calibration,
     confidence_interval,
     confused_pairs,
     distribution_weights,
@@ -83,13 +104,14 @@ from ride_bf.evaluation.metrics import (
 )
 
 FORMAT_VERSION = 1
-RESULTS, PREDICTIONS = "results.json", "predictions.npz"
+RESULTS, PREDICTIONS, LOG_PROBABILITIES = "results.json", "predictions.npz", "log_probabilities.npy"
+MOST_NUMBERS = 250_000_000  # N x C, half a gigabyte; the test images of iNaturalist 2018 have 200 million
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0  # settings of the bootstrap
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of a model for N images, without the logits."""
+    """The predictions of a model for N images."""
 
     labels: np.ndarray  # (N,) true classes
     predictions: np.ndarray  # (N,) classes with the highest mean logit
@@ -98,6 +120,7 @@ class Predictions:
     losses: np.ndarray  # (N,) cross-entropy of the mean logits
     expert_predictions: np.ndarray  # (N, E), -1 for an expert that the router did not run
     experts_used: np.ndarray | None = None  # (N,), with a router
+    log_probabilities: np.ndarray | None = None  # (N, C) float16, log-softmax of the mean logits; in a file of its own
 
     def select(self, images: np.ndarray) -> "Predictions":
         """Returns the predictions for some of the images, by a mask (N,)."""
@@ -105,24 +128,41 @@ class Predictions:
         return Predictions(**{name: None if values is None else values[images] for name, values in columns.items()})
 
     def save(self, path: Path) -> None:
-        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Writes the columns to `path`, and the log-probabilities beside it. Removes those of earlier predictions."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "log_probabilities"}
         np.savez_compressed(path, **{name: values for name, values in columns.items() if values is not None})
+        beside = path.with_name(LOG_PROBABILITIES)
+        if self.log_probabilities is None:
+            beside.unlink(missing_ok=True)
+        else:
+            np.save(beside, self.log_probabilities)
 
     @classmethod
-    def load(cls, path: Path) -> "Predictions":
-        """Loads a file of `save`. Raises FileNotFoundError if it does not exist, ValueError if it is another file."""
+    def load(cls, path: Path, with_log_probabilities: bool = False) -> "Predictions":
+        """Loads the columns of `save` and, if asked for and there, the log-probabilities.
+
+        Raises FileNotFoundError if the file does not exist, and ValueError if it is another file.
+        """
+        beside = path.with_name(LOG_PROBABILITIES)
         try:
             with np.load(path, allow_pickle=False) as columns:
-                return cls(**columns)
+                images = cls(**columns)
+            if not with_log_probabilities or not beside.is_file():
+                return images
+            found = np.load(beside, allow_pickle=False)
+            if len(found) != len(images.labels):
+                raise ValueError(f"{beside.name} is of {len(found)} images, {path.name} of {len(images.labels)}")
         except (TypeError, ValueError, EOFError, KeyError) as error:
             raise ValueError(f"{path} was not written by ride_bf.evaluate, or is damaged: {error}") from error
+        return replace(images, log_probabilities=found)
 
 
 def main_metrics(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
-    """Returns `loss`, the metrics of `shot_accuracy` and, with a router, those of `expert_use`."""
+    """Returns `loss`, the metrics of `shot_accuracy` and `class_summary` and, with a router, those of `expert_use`."""
     metrics = {
         "loss": float(images.losses.astype(np.float64).mean()),
         **shot_accuracy(images.predictions, images.labels, class_counts),
+        **class_summary(images.predictions, images.labels, len(class_counts)),
     }
     if images.experts_used is not None:
         num_experts = images.expert_predictions.shape[1]
@@ -131,7 +171,7 @@ def main_metrics(images: Predictions, class_counts: Sequence[int]) -> dict[str, 
 
 
 def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
-    """Computes the keys of `results.json` that depend on the predictions, from `metrics` to `experts`."""
+    """Computes the keys of `results.json` that depend on nothing but the predictions, from `metrics` to `experts`."""
     labels, num_classes = images.labels, len(class_counts)
     correct = images.predictions == labels
     _, per_class_images = class_means(correct, labels, num_classes)
@@ -160,6 +200,8 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
             reliability[group] = calibration(images.confidences[inside], correct[inside])
             prefix = "" if group == "all" else f"{group}_shot_"
             metrics[f"{prefix}expected_calibration_error"] = expected_calibration_error(reliability[group])
+    if images.log_probabilities is not None:
+        metrics |= class_wise_calibration(images.log_probabilities, labels)
     results = {
         "metrics": metrics,
         "confidence_intervals": {name: confidence_interval(values, LEVEL) for name, values in resampled.items()},
@@ -216,10 +258,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def write_results(folder: Path, facts: dict[str, Any], images: Predictions, class_counts: Sequence[int]) -> dict:
-    """Writes `results.json` and `predictions.npz` into `folder`. Returns the contents of `results.json`.
+    """Writes `results.json` and the predictions into `folder`. Returns the contents of `results.json`.
 
     `facts` are the keys of `results.json` before `metrics` and after `experts`. This function adds the keys that follow
-    from the predictions, the version of the format and the date.
+    from the predictions, the version of the format and, if `facts` has none, the date.
     """
     results = {
         "format_version": FORMAT_VERSION,
@@ -228,7 +270,7 @@ def write_results(folder: Path, facts: dict[str, Any], images: Predictions, clas
         "train_class_counts": list(class_counts),
         "num_experts": images.expert_predictions.shape[1],
         **measure(images, class_counts),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "date": facts.get("date") or datetime.now(UTC).isoformat(timespec="seconds"),
     }
     folder.mkdir(parents=True, exist_ok=True)
     images.save(folder / PREDICTIONS)

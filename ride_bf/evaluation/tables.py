@@ -1,4 +1,4 @@
-"""Results as text: one line for each epoch, and a table by shot group and class."""
+"""Results as text: one line for each epoch, and tables by shot group and class."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,10 @@ def shot_summary(metrics: dict) -> str:
 
 
 def accuracy_table(metrics: dict, class_counts: Sequence[int], class_names: Sequence[str], most_rows: int = 20) -> str:
-    """Returns a table of the groups and, if there are at most `most_rows` classes, of each class, largest first."""
+    """Returns a table of the groups and, if there are at most `most_rows` classes, of each class, largest first.
+
+    Between them are the metrics of `class_summary`, if there are any.
+    """
     groups = shot_groups(class_counts)
     lines = [f"{'group':<12} {'classes':>7} {'training images':>15} {'accuracy':>9}"]
     lines.append(f"{'all':<12} {len(class_counts):>7} {sum(class_counts):>15} {_percent(metrics['accuracy'])}")
@@ -26,6 +29,9 @@ def accuracy_table(metrics: dict, class_counts: Sequence[int], class_names: Sequ
             images = sum(count for count, inside in zip(class_counts, members, strict=True) if inside)
             accuracy = _percent(metrics[f"{group}_shot_accuracy"])
             lines.append(f"{group + '-shot':<12} {int(members.sum()):>7} {images:>15} {accuracy}")
+    rows = summary_rows(metrics, class_names)
+    if rows:
+        lines += ["", *(f"{name:<36} {_percent(value)}" for name, value in rows)]
     if len(class_counts) <= most_rows:
         lines.append("")
         order = sorted(range(len(class_counts)), key=lambda label: -class_counts[label])
@@ -34,6 +40,29 @@ def accuracy_table(metrics: dict, class_counts: Sequence[int], class_names: Sequ
             shown = "        –" if accuracy is None else _percent(accuracy)
             lines.append(f"{'class ' + str(class_names[label]):<20} {class_counts[label]:>15} {shown}")
     return "\n".join(lines)
+
+
+def summary_rows(metrics: dict, class_names: Sequence[str]) -> list[tuple[str, float]]:
+    """Returns the names and values of the metrics of `ride_bf.evaluation.metrics.class_summary` that there are."""
+    worst = class_names[metrics["worst_class"]] if "worst_class" in metrics else ""
+    names = {
+        "macro_f1": "macro F1",
+        "harmonic_mean_accuracy": "harmonic mean over the classes",
+        "geometric_mean_accuracy": "geometric mean over the classes",
+        "worst_class_accuracy": f"worst class, {worst}",
+    }
+    return [(words, metrics[name]) for name, words in names.items() if name in metrics]
+
+
+def calibration_table(metrics: dict) -> str:
+    """Returns the calibration errors in percent on one line."""
+    names = {
+        "expected_calibration_error": "expected",
+        "class_wise_calibration_error": "class-wise",
+        "adaptive_calibration_error": "adaptive",
+    }
+    shown = "  ".join(f"{words} {100 * metrics[name]:.2f} %" for name, words in names.items() if name in metrics)
+    return f"calibration error: {shown}"
 
 
 def _percent(fraction: float) -> str:

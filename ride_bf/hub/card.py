@@ -22,7 +22,7 @@ from ride_bf.evaluation.plots import (
     styled,
 )
 from ride_bf.hub.run_files import SavedRun
-from ride_bf.runs.provenance import CORRECTION
+from ride_bf.runs.provenance import CORRECTION, describe_parameters
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "model_card.md"
 # Metrics of the card's table and metadata, in this order. Metrics that were not measured are left out.
@@ -163,6 +163,9 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
         )
         if saved.backbone is not None:
             yield "Backbone", _backbone(saved)
+            yield "Pre-training", _pre_training(saved)
+        if trained := describe_parameters(saved.facts):
+            yield "Trained", trained
         yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, only in training"
     for name, subject in (("init_from", "Started from"), ("teacher", "Distilled from")):
         if settings.get(name):
@@ -182,12 +185,23 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
 
 def _backbone(saved: SavedRun) -> str:
     """What the backbone was, and whether it learned."""
-    place, whole = saved.base_model, saved.recipe["train_only"] == "all"
+    place, part = saved.base_model, saved.recipe["train_only"]
     name = f"`{saved.backbone}`" if place is None else f"[`{place}`](https://huggingface.co/{place})"
     if saved.backbone == saved.settings.get("init_from"):
         name = "that of the model it started from"
-    learned = "trained with the rest of the network" if whole else "frozen: only what follows it was trained"
+    learned = {
+        "all": "trained with the rest of the network",
+        "lora": f"adapted by LoRA of rank {saved.recipe.get('lora_rank')}, which is merged into its weights",
+    }.get(part, "frozen: only what follows it was trained")
     return f"{name}, which was pre-trained. It was {learned}"
+
+
+def _pre_training(saved: SavedRun) -> str:
+    """What the backbone saw before, if its card says so."""
+    seen = ", ".join(f"`{name}`" for name in saved.base.datasets)
+    silent = "the backbone's card does not say" if saved.base.has_card else "there is no card of the backbone to read"
+    known = f"on {seen}, says the backbone's card" if seen else f"on unknown data: {silent}"
+    return f"{known}. A class that the backbone saw then is no tail class for it, however few images it has here"
 
 
 def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:

@@ -12,13 +12,15 @@ from typing import Any
 from configuration_ride_bf import RideBfConfig
 from data.hub_ids import is_hub_id
 from ride_bf.evaluation.results import RESULTS, read_results
+from ride_bf.hub.base_model import BaseModel, read_base_model
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model, loading_errors
 from ride_bf.runs.provenance import PATH_OPTIONS, TrainingData, check_same_counts, data_of
 from ride_bf.runs.run_folder import ENVIRONMENT
 
 TEST_RESULTS = "test_results.json"  # in the run's folder, written at the end of training
-_LOCAL_SETTINGS = {"backbone", "data_dir", "init_from", "teacher", *PATH_OPTIONS}  # these may be paths of this machine
+# These may be paths of this machine.
+_LOCAL_SETTINGS = {"backbone", "class_names", "data_dir", "init_from", "teacher", *PATH_OPTIONS}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class SavedRun:
         results: has the keys that `ride_bf.evaluation.results` describes; `metrics`, `dataset`, `split`, `class_names`
             and `train_class_counts` are always there.
         results_name: the name of the file with the results.
+        base: what the card of the backbone says; None without a backbone.
     """
 
     checkpoint: Path
@@ -51,6 +54,7 @@ class SavedRun:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, Any] | None = None
     results_name: str = RESULTS
+    base: BaseModel | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -114,6 +118,7 @@ def read_saved_run(folder: Path) -> SavedRun:
         known = {
             "recipe": {name: _public(name, value) for name, value in recipe.items()},
             "settings": {name: _public(name, value) for name, value in settings.items() if value is not None},
+            "base": read_base_model(recipe["backbone"]) if recipe.get("backbone") else None,
             "starts": _read_json(run / ENVIRONMENT, []),
             "epochs": [
                 line

@@ -25,9 +25,18 @@ _FORMER_OPTIONS = {"diversity_temperature": 1.0, "distillation_loss_factor": 1.0
 _SEVERAL_EXPERTS = Need("--num_experts 2 or more", ("num_experts",), lambda number: number > 1)
 _TRAINED_BY_LOSS = not_with("train_only", "router", in_help=False)
 
+_PRETRAINED = Need(
+    "--backbone or --init_from", ("backbone", "init_from"), lambda place, model: (place or model) is not None
+)
+_BACKBONE_LEARNS = (
+    Need("--train_only all or lora", ("train_only",), lambda part: part in ("all", "lora")),
+    _PRETRAINED,
+)
+
 _image = partial(option, group="images")
 _optimisation = partial(option, group="optimisation")
 _sampling = partial(option, group="sampling")
+_lora = partial(option, group="backbone", needs=(only_with("train_only", "lora"),))
 _distillation = partial(option, group="distillation", needs=(only_with("teacher"),))
 
 
@@ -101,12 +110,19 @@ class TrainingRecipe:
         group="backbone",
         metavar="PLACE",
     )
-    classifier_init: Literal["random", "class_means"] = option(
-        "how the class vectors start. class_means: the mean features of a class's training images",
+    classifier_init: Literal["random", "class_means", "text"] = option(
+        "how the class vectors start. class_means: the mean features of a class's training images; text: what the text "
+        "tower of a CLIP or SigLIP --backbone makes of the class names, see --class_names",
         "random",
         group="backbone",
         needs=(only_with("classifier", "cosine"),),
         off="random",
+    )
+    prompt: tuple[str, ...] = option(
+        "text about a class, with {} for its name; of several texts the mean is taken",
+        ("a photo of a {}.",),
+        group="backbone",
+        needs=(only_with("classifier_init", "text"),),
     )
     feature_views: int | None = option(
         "number of augmented views of each image to compute the features of a frozen backbone for, once; training then "
@@ -133,8 +149,37 @@ class TrainingRecipe:
         ),
     )
 
-    image_size: int = _image(
-        "side of a training crop, and of the centre crop in evaluation, in pixels", 224, must_be="1 or more"
+    lora_rank: int = _lora("rank of LoRA, the low-rank change of a weight matrix", 16, must_be="1 or more")
+    lora_alpha: float = _lora("strength of LoRA: its change is multiplied by alpha / rank", 16.0, must_be="positive")
+    lora_target_modules: tuple[str, ...] = _lora(
+        "names of the layers that have LoRA, such as q_proj v_proj; all linear layers and convolutions without groups "
+        "in the blocks of the backbone if not given",
+        (),
+    )
+    freeze_batch_norm: bool = option(
+        "keep the batch normalisation of the network, its statistics and parameters, as it is while the rest learns",
+        False,
+        group="backbone",
+        needs=(only_with("train_only", "all"), _PRETRAINED),
+    )
+    drop_path: float | None = option(
+        "rate of stochastic depth of the backbone in training, if its family has it; none: that of its configuration",
+        None,
+        group="backbone",
+        must_be="0 or more and less than 1",
+        needs=_BACKBONE_LEARNS,
+    )
+
+    image_size: int | None = _image(
+        "side of a training crop, and of the image in evaluation, in pixels; none: the backbone's own",
+        224,
+        must_be="1 or more",
+    )
+    crop: Literal["backbone", "whole"] = _image(
+        "how an image becomes square for a backbone in evaluation, and in training without augmentation. backbone: as "
+        "its image processor does it, which often cuts off the edges; whole: the whole image, squeezed into the square",
+        "backbone",
+        needs=(only_with("backbone"),),
     )
     resize_size: int = _image(
         "length to which evaluation resizes the shorter side, in pixels",
@@ -182,7 +227,11 @@ class TrainingRecipe:
         "whose images a BatchNorm that trains normalises with. local: those of its process; synchronised: those of all "
         "processes, on GPUs",
         "local",
-        needs=(NO_BACKBONE, only_with("train_only", "all")),
+        needs=(
+            NO_BACKBONE,
+            only_with("train_only", "all"),
+            Need("BatchNorm that trains", ("freeze_batch_norm",), lambda frozen: not frozen, in_help=False),
+        ),
         off="local",
     )
     max_grad_norm: float = _optimisation("maximum norm of the gradients; 0: no clipping", 0.0, must_be="0 or more")
@@ -223,10 +272,18 @@ class TrainingRecipe:
         ),
     )
     warmup_epochs: int = _optimisation("epochs of linear warm-up; 0: no warm-up", 5, must_be="0 or more")
-    train_only: Literal["all", "heads", "classifiers", "class_scales", "router"] = _optimisation(
-        "what to train. heads: all but the backbone, which stays as it is; classifiers: new classifiers (cRT); "
-        "class_scales: the lengths of the class vectors (LWS); router: the router. heads needs --backbone or "
-        "--init_from, the others --init_from",
+    layer_learning_rate_decay: float = _optimisation(
+        "factor on the learning rate from each block of the backbone, or stage, to the one before it; 1: equal rates. "
+        "The last block has this factor, and the classifiers 1",
+        1.0,
+        must_be="above 0 and at most 1",
+        needs=_BACKBONE_LEARNS,
+        off=1.0,
+    )
+    train_only: Literal["all", "heads", "lora", "classifiers", "class_scales", "router"] = _optimisation(
+        "what to train. heads: all but the backbone, which stays as it is; lora: the heads, and a low-rank change of "
+        "the backbone's weights; classifiers: new classifiers (cRT); class_scales: the lengths of the class vectors "
+        "(LWS); router: the router. heads and lora need --backbone or --init_from, the others --init_from",
         "all",
     )
 
@@ -329,6 +386,8 @@ class TrainingRecipe:
         check_values(self)
         check_values(NetworkOptions(**self.network))
         self._check_taus()
+        if self.classifier_init == "text":
+            self._check_text_start()
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"batch_size {self.batch_size} is that of a whole step and cannot be accumulated from "
@@ -344,7 +403,9 @@ class TrainingRecipe:
             raise ValueError("nesterov needs a momentum above 0; with momentum 0 set --no_nesterov")
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
             raise ValueError(f"lr_steps must be epochs in ascending order, not {list(self.lr_steps)}")
-        if self.resize_size < self.image_size:
+        if self.image_size is None and self.backbone is None:
+            raise ValueError("image_size none is the backbone's own size: set --backbone, or --image_size to a number")
+        if self.image_size is not None and self.resize_size < self.image_size:
             raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}")
         if not len(self.image_mean) == len(self.image_std) == 3 or self.network.get("num_channels", 3) != 3:
             raise ValueError(
@@ -360,7 +421,7 @@ class TrainingRecipe:
                 "a router cannot learn from mixed images which images need a later expert: set --mixup_alpha 0 "
                 "and --cutmix_alpha 0"
             )
-        if self.train_only not in ("all", "heads") and self.network.get("batchformer", "none") != "none":
+        if self.trains_a_part_of_a_model and self.network.get("batchformer", "none") != "none":
             raise ValueError(
                 f"train_only {self.train_only!r} trains on the features of evaluation: set --batchformer none"
             )
@@ -379,6 +440,31 @@ class TrainingRecipe:
                 f"logit_adjustment_tau {shown(taus)} has {len(taus)} numbers for {self.network_value('num_experts')} "
                 "experts; give one for all, or one each"
             )
+
+    def _check_text_start(self) -> None:
+        """Raises ValueError unless class vectors from text fit the features, see `ride_bf.training.text_start`."""
+        if self.backbone is None:
+            raise ValueError(
+                "classifier_init text needs a backbone with a text tower: name one with --backbone, such as "
+                "openai/clip-vit-base-patch16"
+            )
+        needed = {"backbone_pooling": "pooler", "standardise_features": False, "classifier": "cosine"}
+        if wrong := {name: value for name, value in needed.items() if self.network_value(name) != value}:
+            here = ", ".join(f"{name} {self.network_value(name)}" for name in wrong)
+            remedy = " ".join(f"--{name} {str(value).lower()}" for name, value in wrong.items())
+            raise ValueError(
+                "classifier_init text needs features as the backbone's pooler gives them and cosines to them, but here "
+                f"is {here}: set {remedy}, or --classifier_init random"
+            )
+        if without := [prompt for prompt in self.prompt if "{}" not in prompt]:
+            raise ValueError(f"prompt {without[0]!r} is the same for every class; write {{}} where the name belongs")
+        if not self.prompt:
+            raise ValueError('prompt is empty; give it a text, such as "a photo of a {}."')
+
+    @property
+    def trains_a_part_of_a_model(self) -> bool:
+        """Whether it trains a part of a network of this library that is trained already."""
+        return self.train_only not in ("all", "heads", "lora")
 
     @property
     def varies_images(self) -> bool:
@@ -485,7 +571,12 @@ class TrainingRecipe:
         return [f"{name}: {theirs.get(name)} -> {ours[name]}" for name in names if theirs.get(name) != ours[name]]
 
     def with_overrides(self, **overrides) -> "TrainingRecipe":
-        """A copy with other values. Options of `RideBfConfig` go to the network."""
+        """A copy with other values. Options of `RideBfConfig` go to the network.
+
+        Another `backbone` brings its own `image_size`, unless that is given too.
+        """
+        if overrides.get("backbone") is not None:
+            overrides = {"image_size": None, **overrides}
         own = {f.name for f in fields(self)}
         network = {key: value for key, value in overrides.items() if key not in own}
         rest = {key: value for key, value in overrides.items() if key in own}

@@ -4,6 +4,7 @@ The record is in `checkpoint.json`, under the key `DATA`. `describe_data` makes 
 loads the data of a checkpoint again.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,12 +15,16 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from data import CUSTOM, MAX_IMAGE_PIXELS, ImageStream, OnBrokenImage, class_counts, load_long_tailed
+from data.class_names import names_of, with_names
 from data.digest import images_digest
 from data.sets import SPLIT_OPTIONS, data_options
-from ride_bf.runs.checkpoints import FACTS, read_facts
+from ride_bf.recipes import TrainingRecipe
+from ride_bf.runs.checkpoints import BEST, FACTS, LAST, OLDER, read_facts
 from ride_bf.runs.models import find_model
+from ride_bf.runs.run_folder import RECIPE
 
 DATA = "data"
+PARAMETERS = "parameters"  # {"all": ..., "trained": ...}: how many the network had in training
 # Options that name a file or folder
 PATH_OPTIONS = {option.name for option in (*SPLIT_OPTIONS, *data_options().values()) if option.is_path}
 CORRECTION = "correction"  # method and strength of the correction that ride_bf.decouple made to the classifiers
@@ -50,6 +55,7 @@ class TrainingData:
         train_class_counts: (C,), training images of each class.
         splits: "train", "test" and, if there is one, "validation".
         max_image_pixels: images of more pixels were not read.
+        names_in_data: (C,), what the classes are called in the data, if `--class_names` gave them other names.
     """
 
     dataset: str
@@ -59,6 +65,7 @@ class TrainingData:
     train_class_counts: list[int]
     splits: dict[str, SplitData]
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    names_in_data: list[str] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The dict that is written to `checkpoint.json`."""
@@ -82,18 +89,35 @@ def describe_data(
     data_dir: str | Path | None = None,
     *,
     max_image_pixels: int | None = None,
+    names_in_data: list[str] | None = None,
     **options: Any,
 ) -> TrainingData:
-    """Describes the splits that `data.load_long_tailed(dataset, data_dir, **options)` returned."""
+    """Describes the splits that `data.load_long_tailed(dataset, data_dir, **options)` returned.
+
+    If their classes have been renamed since, `names_in_data` are the names that they had.
+    """
     return TrainingData(
         dataset=dataset,
         data_dir=None if data_dir is None else _absolute(data_dir),
         options={name: _absolute(value) if name in PATH_OPTIONS else value for name, value in _given(options).items()},
-        class_names=list(splits["train"].features["label"].names),
+        class_names=names_of(splits),
         train_class_counts=class_counts(splits["train"]),
         splits={name: SplitData(images=len(split), digest=images_digest(split)) for name, split in splits.items()},
         max_image_pixels=max_image_pixels or MAX_IMAGE_PIXELS,
+        names_in_data=names_in_data,
     )
+
+
+def named_as_in_training(splits: Splits, data: TrainingData) -> Splits:
+    """The splits, whose classes have the names that the data give them, with the names of a model's classes.
+
+    Names that the data did not have in training stay as they are.
+    """
+    if data.names_in_data is None:
+        return splits
+    readable = dict(zip(data.names_in_data, data.class_names, strict=True))
+    names = [readable.get(name, name) for name in names_of(splits)]
+    return with_names(splits, names) if len(set(names)) == len(names) else splits
 
 
 def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
@@ -116,9 +140,39 @@ def read_checkpoint_facts(place: str | Path) -> dict[str, Any]:
         return {}
 
 
+def read_recipe(place: str | Path) -> TrainingRecipe | None:
+    """The recipe of a model, by the folder of a checkpoint or a run, or by Hub id.
+
+    None if there is none, or none that this version reads. Converted and corrected models have none.
+    """
+    found = find_model(place)
+    if isinstance(found, Path):
+        run = found.resolve()
+        if run.name in (BEST, LAST) or run.parent.name == OLDER:
+            run = run.parents[0 if run.name in (BEST, LAST) else 1]
+        path = run / RECIPE
+    else:
+        try:
+            path = Path(hf_hub_download(found, RECIPE))
+        except EntryNotFoundError:
+            return None
+    try:
+        return TrainingRecipe.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
 def read_data(place: str | Path) -> TrainingData | None:
     """What a model was trained on; None if its checkpoint does not say. Errors are those of `read_checkpoint_facts`."""
     return data_of(read_checkpoint_facts(place), place)
+
+
+def describe_parameters(facts: Mapping[str, Any]) -> str | None:
+    """How many parameters a model had in training and how many of them learned, by its facts; None if unknown."""
+    if PARAMETERS not in facts:
+        return None
+    trained, every = facts[PARAMETERS]["trained"], facts[PARAMETERS]["all"]
+    return f"{trained:,} of {every:,} parameters ({trained / every:.1%})".replace("%", " %")
 
 
 def data_of(facts: Mapping[str, Any], place: str | Path) -> TrainingData | None:
@@ -195,6 +249,7 @@ def load_splits_of(
             f"{place} was trained on the data in {data.data_dir}, which are not there: {error}. If they have been "
             "moved, give their new place with --data_dir"
         ) from error
+    splits = named_as_in_training(splits, data)
     new = {name: value for name, value in options.items() if name not in said}
     check_same_data(place, data, describe_data(splits, data.dataset, where, **data.options), new)
     return splits, replace(data, max_image_pixels=max_image_pixels or data.max_image_pixels)
@@ -211,6 +266,7 @@ class EvaluationData:
         digest: `data.digest.images_digest` of the images.
         other_images: whether the images are from another data set than the one the model was trained on.
         trained_on: what the model was trained on; None if its checkpoint does not say.
+        parameters: how many it had in training, and how many of them learned; None if its checkpoint does not say.
         class_names: (C,).
         train_class_counts: (C,), images of each class that the model was trained on.
         training_images: the images that the model was trained on; None if they were not loaded.
@@ -228,6 +284,7 @@ class EvaluationData:
     train_class_counts: list[int]
     max_image_pixels: int
     training_images: Dataset | ImageStream | None = None
+    parameters: dict[str, int] | None = None
 
     def on_broken(self, action: Literal["stop", "skip"] | None = None) -> OnBrokenImage:
         """What to do with images that cannot be read: `action` or, by default, as in training on the same data."""
@@ -249,6 +306,8 @@ class EvaluationData:
             options = _without_folders(self.trained_on.options)
             names = {"dataset": self.trained_on.dataset, "options": options}
             facts["training_data"] = {**names, "images": train.images, "digest": train.digest}
+        if self.parameters is not None:
+            facts[PARAMETERS] = self.parameters
         return facts
 
 
@@ -266,7 +325,8 @@ def load_data_to_evaluate(
     given, that of training is used; no other option is, except `max_image_pixels`. Raises ValueError if its classes
     differ from those of training.
     """
-    known = read_data(place)
+    recorded = read_checkpoint_facts(place)
+    known = data_of(recorded, place)
     if max_image_pixels is None:
         max_image_pixels = MAX_IMAGE_PIXELS if known is None else known.max_image_pixels
     if other_images:
@@ -290,9 +350,10 @@ def load_data_to_evaluate(
         digest=images_digest(splits[split]) if other_images else data.splits[split].digest,
         other_images=other_images,
         trained_on=known,
-        class_names=list(here.features["label"].names),
+        class_names=names_of(splits),
         train_class_counts=class_counts(here) if known is None else known.train_class_counts,
         training_images=None if other_images else here,
+        parameters=recorded.get(PARAMETERS),
         max_image_pixels=max_image_pixels,
     )
 
@@ -309,7 +370,8 @@ def _load_other(place: str | Path, known: TrainingData | None, **given: Any) -> 
     dataset = given.pop("dataset", known.dataset)
     data_dir = given.pop("data_dir", known.data_dir if dataset == known.dataset else None)
     splits = load_long_tailed(dataset, data_dir, **given)
-    names = list(splits["train"].features["label"].names)
+    splits = named_as_in_training(splits, known)
+    names = names_of(splits)
     if names != known.class_names:
         raise ValueError(f"{place} was trained on other classes: {_differing(known.class_names, names)}")
     return dataset, given, splits

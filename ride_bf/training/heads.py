@@ -11,12 +11,17 @@ from ride_bf.training.loaders import RunLoaders
 _ROWS_AT_ONCE = 65_536
 
 
-def start_heads(model: RideBfForImageClassification, recipe: TrainingRecipe, loaders: RunLoaders) -> None:
-    """Sets what the heads take from the features of the training images, seen as in evaluation.
+def start_heads(
+    model: RideBfForImageClassification, recipe: TrainingRecipe, loaders: RunLoaders, text_vectors: Tensor | None = None
+) -> None:
+    """Sets what the heads start from: `text_vectors` (C, D), or the features of the training images.
 
-    These are the statistics of `standardise_features` and, with `classifier_init` "class_means", the class vectors of
-    every expert: the mean direction of the features of a class. Images that cannot be read are left out.
+    The features, seen as in evaluation, give the statistics of `standardise_features` and, with `classifier_init`
+    "class_means", the class vectors of every expert: the mean direction of the features of a class. Images that cannot
+    be read are left out.
     """
+    if text_vectors is not None:
+        set_class_vectors(model, text_vectors)
     # a recipe's own start does not hold for the linear classifiers that it is run with
     means = recipe.classifier_init == "class_means" and model.config.classifier == "cosine"
     if not (model.config.standardise_features or means):

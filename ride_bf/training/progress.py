@@ -15,6 +15,7 @@ class Progress:
     steps_done: int = 0
     loss_sums: list[float] = field(default_factory=lambda: [0.0])  # of the current epoch, for each process
     running_statistics: Tensor | None = None  # of each process, from `RunningStatistics.gather`
+    collapse: dict[str, Any] = field(default_factory=dict)  # the state of `CollapseMonitor`
     best: dict[str, Any] = field(default_factory=dict)  # the facts of the checkpoint `best`
     evaluations_without_gain: int = 0
     seconds: float = 0.0  # of training, over all starts of the run

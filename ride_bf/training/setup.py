@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, set_seed
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import BitImageProcessor
 
@@ -19,6 +19,7 @@ from data import (
     evaluation_processor,
     load_long_tailed,
 )
+from data.class_names import name_classes
 from data.notices import printed_notices
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.hub.upload import RunPublisher
@@ -32,19 +33,29 @@ from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
-from ride_bf.training.backbone import Backbone, check_image_size, load_backbone, processor_facts, with_backbone_of
+from ride_bf.training.backbone import (
+    Backbone,
+    check_image_size,
+    load_backbone,
+    processor_facts,
+    with_backbone_of,
+    with_drop_path,
+)
 from ride_bf.training.batch_norm import check_batch_norm, check_synchronised, synchronise_batch_norm
+from ride_bf.training.collapse import CollapseMonitor
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.ending import end_training
-from ride_bf.training.freezing import train_only
+from ride_bf.training.freezing import freeze_batch_norm, parameter_counts, train_only
 from ride_bf.training.heads import start_heads
 from ride_bf.training.loaders import RunLoaders, draws_per_epoch
+from ride_bf.training.lora import add_lora
 from ride_bf.training.optimizer import Schedule, make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
 from ride_bf.training.start_weights import check_frozen_classes, initialise_from
+from ride_bf.training.text_start import check_names_are_words, prompt_for, text_class_vectors
 from ride_bf.training.tracking import check_tracker, start_tracker
 
 
@@ -67,6 +78,7 @@ class TrainingParts:
         optimizer, schedule: the updates of the weights and their learning rate.
         clip_gradients: clips the gradients of a complete step, if the recipe asks for it.
         progress: how far the run has come.
+        collapse: watches the BatchFormer, if there is one.
         publisher: pushes the run to the Hub, if asked to.
     """
 
@@ -87,6 +99,7 @@ class TrainingParts:
     schedule: Schedule
     clip_gradients: Callable[[], object]
     progress: Progress
+    collapse: CollapseMonitor
     publisher: RunPublisher
 
 
@@ -105,10 +118,18 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     with accelerator.main_process_first(), printed_notices(accelerator.print):
         splits = load_long_tailed(recipe.dataset, **run.data_options())
     check_effect_of_options(run, splits)
-    data = describe_data(splits, recipe.dataset, max_image_pixels=run.max_image_pixels, **run.data_options())
+    splits, names_in_data = name_classes(splits, run.class_names)
+    data = describe_data(
+        splits,
+        recipe.dataset,
+        max_image_pixels=run.max_image_pixels,
+        names_in_data=names_in_data,
+        **run.data_options(),
+    )
     counts, names = data.train_class_counts, data.class_names
     with accelerator.main_process_first():  # it downloads
         backbone, recipe = find_backbone(run, recipe)
+        text_vectors = vectors_of_text(run, recipe, data, accelerator)
     processor = make_processor(recipe) if backbone is None else backbone.processor
     set_seed(run.seed)
     model = make_model(names, run, recipe, accelerator, backbone)
@@ -147,7 +168,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     )
     # From here on images are read, and those that are broken are listed in the folder.
     if not run.resume and run.init_from is None:
-        start_heads(model, recipe, run_loaders)
+        start_heads(model, recipe, run_loaders, text_vectors)
     loaders = run_loaders.make()
     steps_per_epoch = math.ceil(len(loaders["train"]) / recipe.gradient_accumulation_steps)
     schedule = Schedule(optimizer, recipe, steps_per_epoch)
@@ -194,6 +215,9 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         "schedule": schedule,
         "clip_gradients": make_clipping(accelerator, model, recipe.max_grad_norm),
         "progress": progress,
+        "collapse": CollapseMonitor(
+            accelerator, accelerator.unwrap_model(model).batch_module, recipe.batchformer_window, progress.collapse
+        ),
         "publisher": publisher,
     }
 
@@ -248,21 +272,35 @@ def make_processor(recipe: TrainingRecipe) -> BitImageProcessor:
 def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone | None, TrainingRecipe]:
     """The backbone of the recipe, or of the model that the run starts from; and the recipe with its image options.
 
-    The backbone decides size and normalisation of the images, but for an `--image_size` that is given.
+    The processor is the backbone's own, with the recipe's `image_size` and `crop`.
     """
     if recipe.backbone is None and run.init_from is not None:
-        recipe = with_backbone_of(run.init_from, recipe)
+        chosen = {"image_size": recipe.image_size} if "image_size" in run.given else {}
+        recipe = with_backbone_of(run.init_from, recipe, **chosen)
     if recipe.backbone is None:
+        if recipe.drop_path is not None:
+            raise ValueError(
+                f"--drop_path {recipe.drop_path:g} needs a backbone; {run.init_from} is a residual network"
+            )
         return None, recipe
-    backbone = load_backbone(recipe.backbone, recipe.image_size if _chooses_image_size(run) else None)
+    backbone = load_backbone(recipe.backbone)
     if backbone.model is None and run.init_from is None:
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
+    backbone = with_drop_path(backbone.prepare_images(recipe.image_size, recipe.crop), recipe.drop_path)
     return backbone, replace(recipe, **processor_facts(backbone.processor))
 
 
-def _chooses_image_size(run: RunArguments) -> bool:
-    """Whether the images have another size than the backbone's own. A recipe's file has the size that it was for."""
-    return "image_size" in run.given or run.recipe_file is not None
+def vectors_of_text(
+    run: RunArguments, recipe: TrainingRecipe, data: TrainingData, accelerator: Accelerator
+) -> Tensor | None:
+    """The class vectors (C, D) of a run that starts from text; None for another run, and for one that is resumed."""
+    if recipe.classifier_init != "text" or run.resume:
+        return None
+    if data.names_in_data is None:
+        check_names_are_words(data.class_names)
+    texts = ", ".join(repr(prompt_for(prompt, data.class_names[0])) for prompt in recipe.prompt)
+    accelerator.print(f"The class vectors start from text, the first one from {texts}")
+    return text_class_vectors(recipe.backbone, data.class_names, recipe.prompt, accelerator.device)
 
 
 def make_model(
@@ -284,13 +322,17 @@ def make_model(
         model = RideBfForImageClassification(config)
         if backbone.model is not None:
             model = RideBfForImageClassification.from_backbone(backbone.model, config)
-        if _chooses_image_size(run):
+        if backbone.other_size:
             check_image_size(model, backbone)
     if run.init_from is not None:
         started = initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
         check_frozen_classes(started, recipe)
         accelerator.print(started)
+    if recipe.train_only == "lora":
+        add_lora(model, recipe)
     train_only(model, recipe.train_only)
+    if recipe.freeze_batch_norm and not freeze_batch_norm(model) and "freeze_batch_norm" in run.given:
+        raise ValueError("--freeze_batch_norm cannot act: the network has no batch normalisation; leave it out")
     set_window(model, recipe.batchformer_window)
     return to_fast_layout(model)
 
@@ -304,14 +346,15 @@ def describe(
     accelerator: Accelerator,
 ) -> None:
     """Prints the network, the data, the devices and the rule that chooses a checkpoint."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = parameter_counts(model)
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     best = "the one with the best balanced accuracy on the validation images"
     rule = best if "validation" in splits else "the last one, because there is no validation split"
     accelerator.print(
-        f"{recipe.name}: {parameters:,} parameters; {sizes} images, {len(counts)} classes of {max(counts)} to "
-        f"{min(counts)} training images; {accelerator.num_processes} process(es) on {accelerator.device.type}, "
-        f"precision {accelerator.mixed_precision}. The checkpoint tested is {rule}."
+        f"{recipe.name}: {parameters['all']:,} parameters, {parameters['trained']:,} of them trained; {sizes} images, "
+        f"{len(counts)} classes of {max(counts)} to {min(counts)} training images; {accelerator.num_processes} "
+        f"process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}. The checkpoint tested is "
+        f"{rule}."
     )
     if (windows := describe_windows(recipe, accelerator.num_processes)) is not None:
         accelerator.print(windows)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -17,21 +18,43 @@ class Criterion(nn.Module):
     Attributes:
         options: maps each recipe option that the loss reads to an argument of its constructor.
         reweights: whether deferred re-weighting (`reweight=True`) changes the loss.
+        num_experts: the number of experts that the loss is for; None: any.
     """
 
     options: ClassVar[Mapping[str, str]] = {}
     reweights: ClassVar[bool] = False
+    num_experts: ClassVar[int | None] = None
 
     def forward(self, expert_logits: Tensor, labels: Tensor, reweight: bool = False) -> Tensor:
         classes = next((buffer.shape[-1] for buffer in self.buffers() if buffer.numel() > 1), None)
         if expert_logits.ndim != 3 or classes not in (None, expert_logits.shape[2]):
             expected = f"(batch, experts, {'classes' if classes is None else classes})"
             raise ValueError(f"expert_logits must be {expected}, got {tuple(expert_logits.shape)}")
+        self.check_experts(expert_logits.shape[1])
         with torch.autocast(expert_logits.device.type, enabled=False):
             return self.compute(expert_logits.float(), labels, reweight)
 
+    @classmethod
+    def check_experts(cls, num_experts: int) -> None:
+        """Raises ValueError unless the loss can train this many experts."""
+        if cls.num_experts not in (None, num_experts):
+            raise ValueError(
+                f"{cls.__name__} trains {cls.num_experts} experts, not {num_experts}: set --num_experts "
+                f"{cls.num_experts}, or another --loss"
+            )
+
     def compute(self, expert_logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
         raise NotImplementedError
+
+    def learned_prior(self, log_shares: Tensor, reweight: bool) -> Tensor:
+        """The distribution of the classes that the mean logits are for, as logarithms (C,) up to a constant.
+
+        `log_shares` (C,) are the logarithms of the class shares of the images that the loss was trained on, and
+        `reweight` is as in `forward`. The softmax of the logits is the posterior for this distribution, so a loss that
+        shifts the logits or weights the classes overrides it. Margins are left aside: they move the boundaries of a
+        class, but not as a prior does.
+        """
+        return log_shares
 
 
 def checked_counts(class_counts: Sequence[int]) -> Tensor:
@@ -74,6 +97,19 @@ def log_prior(class_counts: Sequence[int]) -> Tensor:
     return (counts / counts.sum()).log().float()
 
 
+def reversed_shares(class_counts: Sequence[int]) -> np.ndarray:
+    """The class shares in reverse order (C,): the rarest class gets the share of the most frequent one, and so on.
+
+    Of equally frequent classes, the later one counts as rarer. Zhang et al.: Self-Supervised Aggregation of Diverse
+    Experts for Test-Agnostic Long-Tailed Recognition, 2022, section 4.1.
+    """
+    counts = np.asarray(class_counts, dtype=np.float64)
+    order = np.argsort(-counts, kind="stable")
+    shares = np.empty_like(counts)
+    shares[order] = counts[order[::-1]] / counts.sum()
+    return shares
+
+
 def diversity_temperatures(class_counts: Sequence[int], reweight_factor: float) -> Tensor:
     """RIDE's distribution-aware factors (C,) on the temperature of the diversity term, in (0, 1].
 
@@ -96,6 +132,22 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
         dist.all_reduce(total)
         total = total / dist.get_world_size()
     return (weights * losses).sum() / total
+
+
+class ExpertAdjustedLoss(Criterion):
+    """Base of losses that sum the cross-entropies of the experts' own logits plus `adjustments` (1 or E, C)."""
+
+    def __init__(self, adjustments: Tensor):
+        super().__init__()
+        self.register_buffer("adjustments", adjustments, persistent=False)
+
+    def compute(self, expert_logits: Tensor, labels: Tensor, reweight: bool) -> Tensor:
+        experts = expert_logits.shape[1]
+        adjusted = (expert_logits + self.adjustments).flatten(0, 1)  # (B * E, C)
+        return experts * F.cross_entropy(adjusted, labels.repeat_interleave(experts))
+
+    def learned_prior(self, log_shares: Tensor, reweight: bool) -> Tensor:
+        return log_shares - self.adjustments.mean(dim=0)
 
 
 class MarginLoss(Criterion):
@@ -122,3 +174,6 @@ class MarginLoss(Criterion):
         )
         losses = each.unflatten(0, (batch, experts)).sum(dim=1)
         return weighted_mean(losses, self.class_weights[labels]) if reweight else losses.mean()
+
+    def learned_prior(self, log_shares: Tensor, reweight: bool) -> Tensor:
+        return log_shares + self.class_weights.log() if reweight else log_shares

@@ -26,3 +26,6 @@ class CrossEntropyLoss(Criterion):
         logits = expert_logits.mean(dim=1)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)  # (B,)
         return losses.mean() if self.class_weights is None else weighted_mean(losses, self.class_weights[labels])
+
+    def learned_prior(self, log_shares, reweight):
+        return log_shares if self.class_weights is None else log_shares + self.class_weights.log()

@@ -24,3 +24,6 @@ class LogitAdjustedLoss(Criterion):
 
     def compute(self, expert_logits, labels, reweight):
         return F.cross_entropy(expert_logits.mean(dim=1) + self.adjustment, labels)
+
+    def learned_prior(self, log_shares, reweight):
+        return log_shares - self.adjustment

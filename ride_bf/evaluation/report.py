@@ -1,0 +1,221 @@
+"""Evaluates a model on a split, or earlier predictions again; writes the files about it, and says what they have."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import BaseImageProcessor
+
+from data import (
+    BrokenImageError,
+    FinishedBatches,
+    ImageStream,
+    OnBrokenImage,
+    class_counts,
+    class_labels,
+    evaluation_batches,
+)
+from ride_bf.evaluation.comparison import read_evaluation
+from ride_bf.evaluation.html_report import REPORT, write_report
+from ride_bf.evaluation.leakage import also_trained_on, describe_leakage, measure_leakage
+from ride_bf.evaluation.predict import as_predictions, gather_columns, image_facts, rows_of
+from ride_bf.evaluation.priors import ModelPrior, TestPrior, given_model_prior, make_test_prior, measure_test_prior
+from ride_bf.evaluation.results import (
+    LOG_PROBABILITIES,
+    MOST_NUMBERS,
+    Predictions,
+    describe_machine,
+    main_metrics,
+    write_results,
+)
+from ride_bf.evaluation.tables import accuracy_table, calibration_table, shot_summary
+from ride_bf.evaluation.views import CENTRE, VIEWS, MeanOverViews
+from ride_bf.runs.provenance import EvaluationData
+
+
+def evaluate_split(
+    model: nn.Module,
+    data: EvaluationData,
+    processor: BaseImageProcessor,
+    accelerator: Accelerator,
+    output_dir: Path,
+    facts: dict[str, Any],
+    *,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    train_images: bool = False,
+    views: str = CENTRE,
+    on_broken: OnBrokenImage | None = None,
+    test_prior: TestPrior | None = None,
+) -> dict[str, Any] | None:
+    """Evaluates a prepared model and writes `results.json`, the predictions and `report.html` into `output_dir`.
+
+    `facts` are the keys of `results.json` about the model and the data. If the training images are known, the accuracy
+    is also given without those of the split that are among them and, with `train_images`, on the training images.
+    `views` is a key of `VIEWS`. Images that cannot be read and that `on_broken` skips are left out. With a `test_prior`
+    the logits are corrected too. Every process calls this function. The first one writes the files and returns the
+    contents of `results.json`; the others return None. Raises BrokenImageError if no image can be read, and ValueError
+    if there are too many probabilities for a `test_prior`.
+    """
+    split, train_class_counts = data.split, data.train_class_counts
+    numbers = len(split) * len(train_class_counts)
+    if test_prior is not None and numbers > MOST_NUMBERS:
+        raise ValueError(
+            f"--test_prior needs the probabilities of all classes for all images, {numbers:,} numbers; at most "
+            f"{MOST_NUMBERS:,} are kept: evaluate fewer images"
+        )
+    if views != CENTRE:
+        model, processor = MeanOverViews(model, views), VIEWS[views].processor(processor)
+
+    def loader(images: Dataset | ImageStream) -> FinishedBatches:
+        return evaluation_batches(
+            images, processor, batch_size, num_workers, accelerator, on_broken, data.max_image_pixels
+        )
+
+    started = time.perf_counter()
+    columns_of = image_facts if numbers > MOST_NUMBERS else _facts_and_log_probabilities
+    images, read = _read_images(model, loader(split), accelerator, columns_of)
+    seconds = time.perf_counter() - started
+    _check_order(images, read, split)
+    trained: dict[str, Any] = {}
+    if train_images and data.training_images is not None:
+        of_training, _ = _read_images(model, loader(data.training_images), accelerator, image_facts)
+        metrics = main_metrics(of_training, train_class_counts)
+        trained = {"training_images": {"num_images": len(of_training.labels), "metrics": metrics}}
+    if not accelerator.is_main_process:
+        return None
+    seen = also_trained_on(split, data.training_images)
+    left_out = {} if read.all() else {"broken_images_left_out": int((~read).sum())}
+    facts = {
+        **facts,
+        "views": views,
+        **left_out,
+        **measure_leakage(images, None if seen is None else seen[read], train_class_counts),
+        "class_names": data.class_names,
+        **trained,
+        "speed": {
+            "images_per_second": len(split) / seconds,
+            "seconds": seconds,
+            "batch_size": batch_size,
+            "num_processes": accelerator.num_processes,
+            "num_workers": num_workers,
+            "mixed_precision": accelerator.mixed_precision,
+        },
+        "machine": describe_machine(accelerator.device),
+    }
+    return _write(output_dir, facts, images, train_class_counts, test_prior)
+
+
+def _facts_and_log_probabilities(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
+    log_probabilities = outputs.logits.float().log_softmax(dim=1).clamp(min=torch.finfo(torch.float16).min)
+    return {**image_facts(outputs, labels), "log_probabilities": log_probabilities.half()}
+
+
+def _read_images(
+    model: nn.Module,
+    loader: FinishedBatches,
+    accelerator: Accelerator,
+    columns_of: Callable[[Any, Tensor], dict[str, Tensor]],
+) -> tuple[Predictions, np.ndarray]:
+    """The predictions for the images that can be read, and a mask (N,) of these. Raises BrokenImageError for none."""
+    columns = gather_columns(model, loader, accelerator, columns_of, with_broken=True)
+    read = columns["labels"] >= 0
+    if not read.any():
+        raise BrokenImageError(f"none of the split's {len(read):,} images can be read; does their folder still exist?")
+    return as_predictions(rows_of(columns, read)), read
+
+
+def _check_order(images: Predictions, read: np.ndarray, split: Dataset | ImageStream) -> None:
+    """Raises RuntimeError unless the predictions are for the images of the split, each once and in order."""
+    if len(read) != len(split):
+        as_it_is = False
+    elif isinstance(split, ImageStream):  # its order is not known in advance
+        counts = np.bincount(images.labels, minlength=len(split.counts))
+        as_it_is = len(counts) == len(split.counts) and bool((counts <= class_counts(split)).all())
+    else:
+        as_it_is = np.array_equal(images.labels, class_labels(split)[read])
+    if not as_it_is:
+        raise RuntimeError("the loader changed the order of the split's images, or did not return each of them once")
+
+
+def evaluate_again(
+    path: Path, output_dir: Path | None, test_prior: str | None = None, model_prior: str | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Computes all numbers of an evaluation again from its predictions, without images and model.
+
+    Args:
+        path: what `read_evaluation` takes, or a `predictions.npz`.
+        output_dir: where to write; by default, where the predictions are.
+        test_prior, model_prior: see `make_test_prior` and `given_model_prior`. Without them, those of the evaluation.
+
+    What the predictions do not tell, such as the accuracy on the training images, stays as it was. Returns the new
+    contents of `results.json`, and their folder. Raises ValueError for a `test_prior` without log-probabilities.
+    """
+    results, images, folder = read_evaluation(path, with_log_probabilities=True)
+    counts, known = results["train_class_counts"], results.get("model_prior")
+    prior = None if known is None else ModelPrior(**known)
+    if test_prior is not None:
+        if images.log_probabilities is None:
+            raise ValueError(
+                f"{folder} has no probabilities of all classes, which --test_prior needs: an earlier version wrote it, "
+                f"or there were too many. Evaluate the model again: python -m ride_bf.evaluate --model "
+                f"{results['model']} --test_prior {test_prior}"
+            )
+        prior = prior if model_prior is None else given_model_prior(model_prior, counts)
+        correction = make_test_prior(test_prior, prior, results["class_names"], counts)
+    else:
+        earlier = results.get("test_prior")
+        correction = None if earlier is None or images.log_probabilities is None else TestPrior.from_dict(earlier)
+    return _write(output_dir or folder, results, images, counts, correction), output_dir or folder
+
+
+def _write(
+    folder: Path, facts: dict[str, Any], images: Predictions, class_counts: Sequence[int], test_prior: TestPrior | None
+) -> dict[str, Any]:
+    """Writes the files of an evaluation into `folder`. Returns the contents of `results.json`."""
+    if test_prior is not None:
+        facts = {**facts, "test_prior": measure_test_prior(images, test_prior, class_counts)}
+    results = write_results(folder, facts, images, class_counts)
+    write_report(results, folder)
+    return results
+
+
+def describe(results: dict[str, Any], folder: Path) -> str:
+    """What the command prints about an evaluation whose files are in `folder`."""
+    counts, names, metrics = results["train_class_counts"], results["class_names"], results["metrics"]
+    views = results.get("views", CENTRE)
+    parts = [
+        f"{results['model']}: {results['num_images']:,} images of {results['dataset']}'s {results['split']} split"
+        + ("" if views == CENTRE else f", mean of the views {views}"),
+        accuracy_table(metrics, counts, names),
+        calibration_table(metrics),
+    ]
+    if (trained := results.get("training_images")) is not None:
+        parts.append(f"on the {trained['num_images']:,} training images: {shot_summary(trained['metrics'])}")
+    if (prior := results.get("test_prior")) is not None:
+        before, after = prior["uncorrected_test_prior_accuracy"], prior["metrics"]["test_prior_accuracy"]
+        parts.append(
+            f"corrected for the test prior {prior['name']}, from the model's prior by {prior['model_prior']['basis']}: "
+            f"{shot_summary(prior['metrics'])}\nexpected accuracy on images of that prior: {100 * after:.1f} %, "
+            f"{100 * before:.1f} % without the correction"
+        )
+    notes = [describe_broken(results), describe_leakage(results)]
+    if "class_wise_calibration_error" not in metrics:
+        notes.append(
+            f"no {LOG_PROBABILITIES}, so no calibration errors of all classes (see ride_bf.evaluation.results)"
+        )
+    parts += [f"note: {said}" for said in notes if said]
+    parts.append(f"{results['speed']['images_per_second']:,.0f} images/s. Full report: {folder / REPORT}")
+    return "\n\n".join(parts)
+
+
+def describe_broken(results: dict[str, Any]) -> str | None:
+    """Says how many images were left out because they cannot be read; None without such."""
+    broken = results.get("broken_images_left_out")
+    return f"{broken:,} more image(s) cannot be read and are left out; check_data names them" if broken else None
