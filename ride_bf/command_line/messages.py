@@ -31,7 +31,7 @@ def errors_as_messages(*kinds: type[Exception]):
         if not _is_first_to_fail(error):
             raise SystemExit(1) from None
         if lost:
-            raise SystemExit(_LOST_ANOTHER.format(str(error).splitlines()[0])) from None
+            raise SystemExit(_LOST_ANOTHER.format(str(error).partition(". This is typically")[0])) from None
         mendable = kinds or (ValueError, OSError, ModuleNotFoundError)
         if type(error).__name__.startswith("StrictDataclass") and ValueError in mendable:
             error = error.__cause__ or error  # the outer error only names the validator
