@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ride_bf.evaluation.report import describe, evaluate_again, evaluate_split
     from ride_bf.runs.engine import start_accelerator
     from ride_bf.runs.models import check_classes, find_model, load_model, load_processor, results_folder
-    from ride_bf.runs.provenance import load_data_to_evaluate
+    from ride_bf.runs.provenance import describe_run, load_data_to_evaluate
 
     logging.disable_progress_bar()
     if options.predictions is not None:
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
             processor,
             accelerator,
             output_dir,
-            {"model": str(options.model), **data.facts(), **known},
+            {"model": str(options.model), **data.facts(), **known, "run": describe_run(place)},
             batch_size=options.batch_size,
             num_workers=options.num_workers,
             train_images=options.train_images,

@@ -20,10 +20,12 @@ from data import (
     class_counts,
     class_labels,
     evaluation_batches,
+    undecoded,
 )
 from ride_bf.evaluation.comparison import read_evaluation
 from ride_bf.evaluation.html_report import REPORT, write_report
 from ride_bf.evaluation.leakage import also_trained_on, describe_leakage, measure_leakage
+from ride_bf.evaluation.pages import thumbnail
 from ride_bf.evaluation.predict import as_predictions, gather_columns, image_facts, rows_of
 from ride_bf.evaluation.priors import ModelPrior, TestPrior, given_model_prior, make_test_prior, measure_test_prior
 from ride_bf.evaluation.results import (
@@ -32,6 +34,7 @@ from ride_bf.evaluation.results import (
     Predictions,
     describe_machine,
     main_metrics,
+    worst_mistakes,
     write_results,
 )
 from ride_bf.evaluation.tables import accuracy_table, calibration_table, shot_summary
@@ -78,9 +81,9 @@ def evaluate_split(
             images, processor, batch_size, num_workers, accelerator, on_broken, data.max_image_pixels
         )
 
-    started = time.perf_counter()
+    started, speeds = time.perf_counter(), []
     columns_of = image_facts if numbers > MOST_NUMBERS else _facts_and_log_probabilities
-    images, read = _read_images(model, loader(split), accelerator, columns_of)
+    images, read = _read_images(model, loader(split), accelerator, columns_of, speeds)
     seconds = time.perf_counter() - started
     _check_order(images, read, split)
     trained: dict[str, Any] = {}
@@ -100,7 +103,8 @@ def evaluate_split(
         "class_names": data.class_names,
         **trained,
         "speed": {
-            "images_per_second": len(split) / seconds,
+            "images_per_second": float(np.median(speeds[1:] or speeds)),
+            "timed_batches": len(speeds[1:] or speeds),
             "seconds": seconds,
             "batch_size": batch_size,
             "num_processes": accelerator.num_processes,
@@ -109,7 +113,21 @@ def evaluate_split(
         },
         "machine": describe_machine(accelerator.device),
     }
-    return _write(output_dir, facts, images, train_class_counts, test_prior)
+    pictures = _mistaken_images(images, split, np.flatnonzero(read), data.max_image_pixels)
+    return _write(output_dir, facts, images, train_class_counts, test_prior, pictures)
+
+
+def _mistaken_images(
+    images: Predictions, split: Dataset | ImageStream, rows: np.ndarray, max_image_pixels: int
+) -> dict[int, str | None]:
+    """Pictures for `write_report`. `rows` (N,) are the rows of the split that the predictions are of.
+
+    There are none of a stream, which gives its images only once.
+    """
+    if isinstance(split, ImageStream):
+        return {}
+    shown, stored = [mistake["image"] for mistake in worst_mistakes(images)], undecoded(split)
+    return {image: thumbnail(stored[int(rows[image])]["image"], max_image_pixels) for image in shown}
 
 
 def _facts_and_log_probabilities(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
@@ -122,9 +140,10 @@ def _read_images(
     loader: FinishedBatches,
     accelerator: Accelerator,
     columns_of: Callable[[Any, Tensor], dict[str, Tensor]],
+    speeds: list[float] | None = None,
 ) -> tuple[Predictions, np.ndarray]:
     """The predictions for the images that can be read, and a mask (N,) of these. Raises BrokenImageError for none."""
-    columns = gather_columns(model, loader, accelerator, columns_of, with_broken=True)
+    columns = gather_columns(model, loader, accelerator, columns_of, with_broken=True, speeds=speeds)
     read = columns["labels"] >= 0
     if not read.any():
         raise BrokenImageError(f"none of the split's {len(read):,} images can be read; does their folder still exist?")
@@ -176,13 +195,18 @@ def evaluate_again(
 
 
 def _write(
-    folder: Path, facts: dict[str, Any], images: Predictions, class_counts: Sequence[int], test_prior: TestPrior | None
+    folder: Path,
+    facts: dict[str, Any],
+    images: Predictions,
+    class_counts: Sequence[int],
+    test_prior: TestPrior | None,
+    pictures: dict[int, str | None] | None = None,
 ) -> dict[str, Any]:
     """Writes the files of an evaluation into `folder`. Returns the contents of `results.json`."""
     if test_prior is not None:
         facts = {**facts, "test_prior": measure_test_prior(images, test_prior, class_counts)}
     results = write_results(folder, facts, images, class_counts)
-    write_report(results, folder)
+    write_report(results, folder, pictures)
     return results
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from configuration_ride_bf import RideBfConfig
-from data.hub_ids import is_hub_id
+from data.hub_ids import HUB_PREFIX, is_hub_id
 from ride_bf.evaluation.results import RESULTS, read_results
 from ride_bf.hub.base_model import BaseModel, read_base_model
 from ride_bf.runs.checkpoints import FACTS, read_facts
@@ -78,6 +78,13 @@ class SavedRun:
         if self.data is not None:
             return self.data.dataset
         return self.recipe.get("dataset") or (self.results or {}).get("dataset")
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """The Hub id of the data set that the model was trained on; None if the images came from elsewhere."""
+        place = self.data.without_place().data_dir if self.data is not None else None
+        hub_id = (place or "").removeprefix(HUB_PREFIX)
+        return hub_id if is_hub_id(hub_id) and "/" in hub_id else None
 
     @property
     def backbone(self) -> str | None:

@@ -21,7 +21,7 @@ from data.sets import SPLIT_OPTIONS, data_options
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import BEST, FACTS, LAST, OLDER, read_facts
 from ride_bf.runs.models import find_model
-from ride_bf.runs.run_folder import RECIPE
+from ride_bf.runs.run_folder import ENVIRONMENT, RECIPE, read_settings
 
 DATA = "data"
 PARAMETERS = "parameters"  # {"all": ..., "trained": ...}: how many the network had in training
@@ -160,6 +160,22 @@ def read_recipe(place: str | Path) -> TrainingRecipe | None:
         return TrainingRecipe.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
+
+
+def describe_run(place: str | Path) -> dict[str, Any]:
+    """The `recipe`, `seed`, `commit`, whether files were `modified`, and `epoch` of a run's checkpoint.
+
+    Unknown facts are absent; all are for a model of the Hub, and if the checkpoint is not in the folder of its run.
+    """
+    checkpoint = find_model(place)
+    if not isinstance(checkpoint, Path) or not (checkpoint.parent / RECIPE).is_file():
+        return {}
+    run = checkpoint.parent
+    starts = json.loads((run / ENVIRONMENT).read_text()) if (run / ENVIRONMENT).is_file() else []
+    facts = {"recipe": json.loads((run / RECIPE).read_text()).get("name"), "seed": read_settings(run).get("seed")}
+    facts |= {name: starts[-1].get(name) for name in ("commit", "modified")} if starts else {}
+    facts["epoch"] = read_facts(checkpoint).get("epoch")
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def read_data(place: str | Path) -> TrainingData | None:

@@ -130,6 +130,9 @@ class RunArguments:
     eval_batch_size: int = _checkpoints("images in an evaluation batch, for each process", 256, must_be="1 or more")
 
     push_to_hub: str | None = _hub("repository on the Hub to publish the model to", None, metavar="USER/NAME")
+    push_license: str | None = _hub(
+        "licence of the weights, as an identifier of the Hub", None, needs=(only_with("push_to_hub"),), metavar="ID"
+    )
     push_every: int | None = _hub(
         "publish every N epochs, not only at the end", None, must_be="1 or more", needs=(only_with("push_to_hub"),)
     )

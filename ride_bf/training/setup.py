@@ -112,7 +112,12 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     accelerator = make_accelerator(run, recipe)
     check_processes(run, recipe, accelerator)
     publisher = RunPublisher(
-        Path(run.output_dir), run.push_to_hub, run.push_every, run.push_private, accelerator.is_main_process
+        Path(run.output_dir),
+        run.push_to_hub,
+        run.push_license,
+        run.push_every,
+        run.push_private,
+        accelerator.is_main_process,
     )
     # the other processes use the cache that the first one makes
     with accelerator.main_process_first(), printed_notices(accelerator.print):
