@@ -199,8 +199,8 @@ def test_a_run_says_it_in_one_line(tmp_path, vit, images, trained):
         train(tmp_path / "out", "--train_only", "heads", "--batchformer", "none")
     with pytest.raises(SystemExit, match=r"class_means, --standardise_features True needs .* leave out --streaming"):
         probe(tmp_path / "out", vit, images, "--streaming")
-    with pytest.raises(SystemExit, match="class_means would replace the class vectors of --init_from"):
-        probe(tmp_path / "out", "/nowhere/vit", images, "--init_from", "x")
+    with pytest.raises(SystemExit, match="class_means would replace the class vectors of --init_from; leave one out"):
+        probe(tmp_path / "out", vit, images, "--init_from", "x", "--classifier_init", "class_means")
 
 
 def test_the_vision_tower_of_two(tmp_path):
@@ -712,6 +712,29 @@ def changed(before, after):
     left, right = (load_file(out / "last/model.safetensors") for out in (before, after))
     assert right.keys() <= left.keys() | {name for name in right if name.startswith("router.")}
     return {name for name, tensor in right.items() if name in left and not torch.equal(tensor, left[name])}
+
+
+def test_a_recipe_for_a_backbone_starts_from_a_model(trained, images, tmp_path):
+    """It takes the model's backbone and class vectors, not the recipe's own."""
+    data = ("--init_from", trained, "--data_dir", images, "--batch_size", 8, "--max_steps", 1, "--report_to", "none")
+    out = train(tmp_path / "out", "--recipe", "finetune", "--learning_rate", 1e-9, *data)
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert (recipe["backbone"], recipe["image_size"]) == (str(trained), 16)
+    before, after = (load_file(run / "last/model.safetensors") for run in (trained, out))
+    torch.testing.assert_close(after["classifiers.0.weight"], before["classifiers.0.weight"], atol=1e-6, rtol=0)
+
+
+def test_a_recipe_for_a_backbone_does_not_start_from_a_residual_network(images, tmp_path):
+    residual_model().save_pretrained(tmp_path / "ours")
+    with pytest.raises(SystemExit, match="ours is a residual network, and the recipe probe is for a backbone; give"):
+        train(tmp_path / "out", "--init_from", tmp_path / "ours", "--data_dir", images, "--report_to", "none")
+
+
+@pytest.mark.parametrize("option", ["--batchnorm synchronised", "--num_shared_stages 2"])
+def test_an_option_that_cannot_act_on_the_backbone_of_a_model(option, whole, images, tmp_path):
+    message = f"{option} cannot act: it needs no --backbone, .*; leave it out or train without a backbone"
+    with pytest.raises(SystemExit, match=message):
+        train(tmp_path / "out", *after(whole, images, *option.split()))
 
 
 def test_all_of_a_backbone_trains(whole, vit):

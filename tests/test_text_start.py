@@ -300,7 +300,7 @@ def test_a_run_that_cannot_start_writes_nothing(tmp_path, clip, images, names_fi
     with pytest.raises(SystemExit, match=r"not n01440764, n02084071, n03126707; give them in a file with --class_nam"):
         lift(tmp_path / "out", clip, images)
     with pytest.raises(SystemExit, match="classifier_init text would replace the class vectors of --init_from"):
-        lift(tmp_path / "out", clip, images, "--init_from", "x")
+        lift(tmp_path / "out", clip, images, "--init_from", "x", "--classifier_init", "text")
     with pytest.raises(SystemExit, match="shorten --prompt"):
         lift(tmp_path / "out", clip, images, "--class_names", names_file, "--prompt", "long " * 20 + "{}")
     with pytest.raises(SystemExit, match=r"there is no file nowhere\.txt with the names of the classes"):

@@ -38,12 +38,14 @@ class Need:
         options: the names of the options that decide whether the need is met.
         met: whether it is met, from the values of these options.
         in_help: whether `--help` shows it.
+        remedy: what to do to keep the option, for messages; by default to set `options`.
     """
 
     words: str | Callable[[], str]
     options: tuple[str, ...]
     met: Callable[..., bool]
     in_help: bool = True
+    remedy: str | None = None
 
     def is_met(self, values: Mapping[str, Any]) -> bool:
         return self.met(*(values[name] for name in self.options))

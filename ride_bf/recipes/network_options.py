@@ -12,7 +12,9 @@ from ride_bf.command_line.options import Need, not_with, only_with, option
 
 _network = partial(option, group="network")
 # Of options that a backbone decides: it has its own network and its own image processor
-NO_BACKBONE = Need("no --backbone", ("backbone",), lambda place: place is None, in_help=False)
+NO_BACKBONE = Need(
+    "no --backbone", ("backbone",), lambda place: place is None, in_help=False, remedy="train without a backbone"
+)
 _residual = partial(option, group="network", needs=(NO_BACKBONE,))
 _backbone = partial(option, group="backbone", needs=(only_with("backbone"),))
 _batchformer = partial(option, group="BatchFormer", needs=(not_with("batchformer", "none"),))

@@ -169,10 +169,9 @@ class RunArguments:
 
 def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
     """Raises ValueError if the recipe needs `--init_from` or `--teacher` and the run does not give it."""
-    if recipe.classifier_init != "random" and run.init_from is not None:
+    if recipe.classifier_init != "random" and run.init_from is not None and "classifier_init" in run.given:
         raise ValueError(
-            f"--classifier_init {recipe.classifier_init} would replace the class vectors of --init_from; give one, or "
-            "the --recipe of the model that it names"
+            f"--classifier_init {recipe.classifier_init} would replace the class vectors of --init_from; leave one out"
         )
     if run.dataset_options.get("streaming") and run.init_from is None:
         reading = {

@@ -105,12 +105,18 @@ def check_image_size(model: RideBfForImageClassification, backbone: Backbone) ->
 
 
 def with_backbone_of(place: str, recipe: TrainingRecipe, **options: Any) -> TrainingRecipe:
-    """The recipe with the backbone of a saved model of this library, and its options; unchanged if it has none.
+    """The recipe with the backbone of a saved model of this library, and its options; unchanged if neither has one.
 
-    `options` of the recipe replace those that come with the backbone.
+    `options` of the recipe replace those that come with the backbone. Raises ValueError for a recipe with a backbone
+    and a model without.
     """
     config = load_config(place)
     if config.backbone_config is None:
+        if recipe.backbone is not None:
+            raise ValueError(
+                f"{place} is a residual network, and the recipe {recipe.name} is for a backbone; give the --recipe of "
+                "that network"
+            )
         return recipe
     inherited = {
         name: getattr(config, name)

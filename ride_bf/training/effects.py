@@ -34,9 +34,10 @@ def check_effects(run: "RunArguments", recipe: TrainingRecipe, given: Mapping[st
                 needed = need.words if isinstance(need.words, str) else need.words()
                 others = [other for other in need.options if other != name]
                 here = " and ".join(_as_given(other, values[other]) for other in others)
+                remedy = need.remedy or f"set {' and '.join(f'--{other}' for other in others)}"
                 raise ValueError(
                     f"{_as_given(name, value)} cannot act: it needs {needed}, and this run has {here}; leave it out or "
-                    f"set {' and '.join(f'--{other}' for other in others)}"
+                    f"{remedy}"
                 )
 
 

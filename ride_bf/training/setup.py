@@ -27,6 +27,7 @@ from ride_bf.methods.objectives import make_objective
 from ride_bf.methods.teacher import describe_teacher, load_teacher
 from ride_bf.methods.windows import check_windows, describe_windows, set_window
 from ride_bf.recipes import TrainingRecipe
+from ride_bf.recipes.network_options import NETWORK_DEFAULTS
 from ride_bf.runs.checkpoints import TRAINING_STATE
 from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
@@ -44,7 +45,7 @@ from ride_bf.training.backbone import (
 from ride_bf.training.batch_norm import check_batch_norm, check_synchronised, synchronise_batch_norm
 from ride_bf.training.collapse import CollapseMonitor
 from ride_bf.training.cost import run_cost
-from ride_bf.training.effects import check_effect_of_options
+from ride_bf.training.effects import check_effect_of_options, check_effects
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.ending import end_training
 from ride_bf.training.freezing import freeze_batch_norm, parameter_counts, train_only
@@ -275,13 +276,17 @@ def make_processor(recipe: TrainingRecipe) -> BitImageProcessor:
 
 
 def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone | None, TrainingRecipe]:
-    """The backbone of the recipe, or of the model that the run starts from; and the recipe with its image options.
+    """The backbone that is named or, without `--backbone`, that of the model that the run starts from or of the recipe.
 
-    The processor is the backbone's own, with the recipe's `image_size` and `crop`.
+    Returns it with the recipe, which has its image options. The processor is the backbone's own, with the recipe's
+    `image_size` and `crop`. Raises ValueError for an option that cannot act on the backbone of the model, and the
+    errors of `with_backbone_of` and `load_backbone`.
     """
-    if recipe.backbone is None and run.init_from is not None:
+    if run.init_from is not None and "backbone" not in run.given:
         chosen = {"image_size": recipe.image_size} if "image_size" in run.given else {}
         recipe = with_backbone_of(run.init_from, recipe, **chosen)
+        values = {**vars(run), **vars(recipe), **NETWORK_DEFAULTS, **recipe.network}
+        check_effects(run, recipe, {name: values[name] for name in sorted(run.given) if name in values})
     if recipe.backbone is None:
         if recipe.drop_path is not None:
             raise ValueError(
@@ -298,8 +303,8 @@ def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone |
 def vectors_of_text(
     run: RunArguments, recipe: TrainingRecipe, data: TrainingData, accelerator: Accelerator
 ) -> Tensor | None:
-    """The class vectors (C, D) of a run that starts from text; None for another run, and for one that is resumed."""
-    if recipe.classifier_init != "text" or run.resume:
+    """The class vectors (C, D) of a run that starts from text; None for another run, and for one that goes on."""
+    if recipe.classifier_init != "text" or run.resume or run.init_from is not None:
         return None
     if data.names_in_data is None:
         check_names_are_words(data.class_names)
