@@ -22,8 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     run, recipe = parse_arguments(rest)
     from data import NUM_CLASSES
     from ride_bf.evaluation.compute import profile, table
-    from ride_bf.runs.models import run_of
-    from ride_bf.runs.run_folder import TEST_RESULTS
+    from ride_bf.runs.models import find_model
+    from ride_bf.runs.run_folder import TEST_RESULTS, run_of
     from ride_bf.training.setup import find_backbone
 
     num_labels = options.num_labels or NUM_CLASSES.get(recipe.dataset)
@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     shares = None
     if options.results is not None:
         with errors_as_messages():
-            path = options.results if options.results.is_file() else run_of(options.results) / TEST_RESULTS
+            path = options.results
+            if not path.is_file():
+                path = (run_of(Path(find_model(path))) or path) / TEST_RESULTS
             shares = json.loads(path.read_text()).get("test", {}).get("experts_used")
         if shares is None:
             parser.error(f"{options.results} does not come from a network with a router")

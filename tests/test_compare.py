@@ -23,10 +23,10 @@ def outcome(right, seed):
     return Predictions(LABELS, predictions, zeros, zeros + 0.5, zeros, predictions[:, None])
 
 
-def write(folder, predictions, digest="0" * 64, counts=COUNTS, names=None):
+def write(folder, predictions, digest="0" * 64, counts=COUNTS, names=None, **known):
     facts = {"model": f"models/{folder.name}", "dataset": "digits_lt", "split": "test", "images_digest": digest}
     facts["class_names"] = names or list("abcdef")
-    write_results(folder, facts, predictions, counts)
+    write_results(folder, facts | known, predictions, counts)
     return folder
 
 
@@ -168,6 +168,16 @@ class TestSeveralRuns:
         assert [pair["seed"] for pair in found["pairs"]] == [3, 1, 2]
         swapped = compared_runs(tmp_path, a, [b[2], b[0], b[1]])
         assert swapped["metrics"] == found["metrics"]
+
+    def test_results_in_a_folder_of_their_own_know_the_seed(self, tmp_path):
+        sides = []
+        for method, seeds in (("a", [1, 2]), ("b", [2, 1])):
+            folders = [tmp_path / f"{method}_{seed}" for seed in seeds]
+            for seed, folder in zip(seeds, folders, strict=True):
+                write(folder, outcome([0.5] * 6, seed=seed), run={"seed": seed})
+            sides.append(map(str, folders))
+        found = compared_runs(tmp_path, *sides)
+        assert [pair["seed"] for pair in found["pairs"]] == [1, 2]
 
     @pytest.mark.parametrize("seeds", [[1, 1, 2], [1, 2, None], [4, 5, 6]])
     def test_other_seeds_are_pairs_by_order(self, tmp_path, seeds):

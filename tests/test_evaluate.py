@@ -490,6 +490,7 @@ class TestTestPrior:
             ({"loss": "ride", "reweight_epoch": None}, {}, [0.6, 0.3, 0.1]),
             ({"loss": "ride", "reweight_epoch": 20}, {"epoch": 20}, [0.6, 0.3, 0.1]),
             ({"loss": "ride", "reweight_epoch": 20}, {"epoch": 20.5}, [1 / 3] * 3),
+            ({"loss": "cross_entropy", "sampler": "progressively_balanced"}, {"epoch": 0}, [0.6, 0.3, 0.1]),
             ({"loss": "cross_entropy"}, {"correction": {"method": "tau_normalisation"}}, None),
         ],
     )

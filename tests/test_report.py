@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,10 @@ def test_the_run_of_a_checkpoint(tmp_path):
     (tmp_path / "best" / "checkpoint.json").write_text('{"epoch": 2}')
     whole = {"recipe": "digits_lt_resnet32", "seed": 3, "commit": "b", "modified": False, "epoch": 2}
     assert describe_run(tmp_path / "best") == whole
+    shutil.copytree(tmp_path / "best", tmp_path / "checkpoints/step-5")
+    shutil.copytree(tmp_path / "best", tmp_path / "corrected")
+    assert describe_run(tmp_path / "checkpoints/step-5") == whole
+    assert describe_run(tmp_path / "corrected") == {}
 
 
 def test_pictures_of_mistakes_are_in_the_report_and_not_in_what_is_published(tmp_path):

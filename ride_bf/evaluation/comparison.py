@@ -16,10 +16,18 @@ from ride_bf.evaluation.metrics import (
     distribution_weights,
     weighted_mean,
 )
-from ride_bf.evaluation.results import LEVEL, PREDICTIONS, RESAMPLES, RESULTS, SEED, Predictions, read_results
-from ride_bf.runs.checkpoints import BEST, LAST
+from ride_bf.evaluation.results import (
+    LEVEL,
+    LOG_PROBABILITIES,
+    PREDICTIONS,
+    RESAMPLES,
+    RESULTS,
+    SEED,
+    Predictions,
+    read_results,
+)
 from ride_bf.runs.models import find_model
-from ride_bf.runs.run_folder import read_settings
+from ride_bf.runs.run_folder import read_settings, run_of
 
 
 def read_evaluation(path: Path, with_log_probabilities: bool = False) -> tuple[dict[str, Any], Predictions, Path]:
@@ -29,7 +37,7 @@ def read_evaluation(path: Path, with_log_probabilities: bool = False) -> tuple[d
     do not exist, and ValueError if they do not belong together.
     """
     given = path
-    path = path.parent if path.name == PREDICTIONS else path
+    path = path.parent if path.name in (PREDICTIONS, LOG_PROBABILITIES) else path
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; name the output folder of a run, or a {RESULTS}")
     if path.is_dir() and not (path / RESULTS).is_file():
@@ -139,7 +147,7 @@ def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]
     for path, results, *_ in (*sides[0], *sides[1]):
         if results["class_names"] != names:
             raise ValueError(f"{first[0]} and {path} have different classes, so their metrics cannot be compared")
-    seeds = [[_seed(folder) for *_, folder in side] for side in sides]
+    seeds = [[_seed(results, folder) for _, results, _, folder in side] for side in sides]
     distinct = len(set(seeds[0])) == len(seeds[0]) == len(set(seeds[1]))
     by_seed = distinct and set(seeds[0]) == set(seeds[1]) and None not in seeds[0]
     if by_seed:
@@ -165,9 +173,13 @@ def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]
     }
 
 
-def _seed(folder: Path) -> int | None:
-    """The seed of the run whose checkpoint was evaluated into its own folder; None if it is not known."""
-    return read_settings(folder.parent).get("seed") if folder.name in (BEST, LAST) else None
+def _seed(results: dict[str, Any], folder: Path) -> int | None:
+    """The seed of the run that was evaluated; None if it is not known.
+
+    Results of an earlier version do not say it, but they may lie beside the run's checkpoint.
+    """
+    run = run_of(folder)
+    return results.get("run", {}).get("seed", None if run is None else read_settings(run).get("seed"))
 
 
 def _common_numbers(results: Sequence[dict[str, Any]]) -> list[str]:

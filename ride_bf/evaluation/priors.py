@@ -78,7 +78,7 @@ def find_model_prior(place: str | Path, class_counts: Sequence[int]) -> ModelPri
     recipe, facts = read_recipe(place), read_checkpoint_facts(place)
     if recipe is None or recipe.train_only == "router" or CORRECTION in facts:
         return None
-    epoch = math.ceil(facts.get("epoch", recipe.epochs)) - 1
+    epoch = max(0, math.ceil(facts.get("epoch", recipe.epochs)) - 1)  # 0-based; a few steps of the first may be none
     reweight = recipe.reweight(epoch)
     shares = class_probabilities(class_counts, recipe.sampler, epoch / max(1, recipe.epochs - 1))
     prior = make_criterion(recipe, class_counts).learned_prior(torch.from_numpy(shares).log(), reweight)

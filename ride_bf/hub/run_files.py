@@ -16,9 +16,8 @@ from ride_bf.hub.base_model import BaseModel, read_base_model
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model, loading_errors
 from ride_bf.runs.provenance import PATH_OPTIONS, TrainingData, check_same_counts, data_of
-from ride_bf.runs.run_folder import ENVIRONMENT
+from ride_bf.runs.run_folder import ENVIRONMENT, TEST_RESULTS, run_of
 
-TEST_RESULTS = "test_results.json"  # in the run's folder, written at the end of training
 # These may be paths of this machine.
 _LOCAL_SETTINGS = {"backbone", "class_names", "data_dir", "init_from", "teacher", *PATH_OPTIONS}
 
@@ -112,7 +111,7 @@ def read_saved_run(folder: Path) -> SavedRun:
     checkpoint = find_model(folder)
     if not isinstance(checkpoint, Path):
         raise ValueError(f"{folder} is not a folder; name a run's output folder, or a checkpoint in it such as best")
-    run = checkpoint.parent if checkpoint.name in ("best", "last") else None
+    run = run_of(checkpoint)
     run = run if run is not None and (run / "recipe.json").is_file() else None
     with loading_errors(checkpoint):
         config = RideBfConfig.from_pretrained(checkpoint)

@@ -19,9 +19,9 @@ from data.class_names import names_of, with_names
 from data.digest import images_digest
 from data.sets import SPLIT_OPTIONS, data_options
 from ride_bf.recipes import TrainingRecipe
-from ride_bf.runs.checkpoints import BEST, FACTS, LAST, OLDER, read_facts
+from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model
-from ride_bf.runs.run_folder import ENVIRONMENT, RECIPE, read_settings
+from ride_bf.runs.run_folder import ENVIRONMENT, RECIPE, read_settings, run_of
 
 DATA = "data"
 PARAMETERS = "parameters"  # {"all": ..., "trained": ...}: how many the network had in training
@@ -147,10 +147,7 @@ def read_recipe(place: str | Path) -> TrainingRecipe | None:
     """
     found = find_model(place)
     if isinstance(found, Path):
-        run = found.resolve()
-        if run.name in (BEST, LAST) or run.parent.name == OLDER:
-            run = run.parents[0 if run.name in (BEST, LAST) else 1]
-        path = run / RECIPE
+        path = (run_of(found) or found) / RECIPE  # a published model has it beside its weights
     else:
         try:
             path = Path(hf_hub_download(found, RECIPE))
@@ -168,9 +165,9 @@ def describe_run(place: str | Path) -> dict[str, Any]:
     Unknown facts are absent; all are for a model of the Hub, and if the checkpoint is not in the folder of its run.
     """
     checkpoint = find_model(place)
-    if not isinstance(checkpoint, Path) or not (checkpoint.parent / RECIPE).is_file():
+    run = run_of(checkpoint) if isinstance(checkpoint, Path) else None
+    if run is None or not (run / RECIPE).is_file():
         return {}
-    run = checkpoint.parent
     starts = json.loads((run / ENVIRONMENT).read_text()) if (run / ENVIRONMENT).is_file() else []
     facts = {"recipe": json.loads((run / RECIPE).read_text()).get("name"), "seed": read_settings(run).get("seed")}
     facts |= {name: starts[-1].get(name) for name in ("commit", "modified")} if starts else {}

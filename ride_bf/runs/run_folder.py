@@ -186,6 +186,15 @@ def _remove_empty(folder: Path) -> None:
             folder.rmdir()
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The output folder of a run, by a checkpoint that it saved: `best`, `last` or an older one; None for others."""
+    checkpoint = checkpoint.resolve()
+    if checkpoint.name in (BEST, LAST):
+        return checkpoint.parent
+    is_older = checkpoint.parent.name == OLDER and checkpoint.name.startswith("step-")
+    return checkpoint.parent.parent if is_older else None
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """Reads `run.json`; empty if there is none."""
     path = folder / SETTINGS
