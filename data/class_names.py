@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
+from datasets.fingerprint import Hasher
 
 from data.annotation_lists import read_class_names
 from data.columns import image_field
@@ -62,7 +63,15 @@ def with_names(splits: Splits, names: Sequence[str]) -> Splits:
     """The same splits with other names (C,) of the classes. Labels and images stay."""
     if isinstance(splits["train"], ImageStream):
         return {split: replace(stream, names=list(names)) for split, stream in splits.items()}
-    return splits.cast_column("label", ClassLabel(names=list(names)))
+    return DatasetDict({split: _renamed(rows, names) for split, rows in splits.items()})
+
+
+def _renamed(rows: Dataset, names: Sequence[str]) -> Dataset:
+    """The same rows with other names of the classes. `cast_column` would copy them to the disk, images included."""
+    info = rows.info.copy()
+    info.features["label"] = ClassLabel(names=list(names))
+    fingerprint = Hasher.hash([rows._fingerprint, list(names)])
+    return Dataset(rows.data, info, rows.split, indices_table=rows._indices, fingerprint=fingerprint)
 
 
 def _ways_to_call(train: Dataset | ImageStream) -> list[list[str]]:

@@ -628,6 +628,9 @@ def test_a_published_model_says_what_its_backbone_was(trained, vit, tmp_path, ca
     card = (out / "README.md").read_text()
     assert "`tiny-vit`, which was pre-trained. It was frozen: only what follows it was trained" in card
     assert "base_model" not in card
+    assert "An image classifier for long-tailed data: one classifier on a pre-trained backbone.\n" in card
+    assert "- ride\n" not in card
+    assert "- batchformer\n" not in card
 
 
 @pytest.mark.parametrize(

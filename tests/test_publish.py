@@ -198,6 +198,7 @@ def test_own_images_are_described_by_their_author_or_not_at_all(run, tmp_path):
     assert "What the images show: not described yet" in card.text
     assert str(tmp_path) not in str(card)
     assert card.data.datasets is None
+    assert "- Trained on: the author's own images\n" in card.text
     card = own_images(run, tmp_path / "b", str(tmp_path), data_description="Leaves of trees, from above.")
     assert "What the images show: Leaves of trees, from above." in card.text
     for text in (card.text, str(card.data)):

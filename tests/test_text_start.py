@@ -20,7 +20,7 @@ from test_training import train
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModel, AutoTokenizer
 
-from data.class_names import name_classes, names_of
+from data.class_names import name_classes, names_of, with_names
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf import classify, evaluate, publish
 from ride_bf.recipes import RECIPES
@@ -352,6 +352,16 @@ def test_names_of_the_data_go_before_labels(tmp_path):
     (tmp_path / "names.json").write_text('{"0": "zero", "1": "one"}')
     named, _ = name_classes(splits_of(["1", "0"]), tmp_path / "names.json")
     assert names_of(named) == ["one", "zero"]
+
+
+def test_new_names_copy_no_images(tmp_path):
+    Dataset.from_dict({"label": [0, 1, 2]}, Features({"label": ClassLabel(names=list("abc"))})).save_to_disk(tmp_path)
+    train = Dataset.load_from_disk(str(tmp_path)).select([2, 0])
+    named = with_names(DatasetDict({"train": train}), ["x", "y", "z"])["train"]
+    assert named.cache_files == train.cache_files != []
+    assert named.features["label"].names == ["x", "y", "z"]
+    assert named["label"][:] == [2, 0]
+    assert named._fingerprint != train._fingerprint, "what is computed from the rows must not be taken from the others"
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         template_path=str(TEMPLATE),
         saved=saved,
         published=published,
+        has_batchformer=_has_batchformer(saved),
         onnx_size=published.onnx_size,
         title=published.repo_id.rpartition("/")[2],
         dataset=_dataset_title(saved),
@@ -130,8 +131,8 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
             "image-classification",
             "long-tailed-recognition",
             "class-imbalance",
-            "ride",
-            "batchformer",
+            *(["ride"] if saved.config.num_experts > 1 else []),
+            *(["batchformer"] if _has_batchformer(saved) else []),
             "custom_code",
         ],
         metrics=["accuracy"] if results else None,
@@ -139,6 +140,11 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
         eval_results=results or None,
         widget=widget or None,
     )
+
+
+def _has_batchformer(saved: SavedRun) -> bool:
+    """Whether it was trained with a BatchFormer, by its recipe or, without one, by its weights."""
+    return saved.recipe.get("network", vars(saved.config)).get("batchformer", "none") != "none"
 
 
 def published_results(description: str) -> str | None:
@@ -156,7 +162,7 @@ def _dataset_title(saved: SavedRun) -> str | None:
 
 def _title(dataset: str | None) -> str | None:
     if dataset == CUSTOM:
-        return "images of the author's own"
+        return "the author's own images"
     return DATA_SETS[dataset].title if dataset in DATA_SETS else dataset
 
 
