@@ -39,6 +39,11 @@ def test_every_benchmark_has_sources():
         assert all(any((ROOT / path).match(pattern) for path in found) for pattern in stale.SOURCES[benchmark])
 
 
+def test_figures_of_recipes_depend_on_what_the_recipes_train():
+    """`lora` and the learning rates of `finetune` by block are in files of their own."""
+    assert {"ride_bf/training/lora.py", "ride_bf/training/blocks.py"} <= stale.source_digests("clipart").keys()
+
+
 def test_only_what_code_does_counts():
     commented = '"""Doubles."""\n\n\ndef double(number):\n    """Doubles."""\n    return (2 * number)  # twice\n'
     assert stale.code_digest(commented) == stale.code_digest(CODE)
