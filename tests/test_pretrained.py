@@ -64,11 +64,11 @@ def resnet(tmp_path_factory):
     return write_backbone(tmp_path_factory.mktemp("backbones") / "tiny-resnet", "resnet", RESNET, processor)
 
 
-def write_images(folder):
-    """Images of four classes, each of a colour of its own, in three splits."""
+def write_images(folder, train=COUNTS):
+    """Images of a few classes, each of a colour of its own, in three splits."""
     rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (4, 3))
-    for split, counts in (("train", COUNTS), ("val", dict.fromkeys(COUNTS, 2)), ("test", dict.fromkeys(COUNTS, 3))):
+    colours = rng.integers(0, 256, (len(train), 3))
+    for split, counts in (("train", train), ("val", dict.fromkeys(train, 2)), ("test", dict.fromkeys(train, 3))):
         for colour, (name, count) in zip(colours, counts.items(), strict=True):
             (folder / split / name).mkdir(parents=True)
             for index in range(count):

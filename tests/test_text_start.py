@@ -3,17 +3,15 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import transformers
 from conftest import ROOT, tiny_model
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from PIL import Image as PILImage
 from processes import TRAIN, run, torchrun
 from safetensors.torch import load_file
-from test_pretrained import IN_A_CACHE
+from test_pretrained import IN_A_CACHE, write_images
 from test_streams import write_shards
 from test_surviving import assert_same_run, interrupted_at
 from test_training import train
@@ -103,16 +101,8 @@ def siglip(tmp_path_factory, request):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Images in folders with WordNet ids, each class of its own colour."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    colours = rng.integers(0, 256, (3, 3))
-    for split, counts in (("train", COUNTS), ("val", dict.fromkeys(COUNTS, 2)), ("test", dict.fromkeys(COUNTS, 3))):
-        for colour, (name, count) in zip(colours, counts.items(), strict=True):
-            (folder / split / name).mkdir(parents=True)
-            for index in range(count):
-                pixels = (colour + rng.normal(0, 60, (20, 26, 3))).clip(0, 255).astype(np.uint8)
-                PILImage.fromarray(pixels).save(folder / split / name / f"{index}.png")
-    return folder
+    """Images in folders with WordNet ids."""
+    return write_images(tmp_path_factory.mktemp("images"), COUNTS)
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,7 @@ def class_order(model: PreTrainedModel, names: Sequence[str], who: str) -> list[
         only_data = [name for name in names if name not in set(own or [])][:3]
         raise ValueError(
             f"{who} has {model.config.num_labels} classes, the data {len(names)}; only the model has {only_model}, "
-            f"only the data have {only_data}. It must know the same classes"
+            f"only the data have {only_data}. It must know the same classes by the same "
+            "names; --class_names gives them"
         )
     return None if own == list(names) else [own.index(name) for name in names]

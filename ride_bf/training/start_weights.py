@@ -89,7 +89,8 @@ def check_frozen_classes(started: StartedFrom, recipe: TrainingRecipe) -> None:
     if started.new and recipe.train_only in ("router", "class_scales"):
         raise ValueError(
             f"train_only {recipe.train_only!r} needs a model that knows all classes, but {started.place} does not know "
-            f"{len(started.new)} of them, such as {started.new[0]}"
+            f"{len(started.new)} of them, such as {started.new[0]}; if only their names differ, give both runs the "
+            "same --class_names"
         )
 
 
