@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         with accelerator.main_process_first(), printed_notices(accelerator.print):
             splits, data = load_stored_splits_of(place, options.splits, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
-    source = Source(weights=weights_digest(model), expert=options.expert, class_names=data.class_names)
+    source = Source(weights=weights_digest(model.ride_bf), expert=options.expert, class_names=data.class_names)
     with errors_as_messages(BrokenImageError, FloatingPointError, ValueError, OSError):
         model = accelerator.prepare_model(model, evaluation_mode=True)
         embedded = {}

@@ -5,11 +5,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor
 
 from data import read_image
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import limit_in_training
+
+
+def prepare_file(image: str | Path | bytes, processor: BaseImageProcessor, max_image_pixels: int) -> Tensor:
+    """Returns the pixels (1, 3, height, width) of an image file or of its bytes, prepared as in evaluation.
+
+    Raises BrokenImageError, with the file's name, if the image cannot be read.
+    """
+    content = image if isinstance(image, bytes) else None
+    stored = {"bytes": content, "path": None if content is not None else str(image)}
+    pixels = read_image(stored, max_image_pixels)
+    # The image processor cannot guess where the channels are if an image is 3 pixels high or wide.
+    return processor(pixels, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
 
 
 class ImageClassifier:
@@ -27,15 +39,8 @@ class ImageClassifier:
         self.max_image_pixels = max_image_pixels or limit_in_training(place)
 
     def pixel_values(self, image: str | Path | bytes) -> Tensor:
-        """Returns the pixels (1, 3, height, width) of an image file or of its bytes, prepared as in evaluation.
-
-        Raises BrokenImageError, with the file's name, if the image cannot be read.
-        """
-        content = image if isinstance(image, bytes) else None
-        stored = {"bytes": content, "path": None if content is not None else str(image)}
-        pixels = read_image(stored, self.max_image_pixels)
-        # The image processor cannot guess where the channels are if an image is 3 pixels high or wide.
-        return self.processor(pixels, input_data_format="channels_first", return_tensors="pt")["pixel_values"]
+        """Returns what `prepare_file` makes of an image file or of its bytes."""
+        return prepare_file(image, self.processor, self.max_image_pixels)
 
     @torch.inference_mode()
     def __call__(self, image: str | Path | bytes, top_k: int) -> list[dict[str, Any]]:

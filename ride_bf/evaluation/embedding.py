@@ -42,7 +42,7 @@ class Source:
     """What the features are of.
 
     Attributes:
-        weights: `ride_bf.runs.models.weights_digest` of the model.
+        weights: `ride_bf.runs.models.weights_digest` of the network without its classifiers.
         expert: number of the expert whose features they are; None for all of them.
         class_names: (C,).
     """
