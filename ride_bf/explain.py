@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.embeddings or embeddings.is_file():
             with printed_notices():
                 splits, data = load_stored_splits_of(place, ["train"], **given)
-            neighbours = TrainingImages(embeddings, splits["train"], explain.model, data.max_image_pixels)
+            neighbours = TrainingImages(embeddings, splits["train"], data, explain.model)
         elif given.keys() - {"max_image_pixels"}:
             raise ValueError(f"the data options name the training images, but {embeddings} {missing}")
         else:

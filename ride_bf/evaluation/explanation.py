@@ -15,6 +15,8 @@ from transformers import BaseImageProcessor
 
 from data import undecoded
 from data.batches import EvaluationBatch
+from data.exclusion import below, folder_of
+from data.sets import get_data_set
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.classify import prepare_file
 from ride_bf.evaluation.embedding import chosen_features, read_embeddings
@@ -22,6 +24,7 @@ from ride_bf.evaluation.grad_cam import expert_maps
 from ride_bf.evaluation.neighbours import nearest, vote
 from ride_bf.evaluation.pages import picture_source, thumbnail, write_page
 from ride_bf.runs.models import weights_digest
+from ride_bf.runs.provenance import TrainingData
 
 _SIDE = 224  # of a picture on the page
 _TOP = 3  # classes
@@ -34,15 +37,16 @@ class TrainingImages:
     Args:
         embeddings: the file.
         split: the training split that it is of.
+        data: the record of this split.
         model: the model whose features they are. Raises ValueError if they are of another one.
-        max_image_pixels: images of more pixels are not shown.
     """
 
-    def __init__(self, embeddings: Path, split: Dataset, model: RideBfForImageClassification, max_image_pixels: int):
+    def __init__(self, embeddings: Path, split: Dataset, data: TrainingData, model: RideBfForImageClassification):
         self.embedded = read_embeddings(embeddings, "train")
         if self.embedded.source.weights != weights_digest(model.ride_bf):
             raise ValueError(f"{embeddings} has the features of another model; run python -m ride_bf.embed again")
-        self.images, self.max_image_pixels = undecoded(split), max_image_pixels
+        self.images, self.max_image_pixels = undecoded(split), data.max_image_pixels
+        self.folder = folder_of(get_data_set(data.dataset).place(data.data_dir))
 
     def nearest(self, expert_features: Tensor) -> dict[str, Any]:
         """The nearest images to one with `expert_features` (1, E, D), and what they vote for."""
@@ -50,18 +54,19 @@ class TrainingImages:
         distances, found = nearest(self.embedded.features, chosen_features(expert_features, source.expert).numpy())
         codes, names = np.unique(labels[found[0]], return_inverse=True)
         winner, share = vote(names[None], distances)
-        images = [self.images[int(row)]["image"] for row in self.embedded.rows[found[0]]]
+        rows = self.embedded.rows[found[0]].tolist()
         return {
             "vote": str(codes[winner[0]]),
             "share": _percent(share[0]),
             "images": [
                 {
-                    "label": str(labels[index]),
+                    "label": str(label),
                     "distance": f"{distance:.3f}",
-                    "name": image["path"] or f"row {self.embedded.rows[index]}",
+                    "name": f"row {row}" if image["path"] is None else below(image["path"], self.folder),
                     "picture": thumbnail(image, self.max_image_pixels),
                 }
-                for index, distance, image in zip(found[0], distances[0], images, strict=True)
+                for label, distance, row in zip(labels[found[0]], distances[0], rows, strict=True)
+                for image in [self.images[row]["image"]]
             ],
         }
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data import undecoded
-from data.exclusion import folder_of
+from data.exclusion import below, folder_of
 from data.groups import content_digest
 from data.sets import get_data_set
 from ride_bf.evaluation.embedding import SplitEmbeddings
@@ -114,13 +114,13 @@ def write_label_errors(
     """
     if not judged:
         return []
-    place = get_data_set(data.dataset).place(data.data_dir)
-    entries = {name: [_entry(judged, name, index, data) for index in rows] for name, rows in errors.items()}
+    folder = folder_of(get_data_set(data.dataset).place(data.data_dir))
+    entries = {name: [_entry(judged, name, index, data, folder) for index in rows] for name, rows in errors.items()}
     listed = write_list(
         output.with_name(f"{output.stem}_label_errors.txt"),
         "Training images whose label is likely wrong, found by python -m ride_bf.embed. Look at each one first.",
         (
-            ListedGroup(f"{entry['label']}, more likely {entry['other']}", [_line(entry["image"], place)])
+            ListedGroup(f"{entry['label']}, more likely {entry['other']}", [_line(entry["image"], folder)])
             for entry in entries.get(TRAIN, [])
         ),
         data.options.get("exclude"),
@@ -150,7 +150,7 @@ def write_label_errors(
         "label_errors.jinja",
         {
             "title": "Likely label errors",
-            "lead": f"{data.dataset}, of the images that {output.name} has",
+            "lead": f"{data.dataset}: {sum(len(of.part.rows) for of in judged.values()):,} images",
             "splits": {name: {"count": len(entries[name]), "entries": some} for name, some in shown.items()},
             "listed": None if listed is None else listed.name,
         },
@@ -158,7 +158,7 @@ def write_label_errors(
     return [page] if listed is None else [page, listed]
 
 
-def _entry(judged: dict[str, Judged], name: str, index: int, data: TrainingData) -> dict[str, Any]:
+def _entry(judged: dict[str, Judged], name: str, index: int, data: TrainingData, folder: str) -> dict[str, Any]:
     of, images, row = judged[name], judged[name].part.images, int(judged[name].part.rows[index])
     image = undecoded(of.part.split)[row]["image"]
     opinions, other = of.opinions[index], of.votes[index]
@@ -169,7 +169,7 @@ def _entry(judged: dict[str, Judged], name: str, index: int, data: TrainingData)
     return {
         "image": image,
         "row": row,
-        "name": image["path"] or f"row {row} of {name}",
+        "name": f"row {row}" if image["path"] is None else below(image["path"], folder),
         "label": data.class_names[images.labels[index]],
         "other": data.class_names[other],
         "predicted": data.class_names[images.predictions[index]],
@@ -180,6 +180,6 @@ def _entry(judged: dict[str, Judged], name: str, index: int, data: TrainingData)
     }
 
 
-def _line(image: dict[str, Any], place: str | Path | None) -> str | None:
+def _line(image: dict[str, Any], folder: str) -> str | None:
     digest = 0 if image["bytes"] is None else content_digest(image["bytes"])
-    return image_line(image, folder_of(place), digest)
+    return image_line(image, folder, digest)
