@@ -122,14 +122,14 @@ class Trainer(TrainingParts):
 
         Raises FloatingPointError if the loss is not finite, SystemExit for a run that stops.
         """
-        progress, run, accelerator = self.progress, self.run, self.accelerator
+        progress, run = self.progress, self.run
         epoch, step = progress.epochs_done + 1, progress.steps_done
         rate = self.schedule.rate
         epoch_ends = progress.batches_done == len(self.loaders["train"])
         evaluates = epoch_ends or self.is_due(run.eval_steps) or step == run.max_steps
         saves = epoch_ends or self.is_due(run.save_steps)
         reads = evaluates or saves or self.is_due(run.logging_steps)
-        received = self.interruption.agreed(accelerator) if reads or accelerator.num_processes == 1 else None
+        received = self.interruption.agreed(self.accelerator, step)
         if reads or received:
             self.log_loss(rate)
         metrics = self.epoch_metrics(epoch, rate) if epoch_ends else {}

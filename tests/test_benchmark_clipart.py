@@ -124,7 +124,7 @@ def test_settings_are_chosen_on_training_images(folder, tmp_path, trained):
     measured = results["parts"]["frozen"]["methods"]
     assert [measured[method]["learning_rate"] for method in ("plain", "other")] == ["0.01", "0.1"]
     lists = [run.options[run.options.index("--lists") + 1] for run in trained]
-    assert [path.endswith("/tune") for path in lists] == [True] * 8 + [False] * 6
+    assert [path.endswith("/tune") for path in lists] == [True] * 4 + [False] * 6
     assert [run["split"] for run in measured["other"]["runs"]] == [0, 1, 2]
     assert results["lists"].keys() == {"0", "1", "2"}
     tested = (tmp_path / "out/lists/0/test.txt").read_text().splitlines()
@@ -138,6 +138,10 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monk
     more = benchmark(folder, tmp_path, "--splits", 1, 2)
     assert [run.name for run in trained] == ["frozen: plain, split 2", "frozen: other, split 2"]
     assert [run["split"] for run in more["parts"]["frozen"]["methods"]["plain"]["runs"]] == [0, 1, 2]
+    trained.clear()
+    row = benchmark(folder, tmp_path, "--splits", 3, "--methods", "other")["parts"]["frozen"]["methods"]
+    assert [run.name for run in trained] == ["frozen: other, split 3"]
+    assert {name: len(own["runs"]) for name, own in row.items()} == {"plain": 3, "other": 4}
     trained.clear()
     changed = {**PART.methods, "other": "--loss focal"}
     monkeypatch.setitem(PARTS, "frozen", Part(**{**vars(PART), "methods": changed}))

@@ -17,6 +17,7 @@ CLIPART_PARTS = ("scratch", "frozen", "windows", "tuned")
 def _clipart(parser: argparse.ArgumentParser) -> None:
     _add_drawings(parser)
     parser.add_argument("--parts", nargs="+", choices=CLIPART_PARTS, default=CLIPART_PARTS, metavar="PART")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows of the tables to measure; by default all")
     parser.add_argument("--splits", type=int, nargs="+", default=list(range(5)), help="numbers of the random splits")
     _add_runs(parser, "outputs/clipart")
     _add_results(parser, "clipart_lt.json")

@@ -26,7 +26,7 @@ COLUMNS = {
     "few_shot_accuracy": "few",
 }
 _KEPT = (*COLUMNS, "accuracy", "loss", "commit", "seconds")  # of a run's results
-_TUNED_ON = (0, 1)  # splits on whose training images the learning rates are chosen
+_TUNED_ON = (0,)  # splits on whose training images the learning rates are chosen
 _SMALL = 64  # shorter side of the drawings that a network sees from scratch, twice its own 32 pixels
 
 PAPER = "--batchformer shared_classifier"
@@ -173,18 +173,21 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
 
 def measure_part(name: str, part: Part, options: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
     """Chooses the learning rate of each method, then trains it on each split. Keeps earlier runs of other splits."""
-    methods = {method: _kept(before, method, own) for method, own in part.methods.items()}
+    names = options.methods or part.methods
+    methods = {method: _kept(before, method, own) for method, own in part.methods.items() if method in names}
+    others = {method: own for method, own in before.get("methods", {}).items() if method not in methods}
     _choose_learning_rates(name, part, options, methods)
     wanted = [
         (method, split)
         for split in options.splits
-        for method in part.methods
+        for method in methods
         if split not in {own["split"] for own in methods[method]["runs"]}
     ]
     runs = [_run(name, part, options, method, split, methods[method]["learning_rate"]) for method, split in wanted]
     for (method, split), result in zip(wanted, train_all(runs, options.jobs), strict=True):
         own = {"split": split, "seed": split, **{key: result[key] for key in _KEPT if key in result}}
         methods[method]["runs"] = sorted([*methods[method]["runs"], own], key=lambda run: run["split"])
+    methods = {method: (methods | others)[method] for method in part.methods if method in methods | others}
     return {"command": command(options), "machine": machine(), "options": part.options, "methods": methods}
 
 

@@ -223,6 +223,17 @@ class TrainingRecipe:
         1,
         must_be="1 or more",
     )
+    batchnorm: Literal["local", "synchronised"] = _optimisation(
+        "whose images a BatchNorm that trains normalises with. local: those of its process; synchronised: those of all "
+        "processes, on GPUs",
+        "local",
+        needs=(
+            NO_BACKBONE,
+            only_with("train_only", "all"),
+            Need("BatchNorm that trains", ("freeze_batch_norm",), lambda frozen: not frozen, in_help=False),
+        ),
+        off="local",
+    )
     max_grad_norm: float = _optimisation("maximum norm of the gradients; 0: no clipping", 0.0, must_be="0 or more")
     ema_decay: float = _optimisation(
         "decay of the moving average of the weights, which is evaluated and saved instead of them; 0: no average",

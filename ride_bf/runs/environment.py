@@ -59,9 +59,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return finished.stdout.strip() if finished.returncode == 0 else None
-
-
-def check_precision(accelerator: Accelerator) -> None:
-    """Raises ValueError for fp16 on a CPU, because Accelerate would silently ignore it."""
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")

@@ -27,6 +27,7 @@ from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 from ride_bf.runs.models import weights_digest
 
 _ROWS_AT_ONCE = 4096  # that are copied, to limit memory
+_IMAGES_AT_ONCE = 32  # on a CPU, where the feature maps of larger batches leave the caches: 30 % slower with 256
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,10 @@ class FeatureCache:
         network, accelerator = self.network.eval(), self.accelerator
         bar = tqdm(loader, doing, total=len(loader), leave=False, disable=not accelerator.is_local_main_process)
         for batch in bar:
+            images = batch["pixel_values"]
+            parts = images.split(_IMAGES_AT_ONCE if images.device.type == "cpu" else len(images))
             with accelerator.autocast():
-                pooled = start_features(network, batch["pixel_values"]).float()
+                pooled = torch.cat([start_features(network, part) for part in parts]).float()
             gathered = accelerator.gather_for_metrics({"features": pooled, "labels": batch["labels"]})
             yield gathered["features"].cpu().numpy(), gathered["labels"].cpu().numpy()
 

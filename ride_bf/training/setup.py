@@ -28,7 +28,7 @@ from ride_bf.methods.teacher import describe_teacher, load_teacher
 from ride_bf.methods.windows import check_windows, describe_windows, set_window
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import TRAINING_STATE
-from ride_bf.runs.environment import check_precision
+from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
@@ -41,7 +41,7 @@ from ride_bf.training.backbone import (
     with_backbone_of,
     with_drop_path,
 )
-from ride_bf.training.batch_norm import check_batch_norm
+from ride_bf.training.batch_norm import check_batch_norm, check_synchronised, synchronise_batch_norm
 from ride_bf.training.collapse import CollapseMonitor
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
@@ -178,6 +178,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     steps_per_epoch = math.ceil(len(loaders["train"]) / recipe.gradient_accumulation_steps)
     schedule = Schedule(optimizer, recipe, steps_per_epoch)
     progress = Progress()
+    synchronise_batch_norm(model, recipe, accelerator.num_processes)
     model, optimizer = accelerator.prepare(model, optimizer)
     weights = WeightAverage(accelerator.unwrap_model(model), recipe.ema_decay)
     statistics = RunningStatistics(accelerator, *weights.networks)
@@ -235,7 +236,7 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
     torch.backends.cudnn.benchmark = not run.deterministic
     trackers = [] if run.report_to == "none" else [run.report_to]
     check_tracker(run.report_to)
-    accelerator = Accelerator(
+    return start_accelerator(
         log_with=trackers or None,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / TENSORBOARD)),
@@ -243,8 +244,6 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
         # Each process keeps the running statistics of its own images; `RunningStatistics` averages them.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    check_precision(accelerator)
-    return accelerator
 
 
 def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator) -> None:
@@ -256,6 +255,7 @@ def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Acce
             f"{accelerator.num_processes} process(es) with {recipe.gradient_accumulation_steps} batch(es) each; set "
             f"--batch_size to a multiple of {shares}"
         )
+    check_synchronised(recipe, accelerator)
     check_windows(recipe, accelerator.num_processes, skips_images=run.on_broken_image == "skip")
 
 
