@@ -36,14 +36,13 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    from accelerate import Accelerator
     from transformers.utils import logging
 
     from data import BrokenImageError, evaluation_batches
     from data.notices import printed_notices
     from ride_bf.evaluation.embedding import EMBEDDINGS, Source, check_expert, embed_split, write_embeddings
     from ride_bf.evaluation.label_errors import describe, find_label_errors, judge, write_label_errors
-    from ride_bf.runs.environment import check_precision
+    from ride_bf.runs.engine import start_accelerator
     from ride_bf.runs.models import (
         check_classes,
         find_model,
@@ -56,8 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     logging.disable_progress_bar()
     with errors_as_messages():
-        accelerator = Accelerator()
-        check_precision(accelerator)
+        accelerator = start_accelerator()
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         check_expert(options.expert, model.config.num_experts, model.router is not None)
