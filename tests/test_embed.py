@@ -1,11 +1,14 @@
 """The embed command: features, what the nearest training images say, and likely label errors."""
 
+import shutil
+
 import numpy as np
 import pyarrow.compute
 import pyarrow.parquet
 import pytest
 import torch
 from conftest import ROOT
+from datasets import Image
 from processes import run, torchrun
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import normalize
@@ -86,6 +89,31 @@ class TestFeatures:
         assert embedded.num_rows == 337 + 80 + 500
         assert embedded["path"][0].as_py().startswith(str(digits[0]))
         assert set(embedded["split"].to_pylist()) == {"train", "validation", "test"}
+
+    def test_broken_images_are_left_out(self, digits, tmp_path):
+        place, model, _ = digits
+        shutil.copytree(place, tmp_path / "set")
+        broken = sorted((tmp_path / "set/test/4").iterdir())[3]
+        broken.write_bytes(b"no image")
+        words = [
+            str(model),
+            "--dataset",
+            "custom",
+            "--data_dir",
+            f"{tmp_path}/set",
+            "--output",
+            f"{tmp_path}/a.parquet",
+        ]
+        with pytest.raises(SystemExit, match=f"{broken.name} cannot be read"):
+            embed.main(words)
+        assert not (tmp_path / "a.parquet").exists()
+        embed.main([*words, "--on_broken_image", "skip"])
+        table = pyarrow.parquet.read_table(tmp_path / "a.parquet", filters=[("split", "=", "test")])
+        assert len(table) == 499
+        assert str(broken) not in table["path"].to_pylist()
+        pictures = load_long_tailed("custom", tmp_path / "set")["test"].cast_column("image", Image(decode=False))
+        for path, row in zip(table["path"].to_pylist(), table["row"].to_pylist(), strict=True):
+            assert pictures[row]["image"]["path"] == path
 
     def test_two_processes_write_what_one_writes(self, embedded, digits, tmp_path):
         place, model, _ = digits

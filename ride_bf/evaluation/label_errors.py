@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from data import undecoded
 from data.exclusion import below, folder_of
@@ -115,7 +116,11 @@ def write_label_errors(
     if not judged:
         return []
     folder = folder_of(get_data_set(data.dataset).place(data.data_dir))
-    entries = {name: [_entry(judged, name, index, data, folder) for index in rows] for name, rows in errors.items()}
+    stored = {name: undecoded(of.part.split) for name, of in judged.items()}
+    entries = {
+        name: [_entry(judged[name], index, stored[name], data.class_names, folder) for index in rows.tolist()]
+        for name, rows in errors.items()
+    }
     listed = write_list(
         output.with_name(f"{output.stem}_label_errors.txt"),
         "Training images whose label is likely wrong, found by python -m ride_bf.embed. Look at each one first.",
@@ -129,8 +134,7 @@ def write_label_errors(
 
     def picture(split: str, row: int) -> str | None:
         if (split, row) not in pictures:
-            image = undecoded(judged[split].part.split)[row]["image"]
-            pictures[split, row] = thumbnail(image, data.max_image_pixels)
+            pictures[split, row] = thumbnail(stored[split][row]["image"], data.max_image_pixels)
         return pictures[split, row]
 
     shown = {
@@ -158,21 +162,21 @@ def write_label_errors(
     return [page] if listed is None else [page, listed]
 
 
-def _entry(judged: dict[str, Judged], name: str, index: int, data: TrainingData, folder: str) -> dict[str, Any]:
-    of, images, row = judged[name], judged[name].part.images, int(judged[name].part.rows[index])
-    image = undecoded(of.part.split)[row]["image"]
+def _entry(of: Judged, index: int, stored: Dataset, class_names: Sequence[str], folder: str) -> dict[str, Any]:
+    images, row = of.part.images, int(of.part.rows[index])
+    image = stored[row]["image"]
     opinions, other = of.opinions[index], of.votes[index]
     neighbours = [
-        (int(neighbour), data.class_names[label])
+        (int(neighbour), class_names[label])
         for neighbour, label in zip(of.neighbours[index], of.neighbour_labels[index], strict=True)
     ]
     return {
         "image": image,
         "row": row,
         "name": f"row {row}" if image["path"] is None else below(image["path"], folder),
-        "label": data.class_names[images.labels[index]],
-        "other": data.class_names[other],
-        "predicted": data.class_names[images.predictions[index]],
+        "label": class_names[images.labels[index]],
+        "other": class_names[other],
+        "predicted": class_names[images.predictions[index]],
         "score": f"{100 * images.confidences[index]:.0f} %",
         "experts": f"{(opinions == other).sum()} of {(opinions >= 0).sum()}",
         "voters": f"{(of.neighbour_labels[index] == other).sum()} of {len(neighbours)}",

@@ -21,8 +21,10 @@ def nearest(
     count = min(count, len(features) - (queries is None))
     if count < 1:
         raise ValueError(f"{len(features)} image(s) have no neighbours; embed the whole training split")
-    search = NearestNeighbors(n_neighbors=count, metric="cosine", algorithm="brute").fit(features)
-    return search.kneighbors(queries)
+    # of unit vectors, cosine distances are half the squares of Euclidean ones, which take half the time
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(normalize(features))
+    distances, rows = search.kneighbors(None if queries is None else normalize(queries))
+    return distances**2 / 2, rows
 
 
 def vote(labels: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
