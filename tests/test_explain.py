@@ -5,11 +5,15 @@ import re
 import pytest
 import torch
 from conftest import tiny_model
-from test_backbones import BACKBONES, moved
+from test_backbones import BACKBONES, VIT, moved
 from test_backbones import tiny_model as tiny_backbone_model
 from test_evaluate import save_model
+from transformers import AutoConfig, AutoModel
 
+from backbone_ride_bf import FAMILIES, family_name
+from configuration_ride_bf import RideBfConfig
 from data import load_long_tailed
+from modeling_ride_bf import RideBfForImageClassification
 from ride_bf import embed, explain
 from ride_bf.evaluation.explanation import page_paths
 from ride_bf.evaluation.grad_cam import expert_maps
@@ -86,6 +90,30 @@ class TestMaps:
             randomise(part)
             after = expert_maps(model, image, 1)
             assert any((a - b).abs().mean() > 0.01 for a, b in zip(after, before, strict=True)), type(part)
+
+    @pytest.mark.parametrize(
+        ("kind", "options"),
+        [
+            ("regnet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4}),
+            ("beit", {**VIT, "use_mean_pooling": True}),
+        ],
+    )
+    def test_a_backbone_whose_blocks_are_not_known(self, kind, options):
+        config = RideBfConfig(backbone_config=AutoConfig.for_model(kind, **options), num_labels=5, num_experts=2)
+        assert family_name(AutoModel.from_config(config.backbone_config)) not in FAMILIES
+        torch.manual_seed(0)
+        model, image = moved(RideBfForImageClassification(config)).eval(), one_image()
+        before = expert_maps(model, image, 1)
+        assert any(found.std() > 0.01 for found in before)
+        randomise(model)
+        after = expert_maps(model, image, 1)
+        assert any((a - b).abs().mean() > 0.01 for a, b in zip(after, before, strict=True))
+
+    def test_a_backbone_of_which_only_the_class_token_is_seen(self):
+        backbone = AutoConfig.for_model("beit", **VIT, use_mean_pooling=False)
+        model = RideBfForImageClassification(RideBfConfig(backbone_config=backbone, num_labels=5)).eval()
+        with pytest.raises(ValueError, match="no map for beit: after its last block only the class token counts"):
+            expert_maps(model, one_image(), 0)
 
     def test_experts_and_classes_have_maps_of_their_own(self):
         model, image = tiny_model(classifier="cosine").eval(), one_image(24)

@@ -5,6 +5,7 @@ Selvaraju et al.: Grad-CAM: Visual Explanations from Deep Networks via Gradient-
 Shapes are written with E experts, c channels and N tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbone_ride_bf import FAMILIES
 from modeling_ride_bf import RideBfForImageClassification
 
 
@@ -27,7 +29,7 @@ def expert_maps(model: RideBfForImageClassification, pixel_values: Tensor, label
     Returns E maps (height, width) from 0 to 1, the place that speaks most for the class being 1. A map is 0 everywhere
     if no place speaks for it, and None if the router did not run the expert. The maps are of the last stage of a
     network of feature maps, and of the tokens that enter the last block of a transformer: of those that leave it,
-    often only the class token counts. Raises ValueError if nothing in the image has an influence that this can see.
+    often only the class token counts. Raises ValueError for a backbone whose blocks are not known, if that is so.
     """
     layers = [_last_layer(model, expert) for expert in range(model.config.num_experts)]
     with _recorded(layers) as recorded, torch.enable_grad():
@@ -41,11 +43,14 @@ def expert_maps(model: RideBfForImageClassification, pixel_values: Tensor, label
             maps.append(None)
             continue
         states = recorded[layer]
-        (gradient,) = torch.autograd.grad(logit, states, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            raise ValueError(f"no map: the class does not depend on what {type(layer).__name__} hands on")
-        prefix = _prefix_tokens(model)
-        activations, gradient = (_as_map(part.detach(), pixel_values.shape[2:], prefix) for part in (states, gradient))
+        (gradient,) = torch.autograd.grad(logit, states, retain_graph=True)
+        parts = (_as_map(part.detach(), pixel_values.shape[2:], _prefix_tokens(model)) for part in (states, gradient))
+        activations, gradient = parts
+        if not gradient.any() and layer is model.ride_bf.trunk:
+            raise ValueError(
+                f"no map for {layer.family_name}: after its last block only the class token counts, and its blocks are "
+                f"not known. Those of {', '.join(FAMILIES)} are"
+            )
         weights = gradient.float().mean(dim=(1, 2), keepdim=True)  # (c, 1, 1)
         seen = (weights * activations.float()).sum(dim=0).relu()  # (h, w)
         seen = F.interpolate(seen[None, None], pixel_values.shape[2:], mode="bilinear", align_corners=False)[0, 0]
@@ -63,9 +68,11 @@ def _last_layer(model: RideBfForImageClassification, expert: int) -> nn.Module:
     return trunk if trunk.family is None else trunk.family.blocks_of(trunk.backbone)[-1]
 
 
-def _prefix_tokens(model: RideBfForImageClassification) -> int:
-    family = getattr(model.ride_bf.trunk, "family", None)
-    return 0 if family is None else family.prefix_tokens(model.ride_bf.trunk.backbone)
+def _prefix_tokens(model: RideBfForImageClassification) -> int | None:
+    """How many tokens precede those of the patches; None if it is not known."""
+    trunk = model.ride_bf.trunk
+    family = getattr(trunk, "family", None)
+    return None if family is None else family.prefix_tokens(trunk.backbone)
 
 
 @contextmanager
@@ -92,12 +99,19 @@ def _first_tensor(output: Any) -> Tensor:
     return output
 
 
-def _as_map(states: Tensor, size: Sequence[int], prefix_tokens: int) -> Tensor:
-    """A map (c, h, w) from (1, c, h, w), or from tokens (1, N, c) of an image of `size` pixels (height, width)."""
+def _as_map(states: Tensor, size: Sequence[int], prefix_tokens: int | None) -> Tensor:
+    """A map (c, h, w) from (1, c, h, w), or from tokens (1, N, c) of an image of `size` pixels (height, width).
+
+    The grid has the shape of the image. If the number of other tokens is not known, it is the largest such grid.
+    """
     if states.ndim == 4:
         return states[0]
-    tokens = states[0, prefix_tokens:]  # (h w, c)
-    count = len(tokens)
-    heights = [height for height in range(1, count + 1) if count % height == 0]
-    height = min(heights, key=lambda height: abs(height * height / count - size[0] / size[1]))
-    return tokens.T.unflatten(1, (height, count // height))
+    ratio = size[0] / size[1]
+    if prefix_tokens is None:
+        height, width = int((states.shape[1] * ratio) ** 0.5), int((states.shape[1] / ratio) ** 0.5)
+        tokens = states[0, states.shape[1] - height * width :]  # (h w, c)
+    else:
+        tokens = states[0, prefix_tokens:]  # (h w, c)
+        heights = [height for height in range(1, len(tokens) + 1) if len(tokens) % height == 0]
+        height = min(heights, key=lambda height: abs(math.log(height * height / len(tokens) / ratio)))
+    return tokens.T.unflatten(1, (height, len(tokens) // height))
