@@ -48,18 +48,19 @@ def main(arguments: list[str] | None = None) -> None:
     with errors_as_messages():
         place = find_model(options.model)
         folder = results_folder(place)
-        embeddings = options.embeddings or folder / EMBEDDINGS
-        neighbours, missing = None, f"does not exist; python -m ride_bf.embed {options.model} writes it"
         limit = options.max_image_pixels or limit_in_training(place)
         explain = Explainer(load_model(place), load_processor(place), limit, options.class_name)
-        if options.embeddings or embeddings.is_file():
+        neighbours, embeddings = None, options.embeddings or folder / EMBEDDINGS
+        try:
+            if not embeddings.is_file():
+                raise FileNotFoundError(f"{embeddings} does not exist; python -m ride_bf.embed {place} writes it")
             with printed_notices():
                 splits, data = load_stored_splits_of(place, ["train"], **given)
             neighbours = TrainingImages(embeddings, splits["train"], data, explain.model)
-        elif given.keys() - {"max_image_pixels"}:
-            raise ValueError(f"the data options name the training images, but {embeddings} {missing}")
-        else:
-            print(f"without the nearest training images: {embeddings} {missing}")
+        except (ValueError, OSError) as error:
+            if options.embeddings or given.keys() - {"max_image_pixels"}:  # which ask for the training images
+                raise
+            print(f"without the nearest training images: {error}")
     output_dir = options.output_dir or folder / "explanations"
     broken = 0
     with errors_as_messages():

@@ -175,16 +175,25 @@ class TestCommand:
             page = (tmp_path / f"{image.stem}.html").read_text()
             assert "speak for <b>9</b>" in page
             assert "nearest training images" not in page
-            with pytest.raises(SystemExit, match="the data options name the training images"):
+            with pytest.raises(SystemExit, match=r"embeddings.parquet does not exist; python -m ride_bf.embed"):
                 explain.main([str(folder), str(image), "--dataset", "digits_lt"])
         finally:
             (tmp_path / "moved.parquet").rename(folder / "embeddings.parquet")
+
+    def test_data_that_cannot_be_loaded_cost_the_neighbours_only(self, explained, tmp_path, capsys):
+        folder, image, _, _ = explained
+        explain.main([str(folder), str(image), "--output_dir", str(tmp_path)])
+        assert "without the nearest training images: " in (printed := capsys.readouterr().out)
+        assert "does not say what it was trained on: name the data set with --dataset" in printed
+        assert "Where expert 2 looked" in (tmp_path / f"{image.stem}.html").read_text()
+        with pytest.raises(SystemExit, match="does not say what it was trained on"):
+            explain.main([str(folder), str(image), "--embeddings", str(folder / "embeddings.parquet")])
 
     def test_errors_have_one_line(self, explained, tmp_path, capsys):
         folder, image, _, _ = explained
         with pytest.raises(SystemExit, match="the model has no class 'cat'; it has 0, 1"):
             explain.main([str(folder), str(image), "--class_name", "cat"])
-        with pytest.raises(SystemExit, match=r"none.parquet does not exist; write it with python -m ride_bf.embed"):
+        with pytest.raises(SystemExit, match=r"none.parquet does not exist; python -m ride_bf.embed"):
             explain.main(
                 [str(folder), str(image), "--embeddings", str(tmp_path / "none.parquet"), "--dataset", "digits_lt"]
             )

@@ -151,8 +151,6 @@ class Embedded:
 
 def read_embeddings(path: Path, split: str) -> Embedded:
     """Reads the images of a split from a file of `write_embeddings`. Raises ValueError if there are none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; write it with python -m ride_bf.embed")
     try:
         table = pyarrow.parquet.read_table(path, filters=[("split", "=", split)])
         source = Source(**json.loads(table.schema.metadata[_METADATA]))
