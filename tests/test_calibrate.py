@@ -21,8 +21,13 @@ from ride_bf.evaluation import confidence as measured
 from ride_bf.evaluation import decoupling, routing
 from ride_bf.evaluation.calibration import choose_temperatures, fit_temperature, temperature_for_each_class
 from ride_bf.evaluation.classify import ImageClassifier
-from ride_bf.evaluation.metrics import class_wise_calibration, shot_groups
-from ride_bf.evaluation.results import read_results
+from ride_bf.evaluation.metrics import (
+    calibration,
+    class_wise_calibration,
+    expected_calibration_error,
+    shot_groups,
+)
+from ride_bf.evaluation.results import Predictions, read_results
 from ride_bf.runs.checkpoints import _write_manifest, damage
 from ride_bf.runs.models import load_config, load_model
 
@@ -218,10 +223,12 @@ def test_the_evaluation_has_the_errors_before_and_after(plain, calibrated, tmp_p
     assert "Calibrated</h3>" not in (tmp_path / plain.parent.name / "report.html").read_text()
     assert found[plain]["metrics"] == found[calibrated]["metrics"]
     own = found[calibrated]["confidence"]
-    for group, prefix in (("all", ""), ("many", "many_shot_"), ("few", "few_shot_")):
-        error = found[plain]["metrics"][f"{prefix}expected_calibration_error"]
-        assert own["before"][group]["expected_calibration_error"] == error
-    for name in ("class_wise_calibration_error", "adaptive_calibration_error"):
+    images = Predictions.load(tmp_path / plain.parent.name / "predictions.npz")
+    for group, mask in shot_groups(found[plain]["train_class_counts"]).items():
+        rows = images.select(mask[images.predictions])  # of the predicted class
+        bins = calibration(rows.confidences, rows.predictions == rows.labels)
+        assert own["before"][group]["expected_calibration_error"] == expected_calibration_error(bins)
+    for name in ("expected_calibration_error", "class_wise_calibration_error", "adaptive_calibration_error"):
         assert own["before"]["all"][name] == found[plain]["metrics"][name]
     assert own["before"]["all"]["loss"] == found[plain]["metrics"]["loss"]
     assert own["after"]["all"]["loss"] < own["before"]["all"]["loss"]

@@ -185,7 +185,12 @@ def confidence_facts(confidence: Confidence) -> Callable[[Any, Tensor], dict[str
 def measure_confidence(
     images: Predictions, columns: Mapping[str, np.ndarray], confidence: Confidence, class_counts: Sequence[int]
 ) -> dict[str, Any]:
-    """The key `confidence` of `results.json`, from the columns of `confidence_facts`. Groups are of the true class."""
+    """The key `confidence` of `results.json`, from the columns of `confidence_facts`.
+
+    Calibration errors are of the images that are predicted as a group: a calibrated probability tells how often such
+    predictions are right. Given the true class, as for coverage, they are right more often for common classes than for
+    rare ones, however honest the model is.
+    """
     labels = images.labels
     groups = {"all": np.ones(len(class_counts), dtype=bool), **shot_groups(class_counts)}
     groups = {name: mask for name, mask in groups.items() if mask[labels].any()}
@@ -259,7 +264,9 @@ def _errors(
     correct = images.predictions == images.labels
     errors = {}
     for name, mask in groups.items():
-        inside = mask[images.labels]
+        inside = mask[images.predictions]
+        if not inside.any():
+            continue
         errors[name] = {
             "loss": float(losses[inside].astype(np.float64).mean()),
             "expected_calibration_error": expected_calibration_error(calibration(confidences[inside], correct[inside])),

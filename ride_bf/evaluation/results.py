@@ -36,8 +36,8 @@ of the labels. Classes are given by their labels, which are indices into `class_
       metrics, confidence_intervals             as below, of the corrected logits, and `test_prior_accuracy`
     confidence              of a model that `ride_bf.calibrate` calibrated; the keys below are of its logits as they are
       temperature                               by which logits are divided: a number, or (C,) by the predicted class
-      before, after                             by group of the true class ("all", "many", ...): `loss` and errors as in
-                                                `metrics`; class-wise ones are means over the classes of the group
+      before, after                             by group of the predicted class ("all", "many", ...): `loss` and errors
+                                                as in `metrics`; class-wise ones are means over the group's classes
       sets                                      `promised`, the share of images whose set holds the true class; by group
                                                 {"images", "coverage", "mean_size"}; per_class_coverage and
                                                 per_class_mean_size (C,)
