@@ -26,11 +26,11 @@ from ride_bf.evaluation.predict import evaluate
 from ride_bf.evaluation.tables import accuracy_table, shot_summary
 from ride_bf.runs.checkpoints import BEST, LAST, CheckpointError, read_facts, save_model, save_training_state
 from ride_bf.runs.models import load_model
-from ride_bf.runs.provenance import DATA
+from ride_bf.runs.provenance import DATA, PARAMETERS
 from ride_bf.runs.run_folder import TEST_RESULTS, RunFolder, log_metrics, read_broken_images
 from ride_bf.training.clock import TrainingClock
 from ride_bf.training.ending import end_training
-from ride_bf.training.freezing import set_train_mode
+from ride_bf.training.freezing import parameter_counts, set_train_mode
 from ride_bf.training.interruption import EXIT_CODE, Interruption
 from ride_bf.training.loss_monitor import LossMonitor
 from ride_bf.training.setup import TrainingParts, set_up
@@ -122,14 +122,14 @@ class Trainer(TrainingParts):
 
         Raises FloatingPointError if the loss is not finite, SystemExit for a run that stops.
         """
-        progress, run, accelerator = self.progress, self.run, self.accelerator
+        progress, run = self.progress, self.run
         epoch, step = progress.epochs_done + 1, progress.steps_done
         rate = self.schedule.rate
         epoch_ends = progress.batches_done == len(self.loaders["train"])
         evaluates = epoch_ends or self.is_due(run.eval_steps) or step == run.max_steps
         saves = epoch_ends or self.is_due(run.save_steps)
         reads = evaluates or saves or self.is_due(run.logging_steps)
-        received = self.interruption.agreed(accelerator) if reads or accelerator.num_processes == 1 else None
+        received = self.interruption.agreed(self.accelerator, step)
         if reads or received:
             self.log_loss(rate)
         metrics = self.epoch_metrics(epoch, rate) if epoch_ends else {}
@@ -183,14 +183,13 @@ class Trainer(TrainingParts):
         progress = self.progress
         progress.seconds += self.clock.lap()
         with self.statistics.averaged():
-            metrics = evaluate(self.weights.evaluated, self.loaders["validation"], self.accelerator, self.class_counts)
+            network = self.weights.evaluated
+            metrics = evaluate(network, self.loaders["validation"], self.accelerator, self.class_counts)
             accuracy, best = metrics["balanced_accuracy"], progress.best.get("balanced_accuracy", -1.0)
             progress.evaluations_without_gain = 0 if accuracy > best else progress.evaluations_without_gain + 1
             if accuracy >= best:  # if equal, the later one: it has trained longer
                 progress.best = {**self.facts(), "balanced_accuracy": accuracy}
-                save_model(
-                    self.folder.path / BEST, self.accelerator, self.weights.evaluated, self.processor, progress.best
-                )
+                save_model(self.folder.path / BEST, self.accelerator, network, self.processor, progress.best)
         set_train_mode(self.model)
         self.clock.start()
         return {f"validation_{name}": value for name, value in metrics.items()}
@@ -209,12 +208,13 @@ class Trainer(TrainingParts):
         self.accelerator.print(words + (f"  validation: {shot_summary(validation)}" if validation else ""))
 
     def facts(self) -> dict[str, Any]:
-        """What `checkpoint.json` says: epochs (2.5 is the middle of the third), steps and training data."""
+        """What `checkpoint.json` says: epochs (2.5 is the middle of the third), steps, parameters and training data."""
         progress = self.progress
         share = round(progress.batches_done / len(self.loaders["train"]), 3)
         return {
             "epoch": progress.epochs_done + share if share else progress.epochs_done,
             "step": progress.steps_done,
+            PARAMETERS: parameter_counts(self.model),
             DATA: self.data.as_dict(),
         }
 

@@ -5,7 +5,7 @@ who has the images and the lists has the same splits. Equal images are in one sp
 the command that made it.
 
     python -m data.make_splits --data_dir DIR --output_dir OUT --validation 0.1 --test 0.2
-    accelerate launch train_accelerate.py --dataset custom --data_dir DIR --lists OUT
+    accelerate launch train_accelerate.py --data_dir DIR --lists OUT
 
 `--long_tail 100` also thins the training images to a long tail, as CIFAR-LT is made.
 """
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{split:<12} {len(rows):>9,} images, {max(counts):,} to {min(counts):,} of a class")
     place = Path(options.data_dir)
     place = place.parent if place.is_file() else place
-    command = f"accelerate launch train_accelerate.py --dataset custom --data_dir {shlex.quote(str(place))}"
+    command = f"accelerate launch train_accelerate.py --data_dir {shlex.quote(str(place))}"
     if os.path.realpath(options.output_dir) != folder_of(place):
         command += f" --lists {shlex.quote(str(options.output_dir))}"
     print(f"train on them: {command}")

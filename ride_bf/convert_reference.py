@@ -16,7 +16,7 @@ from ride_bf.command_line.parser import command_parser
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("convert_reference", __doc__)
-    parser.add_argument("path", type=Path, help="the authors' .pth file; with --to_reference, a model's folder")
+    parser.add_argument("path", type=Path, help="the authors' .pth file; with --to_reference, a run or a checkpoint")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the converted model")
     parser.add_argument("--config", type=Path, help="the authors' config.json, if it is not next to the .pth file")
     parser.add_argument(
@@ -43,11 +43,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     from ride_bf.reference.checkpoints import convert, to_reference
     from ride_bf.reference.configurations import ConversionError
+    from ride_bf.runs.models import find_model
 
     logging.disable_progress_bar()
-    with errors_as_messages(ConversionError):
+    with errors_as_messages(), errors_as_messages(ConversionError):
         if options.to_reference:
-            to_reference(options.path, options.output_dir)
+            to_reference(Path(find_model(options.path)), options.output_dir)
         else:
             convert(options.path, options.output_dir, options.config, options.batchformer)
     print(options.output_dir)

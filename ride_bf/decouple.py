@@ -29,7 +29,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
     add_data_options(parser)
     options = parser.parse_args(arguments)
-    from accelerate import Accelerator
     from transformers.utils import logging
 
     from data import BrokenImageError, FinishedBatches, evaluation_batches
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ride_bf.evaluation.decoupling import check_linear, choose_strength, correct, evaluate_both
     from ride_bf.evaluation.tables import shot_summary
     from ride_bf.runs.checkpoints import save_model
-    from ride_bf.runs.environment import check_precision
+    from ride_bf.runs.engine import start_accelerator
     from ride_bf.runs.models import check_classes, find_model, load_model, load_processor
     from ride_bf.runs.provenance import CORRECTION, DATA, load_splits_of, read_checkpoint_facts
 
@@ -45,8 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     with errors_as_messages():
         if options.output_dir.exists() and any(options.output_dir.iterdir()):
             raise ValueError(f"{options.output_dir} is not empty; name another --output_dir")
-        accelerator = Accelerator()
-        check_precision(accelerator)
+        accelerator = start_accelerator()
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         check_linear(model, options.method)

@@ -58,16 +58,15 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    from accelerate import Accelerator
     from transformers.utils import logging
 
     from data import BrokenImageError
     from data.notices import printed_notices
     from ride_bf.evaluation.priors import choose_priors
     from ride_bf.evaluation.report import describe, evaluate_again, evaluate_split
-    from ride_bf.runs.environment import check_precision
+    from ride_bf.runs.engine import start_accelerator
     from ride_bf.runs.models import check_classes, find_model, load_model, load_processor, results_folder
-    from ride_bf.runs.provenance import load_data_to_evaluate
+    from ride_bf.runs.provenance import describe_run, load_data_to_evaluate
 
     logging.disable_progress_bar()
     if options.predictions is not None:
@@ -75,8 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(describe(*evaluate_again(*(getattr(options, name) for name in _AGAIN))))
         return
     with errors_as_messages():
-        accelerator = Accelerator()
-        check_precision(accelerator)
+        accelerator = start_accelerator()
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         # the other processes use the cache of the first
@@ -92,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
             processor,
             accelerator,
             output_dir,
-            {"model": str(options.model), **data.facts(), **known},
+            {"model": str(options.model), **data.facts(), **known, "run": describe_run(place)},
             batch_size=options.batch_size,
             num_workers=options.num_workers,
             train_images=options.train_images,

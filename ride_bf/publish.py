@@ -21,7 +21,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repo_id", required=True, help="USER/NAME of the repository on the Hub")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     parser.add_argument("--revision", help="branch to publish to; it is created if it does not exist")
-    parser.add_argument("--license", default="mit", help="license of the weights, as an identifier of the Hub")
+    parser.add_argument(
+        "--license",
+        help="licence of the weights, as an identifier of the Hub, such as mit or cc-by-nc-4.0; by default that of the "
+        "model in the repository",
+    )
+    parser.add_argument("--data_description", metavar="SENTENCE", help="what the training images show, for the card")
     parser.add_argument(
         "--examples", type=Path, nargs="+", help="image files to show on the page; they are published too"
     )
@@ -37,12 +42,14 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
+    from huggingface_hub.constants import ENDPOINT
     from transformers.utils import logging
 
     from data.hub_ids import check_repo_id
+    from ride_bf.hub.card import describe_images
     from ride_bf.hub.export import default_examples, export
     from ride_bf.hub.run_files import read_saved_run
-    from ride_bf.hub.upload import PublishError, check_login, upload, write_space
+    from ride_bf.hub.upload import PublishError, check_login, is_private, published_license, upload, write_space
 
     logging.disable_progress_bar()
     expected = (PublishError, ModuleNotFoundError, RuntimeError)
@@ -50,8 +57,10 @@ def main(arguments: list[str] | None = None) -> None:
         for option, name in (("--repo_id", options.repo_id), ("--space", options.space)):
             if name is not None:
                 check_repo_id(name, option)
+        license = options.license
         if not options.dry_run:
             check_login()
+            license = license or published_license(options.repo_id, options.revision)
         folder = options.output_dir or Path(temporary) / "model"
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; name another --output_dir")
@@ -60,11 +69,14 @@ def main(arguments: list[str] | None = None) -> None:
             saved,
             folder,
             options.repo_id,
-            license=options.license,
+            license=license,
+            data_description=options.data_description,
             examples=default_examples(saved) if options.examples is None else options.examples,
             keep_batchformer=options.keep_batchformer,
             onnx=options.onnx,
         )
+        if options.data_description is None and describe_images(saved) is None:
+            print("note: the card does not say what the training images show; pass --data_description SENTENCE")
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
         if options.dry_run:
@@ -72,8 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
             return
         address = upload(folder, options.repo_id, private=options.private, revision=options.revision)
         if options.space is not None:
-            write_space(Path(temporary) / "space", options.repo_id)
+            write_space(Path(temporary) / "space", options.repo_id, options.revision)
             upload(Path(temporary) / "space", options.space, private=options.private, repo_type="space")
+            page = f"{ENDPOINT}/spaces/{options.space}"
+            print(f"Page: {page}")
+            if is_private(options.repo_id):
+                print(f"A private model needs a token: add the secret HF_TOKEN, which may read it, at {page}/settings")
         print(f"Published: {address}")
 
 

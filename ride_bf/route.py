@@ -28,20 +28,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set_threshold", type=float, help="write this threshold into the model's config.json")
     add_data_options(parser)
     options = parser.parse_args(arguments)
-    from accelerate import Accelerator
     from transformers.utils import logging
 
     from data import evaluation_batches
     from data.notices import printed_notices
     from ride_bf.evaluation.routing import draw, measure, set_threshold
-    from ride_bf.runs.environment import check_precision
+    from ride_bf.runs.engine import start_accelerator
     from ride_bf.runs.models import find_model, load_model, load_processor, results_folder
     from ride_bf.runs.provenance import load_data_to_evaluate
 
     logging.disable_progress_bar()
     with errors_as_messages():
-        accelerator = Accelerator()
-        check_precision(accelerator)
+        accelerator = start_accelerator()
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         if model.router is None:

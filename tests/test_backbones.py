@@ -66,6 +66,7 @@ BACKBONES = {
     "timm_convnext": ("timm_wrapper", {"architecture": "test_convnext"}),
     "timm_efficientnet": ("timm_wrapper", {"architecture": "test_efficientnet"}),
 }
+AS_A_WHOLE = ("vit", "clip", "resnet", "timm_efficientnet")  # one of each kind, for tests without own blocks
 OF_TRANSFORMERS = [name for name in BACKBONES if not name.startswith("timm")]
 
 
@@ -424,7 +425,7 @@ def test_a_stranger_loads_every_family_to_the_last_bit(images, tmp_path):
     """Another process, another folder, offline, without peft, and without timm unless the backbone is timm's."""
     expected = {}
     for name in BACKBONES:
-        for layers in (0, 1) if name in ("vit", "clip", "resnet", "timm_efficientnet") else (1,):
+        for layers in (0, 1) if name in AS_A_WHOLE else (1,):
             options = {"expert_adapter_size": 3, "batchformer": "shared_classifier"}
             model = moved(tiny_model(name, num_expert_layers=layers, **options))
             with torch.no_grad():

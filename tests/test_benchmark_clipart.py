@@ -10,7 +10,7 @@ from data import class_counts, load_long_tailed
 from ride_bf.benchmark import clipart, collapse
 from ride_bf.benchmark.__main__ import main
 from ride_bf.benchmark.arguments import CLIPART_PARTS
-from ride_bf.benchmark.clipart import PARTS, Part, paired, table
+from ride_bf.benchmark.clipart import PARTS, Part, table
 from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, shrink, write_lists
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.training.arguments import parse_arguments
@@ -124,7 +124,7 @@ def test_settings_are_chosen_on_training_images(folder, tmp_path, trained):
     measured = results["parts"]["frozen"]["methods"]
     assert [measured[method]["learning_rate"] for method in ("plain", "other")] == ["0.01", "0.1"]
     lists = [run.options[run.options.index("--lists") + 1] for run in trained]
-    assert [path.endswith("/tune") for path in lists] == [True] * 8 + [False] * 6
+    assert [path.endswith("/tune") for path in lists] == [True] * 4 + [False] * 6
     assert [run["split"] for run in measured["other"]["runs"]] == [0, 1, 2]
     assert results["lists"].keys() == {"0", "1", "2"}
     tested = (tmp_path / "out/lists/0/test.txt").read_text().splitlines()
@@ -139,6 +139,10 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monk
     assert [run.name for run in trained] == ["frozen: plain, split 2", "frozen: other, split 2"]
     assert [run["split"] for run in more["parts"]["frozen"]["methods"]["plain"]["runs"]] == [0, 1, 2]
     trained.clear()
+    row = benchmark(folder, tmp_path, "--splits", 3, "--methods", "other")["parts"]["frozen"]["methods"]
+    assert [run.name for run in trained] == ["frozen: other, split 3"]
+    assert {name: len(own["runs"]) for name, own in row.items()} == {"plain": 3, "other": 4}
+    trained.clear()
     changed = {**PART.methods, "other": "--loss focal"}
     monkeypatch.setitem(PARTS, "frozen", Part(**{**vars(PART), "methods": changed}))
     benchmark(folder, tmp_path, "--splits", 0)
@@ -148,13 +152,6 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monk
     (tmp_path / "results.json").write_text(json.dumps(results | {"lists": {"0": "another"}}))
     with pytest.raises(ValueError, match="is of other drawings or splits; name another file by --results"):
         benchmark(folder, tmp_path, "--splits", 0)
-
-
-def test_paired_differences():
-    gain = paired([0.5, 0.6, 0.7], [0.6, 0.6, 0.9])
-    assert gain["difference"] == pytest.approx(0.1)
-    assert gain["standard_error"] == pytest.approx(0.1 / 3**0.5)
-    assert gain["above_zero"] == pytest.approx(2 / 3)
 
 
 def test_the_table_marks_what_five_pairs_show(folder, tmp_path, trained, capsys):

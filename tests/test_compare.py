@@ -7,6 +7,7 @@ import pytest
 
 from ride_bf import compare
 from ride_bf.evaluation import comparison
+from ride_bf.evaluation.comparison import paired_gain
 from ride_bf.evaluation.results import Predictions, write_results
 
 COUNTS = [500, 300, 50, 30, 5, 3]
@@ -199,3 +200,11 @@ class TestSeveralRuns:
             with pytest.raises(SystemExit):
                 compare.main(arguments)
             assert "name two models or more, or the runs of two methods" in capsys.readouterr().err
+
+
+def test_paired_gains():
+    gain = paired_gain([0.5, 0.6, 0.7], [0.6, 0.6, 0.9])
+    assert gain["mean"] == pytest.approx(0.1)
+    assert gain["standard_error"] == pytest.approx(0.1 / 3**0.5)
+    assert gain["above_zero"] == 2
+    assert np.isnan(paired_gain([0.5], [0.6])["standard_error"])

@@ -18,7 +18,7 @@ from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.convert_reference import main
 from ride_bf.recipes import RECIPES
-from ride_bf.recipes.networks import RESNET10, RESNET32, RESNET50, RESNET152, RESNEXT50
+from ride_bf.recipes.networks import RESNET10, RESNET32, RESNET50, RESNEXT50
 from ride_bf.reference.checkpoints import _reference_key, convert, convert_key, to_reference
 from ride_bf.reference.configurations import (
     ConversionError,
@@ -29,6 +29,7 @@ from ride_bf.reference.configurations import (
 
 GOLDEN = ROOT / "tests" / "golden" / "authors_checkpoint"
 RESNET101 = {**RESNET50, "depths": [3, 4, 23, 3]}
+RESNET152 = {**RESNET50, "depths": [3, 8, 36, 3]}
 RESNEXT152 = {**RESNEXT50, "depths": [3, 8, 36, 3]}
 LINEAR = {"classifier": "linear"}
 

@@ -64,7 +64,10 @@ ROUTER = "--recipe digits_lt_resnet32_router --init_from x"
         ),
         ("--push_every 3", "it needs --push_to_hub, and this run has no --push_to_hub"),
         ("--push_private", "--push_private cannot act: it needs --push_to_hub"),
-        ("--data_dir nowhere", "--data_dir nowhere cannot act: digits_lt reads no files; leave it out"),
+        (
+            "--dataset digits_lt --data_dir nowhere",
+            "--data_dir nowhere cannot act: digits_lt reads no files; leave it out",
+        ),
         (
             "--imbalance_factor 10",
             "--imbalance_factor 10.0 cannot act: it needs --dataset cifar10_lt or cifar100_lt, and this run has "

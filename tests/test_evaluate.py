@@ -122,7 +122,8 @@ def test_numbers_equal_hand_computed_ones(evaluated, test_images):
     assert per_class[metrics["worst_class"]] == min(per_class)
     gaps = [calibration_gap(probabilities[:, label], labels == label) for label in range(10)]
     assert metrics["class_wise_calibration_error"] == pytest.approx(np.mean(gaps), abs=2e-3)  # kept in float16
-    assert found["speed"]["images_per_second"] == pytest.approx(500 / found["speed"]["seconds"])
+    assert found["speed"]["images_per_second"] > 0
+    assert found["speed"]["timed_batches"] == 7  # of eight, without the first
 
 
 def calibration_gap(probabilities, is_class):
@@ -311,9 +312,12 @@ def test_the_report_has_every_section_and_needs_nothing_else(name, request):
     pictures = {figure for figure in FIGURES if figure != "experts_used" or name == "routed"}
     assert set(FIGURES) & set(page.ids) == pictures
     assert len(page.ids) == len(set(page.ids))
-    assert all(reference.startswith("#") for reference in page.references)
-    assert {reference[1:] for reference in page.references} <= set(page.ids)
-    assert not page.tags & {"link", "img", "iframe", "object", "base", "image"}
+    pictures_of_mistakes = [reference for reference in page.references if reference.startswith("data:image/jpeg;")]
+    assert len(pictures_of_mistakes) == len(found["mistakes"]) > 0
+    links = [reference for reference in page.references if reference not in pictures_of_mistakes]
+    assert all(reference.startswith("#") for reference in links)
+    assert {reference[1:] for reference in links} <= set(page.ids)
+    assert not page.tags & {"link", "iframe", "object", "base", "image"}
     assert not re.search(r"@import|url\((?!#)|https?://(?!www\.w3\.org/(2000/svg|1999/xlink))", text)
     assert "default-src 'none'" in text
     svgs = "".join(re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL))

@@ -5,6 +5,9 @@ import gc
 import importlib.util
 import io
 import json
+import os
+import re
+import subprocess
 import sys
 import time
 
@@ -77,6 +80,8 @@ def test_pixels_are_those_of_training(module, name):
         lambda content: content,
         lambda content: base64.b64encode(content).decode(),
         lambda content: "data:image/png;base64," + base64.b64encode(content).decode(),
+        lambda content: base64.encodebytes(content).decode(),  # with a line break after 76 characters
+        lambda content: " " + base64.encodebytes(content).decode().replace("\n", "\r\n\t"),
     ],
 )
 def test_every_way_to_send_an_image(handler, folder, send):
@@ -141,6 +146,127 @@ def test_bad_requests_are_told_why(handler, module, request_, message):
     with pytest.raises(module.BadRequestError, match=message) as caught:
         handler(request_)
     assert len(str(caught.value)) < 500
+
+
+def grey(width, height, kind):
+    return encoded(Image.new("L", (width, height), 90), kind)
+
+
+def test_the_pixels_of_a_request_are_bounded(handler, module, monkeypatch):
+    monkeypatch.setattr(handler, "max_pixels", 1_000_000)
+    one = grey(1000, 900, "PNG")
+    assert len(handler({"inputs": one})) == 5
+    with pytest.raises(module.BadRequestError, match="1,800,000 pixels together; at most 1,000,000 are read in a"):
+        handler({"inputs": [one, one]})
+    with pytest.raises(module.BadRequestError, match="2,700,000 pixels together"):
+        handler({"inputs": [Image.open(io.BytesIO(one))] * 3})  # decoded by the toolkit
+    with pytest.raises(module.BadRequestError, match=r"inputs\[1\]: not an image"):
+        handler({"inputs": [one, b"no image"]})
+
+
+def test_large_photographs_are_read_at_a_reduced_size_only_if_there_are_too_many(handler, module, monkeypatch):
+    monkeypatch.setattr(handler, "max_pixels", 1_000_000)
+    photograph = grey(1000, 900, "JPEG")
+    sizes = []
+    read = module._decode
+    monkeypatch.setattr(module, "_decode", lambda *args, **options: sizes.append(read(*args, **options)) or sizes[-1])
+    handler({"inputs": photograph})
+    assert len(handler({"inputs": [photograph] * 4})) == 4
+    assert len(handler({"inputs": [photograph] * 64, "parameters": {"top_k": 1}})) == 64
+    assert [image.size for image in sizes] == [(1000, 900)] + [(500, 450)] * 4 + [(125, 113)] * 64
+
+
+def test_a_photograph_with_damaged_metadata_is_counted_as_it_is_read(handler):
+    content = bytearray(right_images()["rotated.jpg"])
+    content[content.index(b"Exif") + 6 : content.index(b"Exif") + 14] = b"\xff" * 8
+    assert len(handler({"inputs": [bytes(content)] * 2})) == 2
+
+
+def test_a_photograph_at_a_reduced_size_is_upright(module):
+    turned = Image.Exif()
+    turned[274] = 6
+    picture = Image.new("RGB", (800, 400), "blue")
+    picture.paste("red", (0, 0, 400, 400))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", exif=turned)
+    reduced = module.read_image(file.getvalue(), reduce_above=100_000)
+    assert reduced.size == (200, 400)
+    assert reduced.getpixel((100, 50))[0] > 200  # red is at the top
+    assert reduced.getpixel((100, 350))[2] > 200
+
+
+TOOLKIT = """
+import importlib.util, io, json, sys
+from PIL import Image
+
+folder, requests = sys.argv[1:]
+sys.path.insert(0, folder)
+spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder + "/handler.py")
+module = sys.modules["handler.EndpointHandler"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+handler = module.EndpointHandler(folder)
+
+
+def answer(kind, body, query):
+    if kind == "application/json":
+        data = json.loads(body)
+    else:
+        data = {"inputs": Image.open(io.BytesIO(body)).convert("RGB")}
+    if query and "parameters" not in data:
+        data["parameters"] = {name: int(value) if value.isnumeric() else value for name, value in query.items()}
+    return handler(data)
+
+
+answers = []
+for kind, body, query in json.load(open(requests)):
+    try:
+        answers.append(answer(kind, bytes.fromhex(body), query))
+    except Exception as error:
+        answers.append({"error": str(error)})
+import transformers
+print(json.dumps([transformers.__version__, answers]))
+"""
+
+
+def served(folder, tmp_path, *requests, path=""):
+    """What Inference Endpoints' toolkit would answer: it loads the file by its path and reads bodies by their type."""
+    (tmp_path / "requests.json").write_text(json.dumps([[kind, body.hex(), query] for kind, body, query in requests]))
+    finished = subprocess.run(
+        [sys.executable, "-c", TOOLKIT, str(folder), str(tmp_path / "requests.json")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(path), "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def test_the_toolkit_serves_it(folder, tmp_path):
+    content = right_images()["rgb.png"]
+    text = base64.b64encode(content).decode()
+    bodies = [{"inputs": text}, {"inputs": [text, text], "parameters": {"top_k": 2}}, {"inputs": "https://x.org/a.png"}]
+    requests = [("application/json", json.dumps(body).encode(), {}) for body in bodies]
+    _, answers = served(folder, tmp_path, ("image/png", content, {"top_k": "3"}), *requests)
+    image, one, two, error = answers
+    expected = expected_answers(folder, content)
+    assert expected == as_pairs(one)
+    assert expected[:3] == as_pairs(image)
+    assert [expected[:2]] * 2 == [as_pairs(own) for own in two]
+    assert "not fetched" in error["error"]
+
+
+@pytest.mark.slow
+def test_the_oldest_transformers_of_its_requirements(folder, tmp_path):
+    """Needs the package index. The other packages are those of this environment."""
+    lowest = re.search(r"transformers>=([\d.]+)", (folder / "requirements.txt").read_text())[1]
+    old = tmp_path / "old"
+    packages = [f"transformers=={lowest}.0", "tokenizers==0.22.2", "huggingface_hub==1.33.0"]
+    install = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable, "--no-deps", "--target", old]
+    subprocess.run([*install, *packages], check=True)
+    content = right_images()["rgb.png"]
+    version, (answers,) = served(folder, tmp_path, ("image/png", content, {}), path=old)
+    assert version == f"{lowest}.0"
+    assert expected_answers(folder, content) == as_pairs(answers)
 
 
 def test_hostile_files_are_refused_or_read(handler, module):

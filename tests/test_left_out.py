@@ -21,7 +21,8 @@ from ride_bf.runs.checkpoints import read_facts
 from ride_bf.runs.provenance import load_splits_of, read_data
 
 TINY = (
-    *("--dataset", "custom", "--epochs", 1, "--batchformer", "none", "--batch_size", 16),
+    *("--recipe", "digits_lt_resnet32", "--dataset", "custom"),
+    *("--epochs", 1, "--batchformer", "none", "--batch_size", 16),
     *("--classifier", "linear", "--loss", "cross_entropy", "--num_experts", 1),
 )
 
@@ -180,11 +181,11 @@ class TestLists:
         (["--allow_empty_classes"], "--allow_empty_classes cannot act: it needs --dataset custom"),
         (["--lists", "x"], "--lists x cannot act: it needs --dataset custom"),
         (
-            ["--dataset", "custom", "--data_dir", "TARS", "--streaming", "--lists", "x"],
+            [*TINY, "--data_dir", "TARS", "--streaming", "--lists", "x"],
             "--lists cannot act with --streaming",
         ),
         (
-            ["--dataset", "custom", "--data_dir", "TARS", "--streaming", "--allow_empty_classes"],
+            [*TINY, "--data_dir", "TARS", "--streaming", "--allow_empty_classes"],
             "--allow_empty_classes cannot act with --streaming; leave it out",
         ),
     ],

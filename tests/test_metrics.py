@@ -12,6 +12,7 @@ from ride_bf.evaluation.metrics import (
     confidence_interval,
     confused_pairs,
     distribution_weights,
+    effective_images,
     expected_calibration_error,
     expert_agreement,
     expert_use,
@@ -19,6 +20,7 @@ from ride_bf.evaluation.metrics import (
     shot_accuracy,
     shot_groups,
     weighted_mean,
+    wilson_interval,
     worst_classes,
 )
 from ride_bf.evaluation.tables import accuracy_table, shot_summary
@@ -187,6 +189,24 @@ def test_the_bootstrap_draws_outcomes_as_drawing_images_would(random_case):
         assert confidence_interval(resampled[name]) == pytest.approx(
             confidence_interval(np.array(values_by_image)), abs=0.01
         )
+
+
+def test_wilsons_interval():
+    """The bounds are the shares that the score test at the level just rejects."""
+    z = 1.959963984540054
+    for share, images in ((1.0, 50), (0.0, 8), (0.9, 50), (0.5, 12.5)):
+        low, high = wilson_interval(share, images)
+        assert low <= share <= high
+        for bound in (low, high):
+            if 0 < bound < 1:
+                assert (share - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / images)
+    assert wilson_interval(1.0, 50)[0] == pytest.approx(0.9287, abs=1e-4)
+
+
+def test_effective_images_are_the_images_if_each_counts_the_same():
+    assert effective_images(np.array([10.0, 30.0]), np.array([10, 30])) == pytest.approx(40)
+    assert effective_images(np.array([1.0, 1.0]), np.array([10, 30])) == pytest.approx(30)  # 4 / (1/10 + 1/30)
+    assert effective_images(np.array([1.0, 0.0]), np.array([10, 0])) == pytest.approx(10)
 
 
 def test_the_bootstrap_of_a_class_of_one_image_or_of_none():

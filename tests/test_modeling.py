@@ -11,9 +11,10 @@ from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 from ride_bf.methods.losses import RideLoss
 from ride_bf.methods.objectives import ClassificationObjective, SharedClassifierObjective
-from ride_bf.recipes.networks import RESNET10, RESNET32, RESNET50, RESNET152, RESNEXT50
+from ride_bf.recipes.networks import RESNET10, RESNET32, RESNET50, RESNEXT50
 
 RESNET101 = {**RESNET50, "depths": [3, 4, 23, 3]}
+RESNET152 = {**RESNET50, "depths": [3, 8, 36, 3]}
 MODES = ("none", "insert", "shared_classifier")
 COUNTS = [50, 20, 10, 5, 2]
 

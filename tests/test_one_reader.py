@@ -428,7 +428,7 @@ def images_of_two_sizes(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_training_and_its_workers_keep_the_limit(images_of_two_sizes, tmp_path, num_workers):
     given = {"--data_dir": images_of_two_sizes, "--output_dir": tmp_path, "--num_workers": num_workers}
-    given |= {"--dataset": "custom", "--max_image_pixels": 2399, "--batch_size": 2}
+    given |= {"--recipe": "digits_lt_resnet32", "--dataset": "custom", "--max_image_pixels": 2399, "--batch_size": 2}
     words = [str(word) for pair in given.items() for word in pair]
     run, recipe = parse_arguments(words)
     splits = load_long_tailed("custom", images_of_two_sizes)

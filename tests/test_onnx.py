@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from tiny_run import write_run
+from traces import traces
 
 from ride_bf.hub import onnx as onnx_export
 from ride_bf.hub.export import export
@@ -70,6 +71,8 @@ def test_published_with_its_size_on_the_card_and_twice_the_same(tmp_path):
     saved = read_saved_run(write_run(tmp_path / "run"))
     for name in ("first", "second"):
         export(saved, tmp_path / name, "user/name", onnx=True)
+    assert traces(tmp_path / "first", tmp_path) == []
+    assert b"stack_trace" not in (tmp_path / "first" / "model.onnx").read_bytes()
     assert (tmp_path / "first" / "model.onnx").read_bytes() == (tmp_path / "second" / "model.onnx").read_bytes()
     assert "(any number of images, 3, 24, 24)" in (tmp_path / "first" / "README.md").read_text()
     assert json.loads((tmp_path / "first" / "config.json").read_text())["dtype"] == "float32"

@@ -20,14 +20,19 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, BitImageProc
 
 from backbone_ride_bf import RideBfBackboneTrunk
 from data import load_long_tailed
-from ride_bf import evaluate, publish, route
+from modeling_ride_bf import RideBfForImageClassification
+from ride_bf import evaluate, profile, publish, route
+from ride_bf.hub.base_model import BaseModel, read_base_model
 from ride_bf.hub.card import _training_facts
 from ride_bf.hub.run_files import read_saved_run
+from ride_bf.recipes import RECIPES
 from ride_bf.runs.models import load_model, load_processor
-from ride_bf.training.backbone import as_bit_processor, load_backbone, resized
+from ride_bf.training.arguments import parse_arguments
+from ride_bf.training.backbone import as_bit_processor, load_backbone, resized, without_crop
 from ride_bf.training.features import FeatureCache
 from ride_bf.training.heads import feature_statistics
 from ride_bf.training.loaders import RunLoaders
+from ride_bf.training.setup import find_backbone
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 VIT |= {"image_size": 16, "patch_size": 8, "hidden_dropout_prob": 0.5}
@@ -59,10 +64,9 @@ def resnet(tmp_path_factory):
     return write_backbone(tmp_path_factory.mktemp("backbones") / "tiny-resnet", "resnet", RESNET, processor)
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
+def write_images(folder):
     """Images of four classes, each of a colour of its own, in three splits."""
-    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (4, 3))
     for split, counts in (("train", COUNTS), ("val", dict.fromkeys(COUNTS, 2)), ("test", dict.fromkeys(COUNTS, 3))):
         for colour, (name, count) in zip(colours, counts.items(), strict=True):
@@ -71,6 +75,11 @@ def images(tmp_path_factory):
                 pixels = (colour + rng.normal(0, 60, (20, 26, 3))).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{index}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +133,9 @@ def test_a_place_that_is_not_there(place):
 
 def test_the_hub_cannot_be_reached():
     assert error_of("someone/tiny-vit") == (
-        "the backbone someone/tiny-vit is not in the cache, and the Hub cannot be reached; download it once: "
-        "hf download someone/tiny-vit"
+        "the backbone someone/tiny-vit is not in the cache, and the Hub cannot be reached; download it once: hf "
+        "download someone/tiny-vit; or name a folder: --backbone FOLDER; or train from scratch: --dataset custom "
+        "--recipe digits_lt_resnet32 (16 x 16 pixels) or imagenet_lt_resnet10 (224 x 224)"
     )
 
 
@@ -276,6 +286,77 @@ def test_image_size_of_a_run(tmp_path, vit, images):
     assert json.loads((out / "recipe.json").read_text())["image_size"] == 24
     out = probe(tmp_path / "own", vit, images, "--epochs", 1)
     assert json.loads((out / "recipe.json").read_text())["image_size"] == 16, "the backbone's own"
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_whole_image_is_squeezed(name, tmp_path):
+    """In every processor it is the plain resize of PIL, to the size that the processor's crop had."""
+    own = as_bit_processor(processor_of(name), name)
+    without_crop(own).save_pretrained(tmp_path)
+    whole = AutoImageProcessor.from_pretrained(tmp_path)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((120, 60))
+    side = own(image, return_tensors="pt")["pixel_values"].shape[-1]
+    expected = torch.from_numpy(np.array(image.resize((side, side), own.resample))).permute(2, 0, 1) / 255
+    expected = (expected - torch.tensor(own.image_mean)[:, None, None]) / torch.tensor(own.image_std)[:, None, None]
+    made = whole(image, return_tensors="pt")["pixel_values"][0]
+    assert made.shape == expected.shape
+    # torchvision rounds elsewhere than PIL when it enlarges an image
+    assert (made - expected).abs().max() <= 2.01 / 255 / min(own.image_std)
+
+
+def test_the_crop_of_a_run(tmp_path, resnet, images, seen):
+    """`probe` sees the whole image, and so does whatever reads its processor; the backbone's own crop is an option."""
+    out = probe(tmp_path / "whole", resnet, images)
+    processor = load_processor(out / "last")
+    assert (dict(processor.size), processor.do_center_crop) == ({"height": 24, "width": 24}, False)
+    evaluate.main(["--model", str(out), "--output_dir", str(tmp_path / "measured")])
+    measured = json.loads((tmp_path / "measured/results.json").read_text())["metrics"]
+    assert measured["loss"] == pytest.approx(json.loads((out / "test_results.json").read_text())["test"]["loss"])
+    seen.clear()
+    out = probe(tmp_path / "own", resnet, images, "--crop", "backbone")
+    assert sum(seen) == NUMBER_OF_IMAGES, "other features"
+    processor = load_processor(out / "last")
+    assert (dict(processor.size), processor.do_center_crop) == ({"shortest_edge": 32}, True)
+    out = probe(tmp_path / "large", resnet, images, "--image_size", 48)
+    assert dict(load_processor(out / "last").size) == {"height": 48, "width": 48}
+
+
+def test_a_crop_needs_a_backbone(capsys):
+    for options, message in (
+        ("--crop whole", "--crop whole cannot act: it needs --backbone"),
+        (
+            "--image_size none",
+            "image_size none is the backbone's own size: set --backbone, or --image_size to a number",
+        ),
+    ):
+        with pytest.raises(SystemExit):
+            parse_arguments(options.split())
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["probe", "imagenet_lt_resnet10"])
+def test_a_printed_recipe_and_another_backbone(name, tmp_path, vit, resnet):
+    """Each backbone brings its own image size, unless one is given."""
+    _, recipe = parse_arguments(["--recipe", name, "--backbone", str(vit)])
+    printed = tmp_path / "printed.json"
+    printed.write_text(recipe.as_json())
+
+    def size(*options):
+        run, recipe = parse_arguments(["--recipe_file", str(printed), *map(str, options)])
+        return find_backbone(run, recipe)[1].image_size
+
+    assert (size(), size("--backbone", resnet), size("--image_size", 32)) == (16, 24, 32)
+    assert size("--backbone", resnet, "--image_size", 32) == 32
+    _, recipe = parse_arguments(["--recipe", name, "--backbone", str(vit), "--image_size", "32"])
+    printed.write_text(recipe.as_json())
+    assert (size(), size("--backbone", resnet)) == (32, 24), "of the same backbone it is kept"
+
+
+def test_the_recipe_of_a_run_and_another_backbone(tmp_path, vit, resnet, images):
+    out = probe(tmp_path / "out", vit, images, "--epochs", 1)
+    for place, size in ((vit, 16), (resnet, 24)):
+        run, recipe = parse_arguments(["--recipe_file", str(out / "recipe.json"), "--backbone", str(place)])
+        assert find_backbone(run, recipe)[1].image_size == size
 
 
 def test_an_image_size_that_the_backbone_cannot_take(tmp_path, images):
@@ -564,6 +645,50 @@ def test_the_card_names_a_backbone_on_the_hub(trained, tmp_path, part, said):
     assert said in card
 
 
+@pytest.mark.parametrize("place", ["folder", "facebook/dinov2-small"])
+@pytest.mark.parametrize(
+    ("metadata", "licence", "data"),
+    [
+        (
+            "license: cc-by-nc-4.0\ndatasets:\n- imagenet-1k\n- laion2b",
+            "its licence is `cc-by-nc-4.0`",
+            "on `imagenet-1k`, `laion2b`, says the backbone's card",
+        ),
+        (
+            "license: other\nlicense_name: dinov3-license",
+            "its licence is `dinov3-license`",
+            "on unknown data: the backbone's card does not say",
+        ),
+        (None, "its licence is not known here", "on unknown data: there is no card of the backbone to read"),
+    ],
+)
+def test_the_card_says_what_that_of_the_backbone_says(trained, tmp_path, monkeypatch, place, metadata, licence, data):
+    """In a folder, or in the cache of the Hub, which cannot be reached here."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub/models--facebook--dinov2-small"
+    folder = tmp_path / "folder" if place == "folder" else repository / "snapshots/abc"
+    folder.mkdir(parents=True)
+    if place != "folder":
+        (repository / "refs").mkdir()
+        (repository / "refs/main").write_text("abc")
+    if metadata is not None:
+        (folder / "README.md").write_text(f"---\n{metadata}\n---\n\n# A model\n")
+    copy = shutil.copytree(trained, tmp_path / "out")
+    recipe = json.loads((copy / "recipe.json").read_text())
+    named = str(folder) if place == "folder" else place
+    (copy / "recipe.json").write_text(json.dumps({**recipe, "backbone": named}))
+    publish.main([str(copy), "--repo_id", "a/b", "--dry_run", "--output_dir", str(tmp_path / "page")])
+    card = (tmp_path / "page/README.md").read_text()
+    assert f"So may those of the backbone: {licence}. " in card
+    assert f"- Pre-training: {data}. A class that the backbone saw then is no tail class for it" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_card_whose_metadata_are_damaged_is_none(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert read_base_model(str(tmp_path)) == BaseModel()
+
+
 # --- Everything trains ------------------------------------------------------------------------------------------------
 
 
@@ -577,8 +702,9 @@ def whole(tmp_path_factory, vit, images):
 
 def after(model, images, *options):
     """Options of a run that starts from a model, whose backbone it takes."""
-    data = ("--dataset", "custom", "--data_dir", images, "--report_to", "none")
+    data = ("--recipe", "digits_lt_resnet32", "--dataset", "custom", "--data_dir", images)
     small = ("--batch_size", 8, "--max_steps", 3, "--batchformer", "none", "--num_experts", 3, "--warmup_epochs", 0)
+    small += ("--report_to", "none")
     return ("--init_from", model / "last", *data, *small, *options)
 
 
@@ -595,6 +721,31 @@ def test_all_of_a_backbone_trains(whole, vit):
     assert len(shared) > 10
     kept = [name for name, tensor in shared.items() if torch.equal(tensor, before[name])]
     assert kept == []
+
+
+def test_places_lt_starts_from_a_public_resnet(tmp_path, resnet, images, monkeypatch):
+    """Its network as it stands is too large for a test: its size, and the recipe on a small network of its family."""
+    recipe = RECIPES["places_lt_resnet152"]
+    config = recipe.config(backbone_config=AutoConfig.for_model("resnet", depths=[3, 8, 36, 3]), num_labels=365)
+    with torch.device("meta"):
+        model = RideBfForImageClassification(config)
+    parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    in_batchformer = sum(number for name, number in parameters.items() if name.startswith("batchformer."))
+    assert (sum(parameters.values()) - in_batchformer, in_batchformer) == (90_315_840, 25_186_304)
+    options = ("--dataset", "custom", "--data_dir", images, "--batch_size", 8, "--batchformer_window", 8)
+    small = ("--backbone", resnet, "--max_steps", 3, "--report_to", "none")
+    saved = load_model(train(tmp_path / "out", "--recipe", recipe.name, *options, *small) / "last")
+    assert (saved.config.num_expert_layers, saved.config.classifier, len(saved.ride_bf.experts)) == (1, "cosine", 3)
+    own = load_backbone(str(resnet)).model.state_dict()
+    moved = [name for name, value in saved.ride_bf.trunk.backbone.state_dict().items() if not value.equal(own[name])]
+    assert "embedder.embedder.convolution.weight" in moved
+
+
+def test_the_cost_of_a_recipe_on_a_backbone(resnet, capsys):
+    profile.main(["--recipe", "places_lt_resnet152", "--backbone", str(resnet)])
+    printed = capsys.readouterr().out
+    assert "places_lt_resnet152: 365 classes, 24 x 24 pixels" in printed
+    assert "expert 3" in printed
 
 
 def test_its_heads_alone(whole, images, tmp_path):

@@ -30,7 +30,8 @@ from ride_bf.runs.provenance import OtherDataError, describe_data, load_splits_o
 
 COUNTS = {"sand": 40, "sea": 12, "sky": 6}
 LEFT = [28, 8, 4]  # of which 0.3 are held out
-OPTIONS = ("--dataset", "custom", "--validation_fraction", 0.3, "--epochs", 1, "--batchformer", "none")
+OPTIONS = ("--recipe", "digits_lt_resnet32", "--dataset", "custom", "--validation_fraction", 0.3, "--epochs", 1)
+OPTIONS += ("--batchformer", "none")
 LINEAR = ("--classifier", "linear", "--loss", "cross_entropy")
 
 

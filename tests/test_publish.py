@@ -15,12 +15,15 @@ from conftest import ROOT
 from huggingface_hub import ModelCard
 from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file
 from test_training import train
 from tiny_run import COUNTS, NAMES, write_run
+from traces import traces
 
 from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.results import Predictions, describe_machine, write_results
 from ride_bf.hub.card import Published, make_card, published_results
 from ride_bf.hub.export import check_same_logits, export
@@ -28,6 +31,7 @@ from ride_bf.hub.run_files import read_saved_run
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.publish import main as publish_main
 from ride_bf.recipes import RECIPES
+from ride_bf.runs.environment import web_address
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def image(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, image, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    export(read_saved_run(run), folder, "user/name", examples=[image])
+    export(read_saved_run(run), folder, "user/name", license="mit", examples=[image])
     return folder
 
 
@@ -75,6 +79,7 @@ def test_an_export_with_other_logits_is_refused(run):
 
 def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
     assert {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()} == {
+        "LICENSE",
         "README.md",
         "checkpoint.json",
         "class_counts.json",
@@ -83,6 +88,7 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
         "config.json",
         "configuration_ride_bf.py",
         "examples/image.jpg",
+        "examples/shown/image.png",
         "handler.py",
         "model.safetensors",
         "modeling_ride_bf.py",
@@ -93,15 +99,12 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
         "requirements.txt",
         "test_results.json",
     }
-    for path in exported.rglob("*"):
-        if path.is_file():
-            assert str(run).encode() not in path.read_bytes(), path
-            assert str(image.parent).encode() not in path.read_bytes(), path
+    assert traces(exported, run, image.parent) == []
     assert json.loads((exported / "class_counts.json").read_text()) == {"train": COUNTS}
 
 
 def test_the_same_export_twice_is_the_same_bytes(run, exported, image, tmp_path):
-    export(read_saved_run(run), tmp_path, "user/name", examples=[image])
+    export(read_saved_run(run), tmp_path, "user/name", license="mit", examples=[image])
     for path in exported.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / path.relative_to(exported)).read_bytes(), path
@@ -112,7 +115,7 @@ def test_the_cards_metadata_is_the_results(run, exported, image):
     data = ModelCard.load(exported / "README.md").data
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "transformers", "image-classification")
     assert {result.metric_type: result.metric_value for result in data.eval_results} == {
-        name: value for name, value in metrics.items() if name not in ("loss", "per_class_accuracy")
+        name: round(value, 6) for name, value in metrics.items() if name not in ("loss", "per_class_accuracy")
     }
     assert {(result.dataset_type, result.dataset_split) for result in data.eval_results} == {("imagenet_lt", "test")}
     model = RideBfForImageClassification.from_pretrained(exported)
@@ -164,6 +167,72 @@ def test_how_it_was_trained(exported):
         assert fact in card, fact
 
 
+def test_what_the_images_are_and_what_a_prediction_costs(exported, image):
+    card = ModelCard.load(exported / "README.md")
+    model = RideBfForImageClassification.from_pretrained(exported)
+    cost = inference_cost(profile(model.config, 24, 1))
+    assert "What the images show: Photographs from the web" in card.text
+    assert "Image size: 24 x 24 pixels" in card.text
+    assert f"Multiply-adds of a prediction: {round(cost):,}\n" in card.text
+    assert "needs PyTorch and Transformers 5.4 or newer" in card.text
+    (picture,) = re.findall(r"!\[image\.jpg, which the model calls .+?\]\((examples/shown/image\.png)\)", card.text)
+    small, enlarged = Image.open(image).convert("RGB"), Image.open(exported / picture).convert("RGB")
+    assert enlarged.size == (120, 90)
+    assert enlarged.resize(small.size, Image.Resampling.NEAREST).tobytes() == small.tobytes()
+    assert not re.search(r"!\[\]", card.text)
+
+
+def own_images(run, folder, data_dir, **published):
+    """The card of a run on images of the user's own."""
+    shutil.copytree(run, folder)
+    counts = dict(zip(("train_class_counts", "class_names"), (COUNTS, NAMES), strict=True))
+    splits = {"train": {"images": sum(COUNTS), "digest": "0"}, "test": {"images": 50, "digest": "1"}}
+    data = {"dataset": "custom", "data_dir": data_dir, "options": {}, "splits": splits, **counts}
+    (folder / "best" / "checkpoint.json").write_text(json.dumps({"epoch": 3, "data": data}))
+    recipe = json.loads((folder / "recipe.json").read_text()) | {"dataset": "custom"}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    return make_card(read_saved_run(folder), Published("user/name", "mit", 1, **published))
+
+
+def test_own_images_are_described_by_their_author_or_not_at_all(run, tmp_path):
+    card = own_images(run, tmp_path / "a", str(tmp_path))
+    assert "What the images show: not described yet" in card.text
+    assert str(tmp_path) not in str(card)
+    assert card.data.datasets is None
+    card = own_images(run, tmp_path / "b", str(tmp_path), data_description="Leaves of trees, from above.")
+    assert "What the images show: Leaves of trees, from above." in card.text
+    for text in (card.text, str(card.data)):
+        assert "a data set of its own" not in text
+
+
+@pytest.mark.parametrize("place", ["hf:someone/leaves", "someone/leaves"])
+def test_a_data_set_of_the_hub_is_linked(run, tmp_path, place):
+    card = own_images(run, tmp_path / "run", place)
+    link = "[someone/leaves](https://huggingface.co/datasets/someone/leaves)"
+    assert f"Trained on: {link}" in card.text
+    assert f"What the images show: The card of {link} describes them." in card.text
+    assert card.data.datasets == ["someone/leaves"]
+    assert {(result.dataset_type, result.dataset_name) for result in card.data.eval_results} == {
+        ("someone/leaves",) * 2
+    }
+
+
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("https://user:token@github.com/a/b.git", "https://github.com/a/b"),
+        ("git@gitlab.com:group/a/b.git", "https://gitlab.com/group/a/b"),
+        ("ssh://git@codeberg.org:22/a/b", "https://codeberg.org/a/b"),
+        ("/home/user/b.git", None),
+        ("../b", None),
+        ("file:///home/user/b", None),
+        ("", None),
+    ],
+)
+def test_the_source_of_the_code_is_an_address_without_secrets(remote, address):
+    assert web_address(remote) == address
+
+
 def test_class_names_break_neither_tables_nor_the_page(exported):
     card = (exported / "README.md").read_text().split("---\n", 2)[2]
     assert "<b>bar" not in card
@@ -204,8 +273,8 @@ def test_a_whole_evaluation_is_shown_with_its_intervals_and_report(run, tmp_path
 
     card = ModelCard.load(tmp_path / "out" / "README.md")
     shown = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert shown["few_shot_accuracy"] == results["metrics"]["few_shot_accuracy"]
-    assert shown["expected_calibration_error"] == results["metrics"]["expected_calibration_error"]
+    for name in ("few_shot_accuracy", "expected_calibration_error"):
+        assert shown[name] == round(results["metrics"][name], 6)
     low, high = results["confidence_intervals"]["few_shot_accuracy"]
     accuracy = results["metrics"]["few_shot_accuracy"]
     assert f"| {100 * accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}) |" in card.text
@@ -215,8 +284,17 @@ def test_a_whole_evaluation_is_shown_with_its_intervals_and_report(run, tmp_path
     assert len(pictures) == 4
     assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
     assert "user/name" in (tmp_path / "out" / "report.html").read_text()
-    for name in ("report.html", "results.json"):
-        assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+    assert traces(tmp_path / "out", tmp_path) == []
+
+
+def test_traces_are_found_in_text_in_pictures_and_in_archives(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", place=np.array(str(ROOT).encode()))
+    note = PngInfo()
+    note.add_text("made in", str(tmp_path), zip=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "b.png", pnginfo=note)
+    (tmp_path / "c.txt").write_text(str(tmp_path))
+    found = {trace.partition(":")[0] for trace in traces(tmp_path, tmp_path)}
+    assert found == {"a.npz", "b.png", "c.txt"}
 
 
 def test_a_checkpoint_alone_is_enough(run, tmp_path):
@@ -288,19 +366,21 @@ def test_training_refuses_impossible_names(repo_id, dry, tmp_path, monkeypatch):
 @pytest.mark.parametrize("repo_id", ["user/name", "user/name.v2", "user.name/resnet_1.0-b"])
 def test_possible_names(repo_id, monkeypatch, tmp_path):
     monkeypatch.setattr("ride_bf.hub.upload.get_token", lambda: TOKEN)
-    assert RunPublisher(tmp_path, repo_id, None, False, True).repo_id == repo_id
+    assert RunPublisher(tmp_path, repo_id, "mit", None, False, True).repo_id == repo_id
 
 
 def test_a_run_that_could_not_publish_stops_before_it_starts(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("ride_bf.hub.upload.get_token", lambda: None)
     with pytest.raises(ValueError, match="hf auth login"):
-        RunPublisher(tmp_path, "user/name", None, False, True)
+        RunPublisher(tmp_path, "user/name", "mit", None, False, True)
     with pytest.raises(ValueError, match="push_to_hub"):
-        RunPublisher(tmp_path, None, 3, False, True)
+        RunPublisher(tmp_path, None, None, 3, False, True)
     monkeypatch.setattr("ride_bf.hub.upload.get_token", lambda: TOKEN)
     with pytest.raises(ValueError, match="push_every must be"):
-        RunPublisher(tmp_path, "user/name", 0, False, True)
+        RunPublisher(tmp_path, "user/name", "mit", 0, False, True)
+    with pytest.raises(ValueError, match="needs --push_license"):
+        RunPublisher(tmp_path, "user/name", None, None, False, True)
 
 
 # With a Hub. huggingface_hub reads its endpoint when it is imported: whoever is to see this one has its own process.
@@ -369,8 +449,9 @@ def publish(hub, tmp_path_factory):
         env=environment(hub, tmp_path_factory.mktemp("publisher")),
     )
 
-    def call(*arguments):
+    def call(*arguments, license="mit"):
         hub.requests.clear()
+        arguments += () if license is None or "--license" in arguments else ("--license", license)
         process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
         process.stdin.flush()
         code, output = json.loads(process.stdout.readline())
@@ -412,7 +493,7 @@ def test_published_and_loaded_by_a_stranger(run, image, hub, publish, tmp_path):
     metrics = json.loads((run / "test_results.json").read_text())["test"]
     (index,) = seen["card"]["model-index"]
     values = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}
-    assert values["few_shot_accuracy"] == metrics["few_shot_accuracy"]
+    assert values["few_shot_accuracy"] == round(metrics["few_shot_accuracy"], 6)
     assert seen["card"]["pipeline_tag"] == "image-classification"
 
     code, output = publish(run, "--repo_id", "user/name", "--examples", image)
@@ -476,14 +557,39 @@ def test_a_space_of_the_model(run, hub, publish):
     assert code == 0, output
     space = hub.repositories["spaces/user/page"]
     assert space.sdk == "gradio"
-    assert {"README.md", "app.py", "predict.py", "page.py", "style.css", "requirements.txt"} == set(space.files)
+    files = {"README.md", "app.py", "model.json", "predict.py", "page.py", "style.css", "requirements.txt"}
+    assert set(space.files) == files
+    assert json.loads(space.files["model.json"]) == {"model": "user/shown", "revision": None}
+    assert f"Page: {hub.endpoint}/spaces/user/page" in output
+    assert "HF_TOKEN" not in output
     metadata = yaml.safe_load(space.files["README.md"].decode().split("---")[1])
     assert (metadata["models"], metadata["app_file"]) == (["user/shown"], "app.py")
 
 
-def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):
-    code, output = publish(run, "--repo_id", "user/dry", "--dry_run", "--output_dir", tmp_path / "out")
+def test_a_space_of_a_branch_of_a_private_model(run, hub, publish):
+    code, output = publish(run, "--repo_id", "user/hidden", "--private", "--revision", "v2", "--space", "user/own")
     assert code == 0, output
+    space = hub.repositories["spaces/user/own"]
+    assert space.private
+    assert json.loads(space.files["model.json"]) == {"model": "user/hidden", "revision": "v2"}
+    assert f"the secret HF_TOKEN, which may read it, at {hub.endpoint}/spaces/user/own/settings" in output
+
+
+def test_the_licence_is_asked_for_once(run, hub, publish):
+    code, output = publish(run, "--repo_id", "user/licensed", license=None)
+    assert "user/licensed has no licence yet: pass --license" in code
+    assert hub.uploads() == []
+    assert publish(run, "--repo_id", "user/licensed", license="apache-2.0")[0] == 0
+    code, output = publish(run, "--repo_id", "user/licensed", "--keep_batchformer", license=None)
+    assert code == 0, output
+    assert b"license: apache-2.0" in hub.repositories["user/licensed"].files["README.md"]
+
+
+def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):
+    options = ("--repo_id", "user/dry", "--dry_run", "--output_dir", tmp_path / "out")
+    code, output = publish(run, *options, license=None)
+    assert code == 0, output
+    assert "No licence has been chosen" in (tmp_path / "out" / "README.md").read_text()
     assert hub.requests == []
     assert (tmp_path / "out" / "README.md").is_file()
     assert "model.safetensors" in output
@@ -502,7 +608,7 @@ def test_a_token_that_is_refused_is_a_message_without_it(run, hub, publish, monk
 def test_training_publishes_on_its_way_and_outlives_a_push_that_fails(hub, tmp_path):
     hub.fail("POST", "/commit/", times=1)
     small = "--epochs 2 --depths 1 1 1 --image_size 8 --resize_size 8 --passes_per_epoch 1 --batch_size 64"
-    options = "--push_to_hub user/run --push_every 1 --push_private"
+    options = "--push_to_hub user/run --push_license cc-by-4.0 --push_every 1 --push_private"
     finished = subprocess.run(
         [
             sys.executable,
@@ -523,6 +629,7 @@ def test_training_publishes_on_its_way_and_outlives_a_push_that_fails(hub, tmp_p
     assert TOKEN not in finished.stdout + finished.stderr
     repository = hub.repositories["user/run"]
     assert repository.private
+    assert yaml.safe_load(repository.files["README.md"].decode().split("---")[1])["license"] == "cc-by-4.0"
     results = json.loads((tmp_path / "out" / "test_results.json").read_text())
     assert json.loads(repository.files["test_results.json"])["metrics"] == results["test"]
     model = RideBfForImageClassification.from_pretrained(tmp_path / "out" / "best")
@@ -536,7 +643,7 @@ def test_a_last_push_that_fails_says_how_to_repeat_it(run, hub, publish, tmp_pat
     shutil.copytree(run, tmp_path / "run")
     for name, value in {**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
-    RunPublisher(tmp_path / "run", "user/by-hand", None, False, True).after_training()
+    RunPublisher(tmp_path / "run", "user/by-hand", "mit", None, False, True).after_training()
     said = capsys.readouterr().out
     assert "warning: a push to the Hub failed" in said
     code, output = publish(*re.search(r"python -m ride_bf\.publish (.*)", said)[1].split())

@@ -52,6 +52,25 @@ def test_names():
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 
+@pytest.mark.parametrize(
+    ("options", "name", "output_dir"),
+    [
+        ("--data_dir DIR", "probe", "outputs/probe"),
+        ("--dataset custom", "probe", "outputs/probe"),
+        ("--dataset=custom --data-dir DIR --output_dir mine", "probe", "mine"),
+        ("--data_dir DIR --dataset custom --recipe digits_lt_resnet32", "digits_lt_resnet32", None),
+        ("--data_dir DIR --dataset imagenet_lt", "digits_lt_resnet32", None),
+        ("--data_dir none", "digits_lt_resnet32", "outputs/digits_lt_resnet32"),
+        ("", "digits_lt_resnet32", "outputs/digits_lt_resnet32"),
+    ],
+)
+def test_own_images_take_their_own_recipe(options, name, output_dir):
+    run, recipe = parse_arguments(options.split())
+    assert (run.recipe, recipe.name) == (name, name)
+    assert output_dir in (None, run.output_dir)
+    assert recipe.dataset == "custom" or name != "probe"
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings(name):
     recipe = RECIPES[name]
@@ -79,6 +98,7 @@ def test_every_recipe_makes_a_network_and_goes_through_json(name):
         assert config.batchformer == ("shared_classifier" if config.stem_type == "cifar" else "insert")
     json.loads(json.dumps(asdict(recipe)))
     assert recipe.description
+    assert (recipe.image_size is None) == (recipe.backbone is not None), "a backbone has its own image size"
 
 
 def test_variants():

@@ -112,7 +112,8 @@ def write_folder(folder, counts, broken=()):
     return folder
 
 
-OWN = ("--dataset", "custom", *ONE_PIXEL, "--augmentation", "inaturalist", "--reweight_epoch", 1)
+OWN = ("--recipe", "digits_lt_resnet32", "--dataset", "custom", *ONE_PIXEL)
+OWN += ("--augmentation", "inaturalist", "--reweight_epoch", 1)
 
 
 def test_a_folder_of_64_images_in_batches_of_63(tmp_path):

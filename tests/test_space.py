@@ -14,10 +14,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from conftest import ROOT
 from hostile_images import hostile_images, resident_mebibytes, right_images, watched
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 from tiny_run import COUNTS, NAMES, write_run
 
@@ -65,9 +67,12 @@ def test_metadata_and_requirements_are_those_of_the_repository():
     assert int(low) <= int(metadata["sdk_version"].split(".")[0]) < int(high)
     core = (ROOT / "requirements.txt").read_text().splitlines()
     for path in (SPACE / "requirements.txt", ROOT / "hub_cards" / "requirements.txt"):
-        wanted = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+        wanted = [line for line in path.read_text().splitlines() if not line.startswith(("#", "--"))]
         assert wanted
-        assert set(wanted) <= set(core)
+        if path.parent == SPACE:
+            assert set(wanted) <= set(core)
+            assert "--extra-index-url https://download.pytorch.org/whl/cpu" in path.read_text().splitlines()
+    assert re.fullmatch(r"3\.\d+", metadata["python_version"])
 
 
 def test_without_gradio_it_says_what_to_install(tmp_path):
@@ -83,8 +88,25 @@ def test_without_gradio_it_says_what_to_install(tmp_path):
 
 
 def test_a_folder_that_is_no_publication(space, tmp_path):
-    with pytest.raises(ValueError, match="publish it with python -m"):
+    with pytest.raises(space[0].NoModelError, match="publish it with python -m"):
         space[0].load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RepositoryNotFoundError, "as the secret HF_TOKEN"),  # what the Hub says of a private one as well
+        (RevisionNotFoundError, "user/name has no branch or commit v2"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give(space, monkeypatch, error, message):
+    def refuse(model, revision):
+        assert (model, revision) == ("user/name", "v2")
+        raise error("no", response=httpx.Response(404, request=httpx.Request("GET", "http://127.0.0.1")))
+
+    monkeypatch.setattr(space[0], "snapshot_download", refuse)
+    with pytest.raises(space[0].NoModelError, match=message):
+        space[0].load("user/name", "v2")
 
 
 def test_predictions_are_the_networks(model, tmp_path):
@@ -123,10 +145,24 @@ def test_the_page_shows_five_bars_each_vote_and_the_tail(space, model):
     assert "not asked" in html
 
 
+@pytest.mark.parametrize(
+    ("votes", "explained"), [((0.78, 1.0, 0.61), True), ((0.9, 0.9, 0.9), False), ((1.0, 1.0, 1.0), False)]
+)
+def test_a_score_above_that_of_the_experts_is_explained(space, model, votes, explained):
+    predict, page = space
+    best = predict.Answer(0, NAMES[0], 1.0 if explained else min(votes))
+    html = page.result(model, predict.Prediction([best], [predict.Answer(0, NAMES[0], vote) for vote in votes]))
+    assert "Their logits are averaged" in html
+    assert "It is not calibrated" in html
+    assert ("a very sure expert counts for more" in html) is explained
+    html = page.result(model, predict.Prediction([best], [best]))
+    assert "averaged" not in html  # one expert is no ensemble
+
+
 def test_names_and_messages_are_text_not_markup(space, model):
     predict, page = space
     answer = predict.Answer(1, NAMES[1], 1.0)
-    for html in (page.result(model, predict.Prediction([answer], [answer])), page.failure("<b>x</b>")):
+    for html in (page.result(model, predict.Prediction([answer], [answer])), page.failure("<b>x</b>", "<b>x</b>")):
         assert "<b>bar" not in html
         assert "<b>x" not in html
         assert "&lt;b&gt;" in html
@@ -140,7 +176,7 @@ def test_thousands_of_classes_make_a_drawing_of_bounded_size(space):
     html = page.result(model, predict.Prediction([answer], [answer]))
     assert html.count("<rect ") <= page.MOST_BARS + 1
     assert html.count(" lt-own") == 1
-    assert "class 7777: 136 training images" in html
+    assert "<b>class 7777</b>: 136 training images" in html
 
 
 def test_without_counts_there_is_no_tail(space, model, folder, tmp_path):
@@ -174,7 +210,7 @@ def test_hostile_files_have_an_answer_or_a_message(space, model, tmp_path):
             try:
                 assert "lt-bar" in page.result(model, model.predict(tmp_path / name))
             except predict.NoPredictionError as error:
-                messages.append(page.failure(str(error)))
+                messages.append(page.failure("No answer", str(error)))
     gc.collect()
     assert 100 < len(messages) < 200
     assert all(len(message) < 700 for message in messages)
@@ -248,6 +284,52 @@ def test_a_program_cannot_have_files_of_the_server_read(address, marked):
     assert b"lt-bar" not in refused.value.read()
 
 
+@pytest.mark.skipif(not EXTRAS, reason="needs requirements-extras.txt")
+def test_a_program_gets_json(address):
+    from gradio_client import Client, handle_file
+
+    client = Client(address, verbose=False, analytics_enabled=False)
+    picture = str(ROOT / "hub_cards" / "examples" / "digit_5.png")
+    answer = client.predict(handle_file(picture), api_name="/predict")
+    assert [set(entry) for entry in answer["classes"]] == [{"label", "score"}] * 5
+    assert len(answer["experts"]) == 3
+    assert answer["group"] in ("many", "medium", "few")
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert list(endpoints) == ["/predict"]
+
+
+LONG = ["a class of butterflies whose name goes on and on without an end " + letter for letter in "abcde"]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs requirements-extras.txt and chromium: make extras")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_long_names_leave_room_for_their_bars(space, width):
+    """The page's HTML and style without Gradio, for names that the served model does not have."""
+    from playwright.sync_api import sync_playwright
+
+    predict, page = space
+    handler = type("Handler", (), {"labels": LONG})
+    model = predict.Model("m", None, handler, ValueError, counts=COUNTS)
+    answers = [predict.Answer(label, name, 0.2) for label, name in enumerate(LONG)]
+    html = page.result(model, predict.Prediction(answers, answers[:3]))
+    style = (SPACE / "style.css").read_text()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FOR_CONTAINERS)
+        shown = browser.new_page(viewport={"width": width, "height": 800})
+        shown.set_content(f"<style>{style}</style><body class='gradio-container' style='font-size:16px'>{html}")
+        tracks = shown.locator(".lt-track").evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
+        assert min(tracks) >= 60
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        sizes = shown.evaluate(
+            """() => [...document.querySelectorAll('*')].filter(one => one.childNodes.length && !one.closest('style')
+            && [...one.childNodes].some(node => node.nodeType == 3 && node.data.trim()) && !one.closest('svg'))
+            .map(one => parseFloat(getComputedStyle(one).fontSize))"""
+        )
+        assert min(sizes) >= 12
+        assert shown.locator("svg text").count() == 0  # text in a drawing shrinks with it
+        browser.close()
+
+
 @pytest.mark.skipif(not CHROMIUM, reason="needs requirements-extras.txt and chromium: make extras")
 def test_in_a_browser(address, tmp_path):
     from playwright.sync_api import expect, sync_playwright
@@ -268,6 +350,11 @@ def test_in_a_browser(address, tmp_path):
         expect(page.locator("#answer .lt-bar")).to_have_count(5, timeout=30_000)
         expect(page.locator("#answer .lt-vote")).to_have_count(3)
         assert page.locator("#answer .lt-own").count() == 1
+        names = page.locator("button.gallery-item, .gallery button").evaluate_all(
+            "buttons => buttons.map(button => button.innerText || button.ariaLabel)"
+        )
+        assert names == ["digit 1", "digit 5", "digit 9"]
+        assert page.locator("#answer").get_attribute("aria-live") == "polite"
         page.wait_for_timeout(500)
         page.screenshot(path=os.environ.get("SPACE_TEST_SCREENSHOT", tmp_path / "space.png"), full_page=True)
 

@@ -150,7 +150,8 @@ def test_broken_images(tmp_path):
 def test_a_run(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "tars")
     options = (
-        f"--dataset custom --data_dir {folder} --streaming --epochs 2 --batch_size 4 --image_size 8 --resize_size 8 "
+        f"--recipe digits_lt_resnet32 --dataset custom --data_dir {folder} --streaming --epochs 2 --batch_size 4 "
+        "--image_size 8 --resize_size 8 "
         f"--depths 1 1 1 --hidden_sizes 4 4 4 --warmup_epochs 0 --reweight_epoch 1 --output_dir {tmp_path / 'out'}"
     )
     monkeypatch.setattr("sys.argv", ["train_accelerate.py", *options.split()])

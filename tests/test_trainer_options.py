@@ -185,8 +185,8 @@ def test_a_dry_run_says_the_steps_that_are_taken(tmp_path, capsys, options, step
 
 def test_a_dry_run_says_the_steps_of_a_stream(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    options = f"--dataset custom --data_dir {write_shards(tmp_path / 'tars')} --streaming --epochs 2 --batch_size 8 "
-    options += "--gradient_accumulation_steps 2 --hidden_sizes 4 4 4"
+    options = f"--recipe digits_lt_resnet32 --dataset custom --data_dir {write_shards(tmp_path / 'tars')} --streaming "
+    options += "--epochs 2 --batch_size 8 --gradient_accumulation_steps 2 --hidden_sizes 4 4 4"
     assert said_and_done(capsys, tmp_path, *options.split()) == (4, 4)  # 21 images: two steps of two batches
 
 

@@ -40,6 +40,7 @@ class DataSet:
     Attributes:
         name: its name in recipes and commands.
         title: its name for people.
+        description: what its images show, in a sentence for model cards; empty if that is not known.
         num_classes: None if the number is not known before the data are read.
         options: arguments of `load` besides the place.
         usual_place: its default folder, relative to the working directory; None if it has no default.
@@ -50,6 +51,7 @@ class DataSet:
     name: str
     title: str
     num_classes: int | None
+    description: str = ""
     options: tuple[DataOption, ...] = ()
     usual_place: str | None = None
     reads_files: bool = True

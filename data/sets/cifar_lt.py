@@ -67,6 +67,7 @@ DATA_SETS = (
     CifarLT(
         name="cifar10_lt",
         title="CIFAR-10-LT",
+        description="Photographs of 32 x 32 pixels, each of one animal or vehicle.",
         num_classes=10,
         hub_id="uoft-cs/cifar10",
         hub_label="label",
@@ -82,6 +83,7 @@ DATA_SETS = (
     CifarLT(
         name="cifar100_lt",
         title="CIFAR-100-LT",
+        description="Photographs of 32 x 32 pixels, each of one animal, plant, object or scene.",
         num_classes=100,
         hub_id="uoft-cs/cifar100",
         hub_label="fine_label",

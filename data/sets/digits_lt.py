@@ -19,4 +19,12 @@ class DigitsLT(DataSet):
         return load_digits_lt()
 
 
-DATA_SETS = (DigitsLT(name="digits_lt", title="Digits-LT", num_classes=10, reads_files=False),)
+DATA_SETS = (
+    DigitsLT(
+        name="digits_lt",
+        title="Digits-LT",
+        description="Handwritten digits, scanned and reduced to 8 x 8 pixels, from scikit-learn's `load_digits`.",
+        num_classes=10,
+        reads_files=False,
+    ),
+)

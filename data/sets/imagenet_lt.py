@@ -15,6 +15,7 @@ DATA_SETS = (
     Benchmark(
         name="imagenet_lt",
         title="ImageNet-LT",
+        description="Photographs from the web, each of a class of ImageNet: animals, plants, objects and scenes.",
         num_classes=1000,
         usual_place="data/ImageNet_LT",
         lists={"train": "ImageNet_LT_train.txt", "validation": "ImageNet_LT_val.txt", "test": "ImageNet_LT_test.txt"},

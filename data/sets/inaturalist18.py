@@ -6,6 +6,7 @@ DATA_SETS = (
     Benchmark(
         name="inaturalist18",
         title="iNaturalist 2018",
+        description="Photographs of living things, taken by the users of iNaturalist.",
         num_classes=8142,
         usual_place="data/iNaturalist18",
         lists={"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"},

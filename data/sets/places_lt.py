@@ -6,6 +6,7 @@ DATA_SETS = (
     Benchmark(
         name="places_lt",
         title="Places-LT",
+        description="Photographs of places and scenes, indoors and outdoors.",
         num_classes=365,
         usual_place="data/Places_LT",
         lists={"train": "Places_LT_train.txt", "validation": "Places_LT_val.txt", "test": "Places_LT_test.txt"},

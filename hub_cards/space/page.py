@@ -25,15 +25,19 @@ def nothing_yet() -> str:
     return '<div class="lt-empty">Upload an image to see what each expert thinks of it.</div>'
 
 
-def failure(message: str) -> str:
-    return f'<div class="lt-failure" role="alert"><b>No answer for this file</b><span>{escape(message)}</span></div>'
+def failure(title: str, message: str) -> str:
+    return f'<div class="lt-failure" role="alert"><b>{escape(title)}</b><span>{escape(message)}</span></div>'
 
 
 def result(model: Model, prediction: Prediction) -> str:
-    sections = [_headline(model, prediction.top[0]), _bars(model, prediction.top), _votes(model, prediction)]
+    """The answer. app.py makes its place a live region; of a new answer a screen reader reads the headline."""
+    sections = [_headline(model, prediction), _bars(model, prediction.top), _votes(model, prediction)]
     if model.counts:
         sections.append(_tail(model, prediction.top[0]))
-    return "".join(f'<section class="lt-card">{section}</section>' for section in sections)
+    return "".join(
+        f'<section class="lt-card" aria-live="{"off" if index else "polite"}">{section}</section>'
+        for index, section in enumerate(sections)
+    )
 
 
 def _percent(probability: float) -> str:
@@ -44,19 +48,35 @@ def _tone(model: Model, label: int) -> str:
     return model.group(label) or "all"
 
 
-def _headline(model: Model, best: Answer) -> str:
+def _headline(model: Model, prediction: Prediction) -> str:
+    best = prediction.top[0]
     group = model.group(best.label)
     chip = f'<span class="lt-chip lt-{group}">{_GROUP_NAMES[group]}</span>' if group else ""
     return (
         f'<div class="lt-headline"><strong>{escape(best.name)}</strong>'
-        f"<span>{_percent(best.probability)}</span>{chip}</div>"
+        f"<span>{_percent(best.probability)}</span>{chip}</div>{_explanation(prediction)}"
+    )
+
+
+def _explanation(prediction: Prediction) -> str:
+    """Why the ensemble's score is not the mean of what the experts say."""
+    asked = [vote.probability for vote in prediction.experts if vote is not None]
+    best = prediction.top[0].probability
+    if len(asked) < 2:
+        return ""
+    above = round(best, 3) > round(sum(asked) / len(asked), 3)
+    reason = " It can be above their mean, because a very sure expert counts for more." if above else ""
+    return (
+        '<p class="lt-note lt-why">This score is that of the experts together. Their logits are averaged, not their '
+        f"percentages.{reason} It is not calibrated: it does not say how often such answers are right.</p>"
     )
 
 
 def _bars(model: Model, answers: list[Answer]) -> str:
     rows = "".join(
-        f'<li class="lt-bar lt-{_tone(model, answer.label)}"><span class="lt-name">{escape(answer.name)}</span>'
-        f'<span class="lt-track"><i style="width:{100 * answer.probability:.2f}%"></i></span>'
+        f'<li class="lt-bar lt-{_tone(model, answer.label)}"><span class="lt-name" title="{escape(answer.name)}">'
+        f"{escape(answer.name)}</span>"
+        f'<span class="lt-track" aria-hidden="true"><i style="width:{100 * answer.probability:.2f}%"></i></span>'
         f'<span class="lt-value">{_percent(answer.probability)}</span></li>'
         for answer in answers
     )
@@ -68,7 +88,7 @@ def _votes(model: Model, prediction: Prediction) -> str:
     cards = "".join(_vote(model, number, vote, best) for number, vote in enumerate(prediction.experts, start=1))
     asked = [vote for vote in prediction.experts if vote is not None]
     agreeing = sum(vote.label == best for vote in asked)
-    summary = f"The answer comes from the mean of their logits; {agreeing} of {len(asked)} agree with it."
+    summary = f"{agreeing} of {len(asked)} agree with the answer."
     return f'<h2>Each expert’s vote</h2><p class="lt-note">{summary}</p><div class="lt-votes">{cards}</div>'
 
 
@@ -78,7 +98,8 @@ def _vote(model: Model, number: int, vote: Answer | None, best: int) -> str:
         return f'<div class="lt-vote lt-idle">{title}<b>not asked</b><span>the router was sure</span></div>'
     agrees = "agrees" if vote.label == best else "disagrees"
     return (
-        f'<div class="lt-vote lt-{_tone(model, vote.label)} lt-{agrees}">{title}<b>{escape(vote.name)}</b>'
+        f'<div class="lt-vote lt-{_tone(model, vote.label)} lt-{agrees}">{title}'
+        f'<b title="{escape(vote.name)}">{escape(vote.name)}</b>'
         f"<span>{_percent(vote.probability)}</span></div>"
     )
 
@@ -95,7 +116,7 @@ def _tail(model: Model, best: Answer) -> str:
     bars = []
     for position, index in enumerate(shown):
         label = order[index]
-        height = max(_FLOOR, (_HEIGHT - 26) * counts[label] / max(counts))
+        height = max(_FLOOR, (_HEIGHT - 10) * counts[label] / max(counts))
         own = " lt-own" if index == place else ""
         bars.append(
             f'<rect class="lt-{model.group(label)}{own}" x="{position * pitch:.2f}" y="{_HEIGHT - height:.2f}" '
@@ -103,13 +124,10 @@ def _tail(model: Model, best: Answer) -> str:
             f"<title>{escape(model.labels[label])}: {counts[label]:,} training images</title></rect>"
         )
     x = (shown.index(place) + 0.41) * pitch
-    anchor = "start" if x < _WIDTH * 0.2 else "end" if x > _WIDTH * 0.8 else "middle"
-    top = _HEIGHT - max(_FLOOR, (_HEIGHT - 26) * count / max(counts))
+    top = _HEIGHT - max(_FLOOR, (_HEIGHT - 10) * count / max(counts))
     images = f"{count:,} training image{'s' if count != 1 else ''}"
-    marker = (
-        f'<line class="lt-marker" x1="{x:.2f}" x2="{x:.2f}" y1="16" y2="{top:.2f}"/>'
-        f'<text x="{x:.2f}" y="11" text-anchor="{anchor}">{escape(best.name)}: {images}</text>'
-    )
+    marker = f'<line class="lt-marker" x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="{top:.2f}"/>'
+    label = f"Training images of each class, commonest first; {best.name} has {count:,}"
     legend = "".join(
         f'<span class="lt-key lt-{group}">{text}</span>'
         for group, text in (
@@ -126,7 +144,8 @@ def _tail(model: Model, best: Answer) -> str:
     return (
         f'<h2>How common this class was in training</h2><p class="lt-note">No. {rank:,} of {len(counts):,} classes by '
         f"training images.</p>"
+        f'<p class="lt-count"><b>{escape(best.name)}</b>: {images}</p>'
         f'<svg class="lt-tail" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="Training images of each class, commonest first">{"".join(bars)}{marker}</svg>'
+        f'preserveAspectRatio="none" aria-label="{escape(label)}">{"".join(bars)}{marker}</svg>'
         f'<div class="lt-legend">{legend}</div>{caution}'
     )

@@ -12,6 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.constants import ENDPOINT
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 
 TOP_K = 5
@@ -33,6 +35,10 @@ class Prediction:
 
     top: list[Answer]
     experts: list[Answer | None]
+
+
+class NoModelError(ValueError):
+    """A model that cannot be loaded. The message is for the owner of the page."""
 
 
 class NoPredictionError(ValueError):
@@ -89,25 +95,38 @@ class Model:
         return "many" if count > MANY_SHOT_ABOVE else "few" if count < FEW_SHOT_BELOW else "medium"
 
 
-def load(model: str) -> Model:
+def load(model: str, revision: str | None = None) -> Model:
     """Loads a model from a folder of `ride_bf.publish` or from the Hub. Its code is run.
 
-    Raises ValueError if it was not published by `ride_bf.publish`.
+    `revision` is a branch or commit on the Hub. Raises NoModelError if the Hub does not give the model, or if it was
+    not published by `ride_bf.publish`.
     """
     local = Path(model).is_dir()
-    folder = Path(model) if local else Path(snapshot_download(model))
+    folder = Path(model) if local else _download(model, revision)
     if not (folder / "handler.py").is_file():
-        raise ValueError(f"{model} has no handler.py: publish it with python -m ride_bf.publish")
+        raise NoModelError(f"{model} has no handler.py: publish it with python -m ride_bf.publish")
     handler = _import(folder / "handler.py")
     counts = folder / "class_counts.json"
     return Model(
         name=folder.resolve().name if local else model,
-        card=None if local else f"https://huggingface.co/{model}",
+        card=None if local else f"{ENDPOINT}/{model}" + (f"/tree/{revision}" if revision else ""),
         handler=handler.EndpointHandler(str(folder)),
         errors=handler.BadRequestError,
         counts=json.loads(counts.read_text())["train"] if counts.is_file() else None,
         examples=sorted(path for path in (folder / "examples").glob("*") if path.is_file()),
     )
+
+
+def _download(model: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(model, revision=revision))
+    except RevisionNotFoundError as error:
+        raise NoModelError(f"{model} has no branch or commit {revision}.") from error
+    except RepositoryNotFoundError as error:
+        raise NoModelError(
+            f"The Hub has no model {model} that this page may read. If it is private, make a token that may read it, "
+            "add it in the settings of this Space as the secret HF_TOKEN, and restart the Space."
+        ) from error
 
 
 def _import(path: Path) -> ModuleType:

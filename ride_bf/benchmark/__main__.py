@@ -4,6 +4,7 @@ import argparse
 import importlib
 
 from ride_bf.benchmark.arguments import BENCHMARKS
+from ride_bf.command_line.messages import errors_as_messages
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -12,7 +13,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (add_arguments, summary) in BENCHMARKS.items():
         add_arguments(commands.add_parser(name, help=summary, description=summary))
     options = parser.parse_args(arguments)
-    importlib.import_module(f"ride_bf.benchmark.{options.name}").run(options)
+    with errors_as_messages(ValueError):
+        importlib.import_module(f"ride_bf.benchmark.{options.name}").run(options)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ride_bf.recipes import RECIPES
+from ride_bf.recipes import RECIPES, TrainingRecipe
 
 BACKBONES = ("vit", "dinov2", "convnext", "swin", "resnet")
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
@@ -17,6 +17,7 @@ CLIPART_PARTS = ("scratch", "frozen", "windows", "tuned")
 def _clipart(parser: argparse.ArgumentParser) -> None:
     _add_drawings(parser)
     parser.add_argument("--parts", nargs="+", choices=CLIPART_PARTS, default=CLIPART_PARTS, metavar="PART")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows of the tables to measure; by default all")
     parser.add_argument("--splits", type=int, nargs="+", default=list(range(5)), help="numbers of the random splits")
     _add_runs(parser, "outputs/clipart")
     _add_results(parser, "clipart_lt.json")
@@ -59,8 +60,13 @@ def _lists(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # folder for the process that is measured
 
 
+def _residual() -> list[tuple[str, TrainingRecipe]]:
+    """The recipes that need no pre-trained backbone."""
+    return [(name, recipe) for name, recipe in RECIPES.items() if recipe.backbone is None]
+
+
 def _train(parser: argparse.ArgumentParser) -> None:
-    trained = [name for name, recipe in RECIPES.items() if recipe.loss == "ride" and recipe.train_only == "all"]
+    trained = [name for name, recipe in _residual() if recipe.loss == "ride" and recipe.train_only == "all"]
     compared = parser.add_mutually_exclusive_group()
     compared.add_argument("--recipe", default="imagenet_lt_resnet50", choices=trained, metavar="NAME")
     compared.add_argument(
@@ -80,7 +86,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
 
 
 def _scale(parser: argparse.ArgumentParser) -> None:
-    inserted = [name for name, recipe in RECIPES.items() if recipe.network["batchformer"] != "none"]
+    inserted = [name for name, recipe in _residual() if recipe.network["batchformer"] != "none"]
     parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=inserted, metavar="NAME")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)

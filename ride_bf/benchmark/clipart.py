@@ -9,7 +9,7 @@ import argparse
 import json
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, shrink, write_lists
 from ride_bf.benchmark.measure import command, machine, write_results
 from ride_bf.benchmark.runs import Run, train_all
+from ride_bf.evaluation.comparison import paired_gain
 
 COLUMNS = {
     "balanced_accuracy": "balanced",
@@ -25,7 +26,7 @@ COLUMNS = {
     "few_shot_accuracy": "few",
 }
 _KEPT = (*COLUMNS, "accuracy", "loss", "commit", "seconds")  # of a run's results
-_TUNED_ON = (0, 1)  # splits on whose training images the learning rates are chosen
+_TUNED_ON = (0,)  # splits on whose training images the learning rates are chosen
 _SMALL = 64  # shorter side of the drawings that a network sees from scratch, twice its own 32 pixels
 
 PAPER = "--batchformer shared_classifier"
@@ -172,18 +173,21 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
 
 def measure_part(name: str, part: Part, options: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
     """Chooses the learning rate of each method, then trains it on each split. Keeps earlier runs of other splits."""
-    methods = {method: _kept(before, method, own) for method, own in part.methods.items()}
+    names = options.methods or part.methods
+    methods = {method: _kept(before, method, own) for method, own in part.methods.items() if method in names}
+    others = {method: own for method, own in before.get("methods", {}).items() if method not in methods}
     _choose_learning_rates(name, part, options, methods)
     wanted = [
         (method, split)
         for split in options.splits
-        for method in part.methods
+        for method in methods
         if split not in {own["split"] for own in methods[method]["runs"]}
     ]
     runs = [_run(name, part, options, method, split, methods[method]["learning_rate"]) for method, split in wanted]
     for (method, split), result in zip(wanted, train_all(runs, options.jobs), strict=True):
         own = {"split": split, "seed": split, **{key: result[key] for key in _KEPT if key in result}}
         methods[method]["runs"] = sorted([*methods[method]["runs"], own], key=lambda run: run["split"])
+    methods = {method: (methods | others)[method] for method in part.methods if method in methods | others}
     return {"command": command(options), "machine": machine(), "options": part.options, "methods": methods}
 
 
@@ -237,17 +241,6 @@ def command_of(part: Part, method: str, measured: Mapping[str, Any]) -> str:
     return f"train_accelerate.py {shlex.join(words)}"
 
 
-def paired(first: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """`other` minus `first` by runs on the same split: mean `difference`, its `standard_error`, share `above_zero`."""
-    gains = [theirs - own for own, theirs in zip(first, other, strict=True)]
-    error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-    return {
-        "difference": statistics.mean(gains),
-        "standard_error": error,
-        "above_zero": sum(gain > 0 for gain in gains) / len(gains),
-    }
-
-
 def table(part: Part, measured: dict[str, Any]) -> str:
     """A Markdown table in percent: mean ± standard deviation over the splits, and the paired difference of a method.
 
@@ -273,11 +266,11 @@ def _gain(part: Part, methods: dict[str, Any], method: str) -> list[str]:
     shared = sorted(values[0].keys() & values[1].keys())
     if not shared:
         return ["", ""]
-    gain = paired(*([own[split] for split in shared] for own in values))
-    shown = f"{gain['difference']:+.1f} ± {gain['standard_error']:.1f}"
-    if len(shared) >= 5 and abs(gain["difference"]) > 2 * gain["standard_error"]:
+    gain = paired_gain(*([own[split] for split in shared] for own in values))
+    shown = f"{gain['mean']:+.1f} ± {gain['standard_error']:.1f}"
+    if len(shared) >= 5 and abs(gain["mean"]) > 2 * gain["standard_error"]:
         shown = f"**{shown}**"
-    return [f"{shown} over {other}", f"{gain['above_zero'] * len(shared):.0f} of {len(shared)}"]
+    return [f"{shown} over {other}", f"{gain['above_zero']} of {len(shared)}"]
 
 
 def _mean_and_deviation(fractions: list[float]) -> str:

@@ -12,10 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ride_bf.benchmark.clipart import paired
 from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, write_lists
 from ride_bf.benchmark.measure import command, machine, write_results
 from ride_bf.benchmark.runs import Run, train_all
+from ride_bf.evaluation.comparison import paired_gain
 
 POINTS = 0.1  # of balanced accuracy below RIDE alone
 FORMS = {"paper": "", "gated": "--batchformer_layer_scale_init_value 0"}
@@ -117,9 +117,9 @@ def table(grid: list[dict[str, Any]]) -> str:
             for first, other in zip(alone[row["rate"]], row["balanced_accuracy"], strict=True)
         ]
         collapsed = sum(other < first - POINTS for first, other in pairs)
-        gains = [paired(alone[row["rate"]], row["balanced_accuracy"]) for row in own]
-        below = sum(gain["difference"] < -2 * gain["standard_error"] for gain in gains)
-        worst = min(gain["difference"] for gain in gains)
+        gains = [paired_gain(alone[row["rate"]], row["balanced_accuracy"]) for row in own]
+        below = sum(gain["mean"] < -2 * gain["standard_error"] for gain in gains)
+        worst = min(gain["mean"] for gain in gains)
         cells = [form, mode, f"{collapsed} of {len(pairs)}", f"{below} of {len(own)}", f"{100 * worst:+.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def command(options: argparse.Namespace) -> str:
     for option, value in vars(options).items():
         if option not in ("name", "results") and value not in (None, False):
             values = [] if value is True else value if isinstance(value, list | tuple) else [value]
-            words += [f"--{option}", *map(str, values)]
+            words += [f"--{option}", *(shlex.quote(str(word)) for word in values)]
     return " ".join(words)
 
 

@@ -18,11 +18,12 @@ from ride_bf.benchmark.measure import command, default_precision, machine, peak_
 from ride_bf.benchmark.train import long_tail, network_multiply_adds, random_batch, this_repository
 from ride_bf.methods.windows import set_window
 from ride_bf.recipes import RECIPES, TrainingRecipe
+from ride_bf.runs.engine import start_accelerator
 
 
 def run(options: argparse.Namespace) -> None:
     options.mixed_precision = options.mixed_precision or default_precision()
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    accelerator = start_accelerator(mixed_precision=options.mixed_precision)
     recipe = RECIPES[options.recipe].with_overrides(batch_size=options.batch_size)
     results = {
         "command": command(options),

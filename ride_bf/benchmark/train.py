@@ -41,6 +41,7 @@ from ride_bf.methods.losses import diversity_temperatures, effective_number_weig
 from ride_bf.methods.objectives import make_objective
 from ride_bf.methods.windows import set_window
 from ride_bf.recipes import RECIPES, TrainingRecipe
+from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.training.optimizer import make_optimizer
 
@@ -52,7 +53,7 @@ COMPARED_IMAGES = 4  # float64 is slow
 
 def run(options: argparse.Namespace) -> None:
     options.mixed_precision = options.mixed_precision or default_precision()
-    accelerator = Accelerator(mixed_precision=options.mixed_precision)
+    accelerator = start_accelerator(mixed_precision=options.mixed_precision)
     if options.backbone is not None:
         if options.compile:
             raise SystemExit("error: --compile has no effect with --backbone; leave it out")

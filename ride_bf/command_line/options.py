@@ -15,11 +15,14 @@ from dataclasses import MISSING, dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ride_bf.command_line.processes import is_first_of_machine
+
 LIMITS: dict[str, Callable[[float], bool]] = {
     "0 or more": lambda value: value >= 0,
     "1 or more": lambda value: value >= 1,
     "positive": lambda value: value > 0,
     "0 or more and less than 1": lambda value: 0 <= value < 1,
+    "above 0 and at most 1": lambda value: 0 < value <= 1,
     "between 0 and 1": lambda value: 0 < value < 1,
     "0 to 1": lambda value: 0 <= value <= 1,
     "0 to 4294967295": lambda value: 0 <= value < 2**32,
@@ -204,7 +207,7 @@ class OptionParser(argparse.ArgumentParser):
         self._headings: dict[str, argparse._ArgumentGroup] = {}
 
     def error(self, message: str) -> None:
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {message}\n" if is_first_of_machine() else None)
 
     def add_heading(self, title: str, description: str | None = None) -> argparse._ArgumentGroup:
         """The group with this title. Help shows groups in the order in which they were first added."""

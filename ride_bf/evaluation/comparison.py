@@ -180,15 +180,18 @@ def _common_numbers(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def _over_runs(pairs: Sequence[tuple], name: str) -> dict[str, Any]:
     one, another = (np.array([pair[side][1]["metrics"][name] for pair in pairs]) for side in (0, 1))
-    gains = another - one
-    return {
-        "a": one.tolist(),
-        "b": another.tolist(),
-        "differences": gains.tolist(),
-        "mean": float(gains.mean()),
-        "standard_error": float(gains.std(ddof=1) / np.sqrt(len(gains))),
-        "above_zero": int((gains > 0).sum()),
-    }
+    gains = {"differences": (another - one).tolist(), **paired_gain(one, another)}
+    return {"a": one.tolist(), "b": another.tolist(), **gains}
+
+
+def paired_gain(one: Sequence[float], another: Sequence[float]) -> dict[str, float]:
+    """Returns the `mean` gain of paired runs, `another` minus `one`, its `standard_error` and the runs `above_zero`.
+
+    The standard error of a single pair is NaN.
+    """
+    gains = np.subtract(another, one)
+    error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else np.nan
+    return {"mean": float(gains.mean()), "standard_error": float(error), "above_zero": int((gains > 0).sum())}
 
 
 def runs_table(compared: dict[str, Any]) -> str:

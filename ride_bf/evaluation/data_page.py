@@ -1,14 +1,10 @@
 """`check_data.html`: the contents of a `check_data.json` as a self-contained page, with small pictures."""
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchvision.transforms.v2.functional import to_pil_image
-
-from data import CUSTOM, BrokenImageError, read_image
+from data import CUSTOM
 from data.exclusion import below, folder_of
 from ride_bf.evaluation.data_report import (
     GROUP_FINDINGS,
@@ -20,7 +16,7 @@ from ride_bf.evaluation.data_report import (
     how_to_exclude,
     long_tail,
 )
-from ride_bf.evaluation.pages import to_svg, write_page
+from ride_bf.evaluation.pages import thumbnail, to_svg, write_page
 
 PAGE = "check_data.html"
 _IMAGES, _GROUPS, _ALIKE = (
@@ -31,8 +27,6 @@ _IMAGES, _GROUPS, _ALIKE = (
 _NAMED = 6  # images of a group of duplicates that are named
 _LINES = 50  # classes of a proposal, and broken images, that the page lists
 _CLASSES = 10_000  # rows of the table of classes
-_SIDE = 144  # pixels of the longer side of a thumbnail; the page shows it at half the size or a little more
-_BYTES, _QUALITIES = 6_000, (80, 60, 40, 20, 10)  # of a thumbnail: the page with all of them stays below 5 MB
 _HEADINGS = {
     "turned": "Turned images",
     "very_small": "Very small images",
@@ -196,18 +190,5 @@ class _Thumbnails:
         """Returns the picture as the source of an HTML image; None if the image cannot be read any more."""
         key = (image["split"], image["row"])
         if key not in self.made:
-            self.made[key] = self._make(image)
+            self.made[key] = thumbnail(self.pixels_of(image))
         return self.made[key]
-
-    def _make(self, image: dict[str, Any]) -> str | None:
-        try:
-            picture = to_pil_image(read_image(self.pixels_of(image)))
-        except BrokenImageError:
-            return None
-        picture.thumbnail((_SIDE, _SIDE))
-        for quality in _QUALITIES:
-            file = io.BytesIO()
-            picture.save(file, format="JPEG", quality=quality)
-            if file.tell() <= _BYTES:
-                break
-        return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

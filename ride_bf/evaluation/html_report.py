@@ -1,5 +1,6 @@
 """`report.html`: the contents of a `results.json` as a self-contained page."""
 
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,11 +17,18 @@ from ride_bf.evaluation.unknown import UNKNOWN
 REPORT = "report.html"
 _SHOT_NAMES = {"many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
 _MISSING = "–"
+_EXPERT_METRICS = {"accuracy": "All images", "balanced_accuracy": "All classes"}
+_EXPERT_METRICS |= {f"{group}_shot_accuracy": f"{name} classes" for group, name in _SHOT_NAMES.items()}
 
 
-def write_report(results: dict[str, Any], folder: Path) -> Path:
-    """Writes `report.html` into `folder` from the contents of a `results.json`. Returns its path."""
-    return write_page(folder / REPORT, "html_report.jinja", _contents(results))
+def write_report(results: dict[str, Any], folder: Path, pictures: Mapping[int, str | None] | None = None) -> Path:
+    """Writes `report.html` into `folder` from the contents of a `results.json`. Returns its path.
+
+    `pictures` are sources of HTML images, by the row of the image in `predictions.npz`; without them, as in a
+    published report, the worst mistakes are listed without pictures.
+    """
+    contents = {**_contents(results), "mistakes": _mistakes(results, pictures)}
+    return write_page(folder / REPORT, "html_report.jinja", contents)
 
 
 def _contents(results: dict[str, Any]) -> dict[str, Any]:
@@ -46,10 +54,48 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
         "facts": _facts(results),
         "gap": gap,
         "leakage": describe_leakage(results),
+        "expert_headings": list(_EXPERT_METRICS.values()),
         "level": f"{100 * results['bootstrap']['level']:.0f} %",
         "has_top_5": _has_top_5(results),
         "routed": "experts_used" in metrics,
+        "expert_rows": _expert_rows(results),
+        "better": _better_experts(results),
     }
+
+
+def _mistakes(results: dict[str, Any], pictures: Mapping[int, str | None] | None) -> list[dict[str, Any]]:
+    names = results["class_names"]
+    return [
+        {
+            "true": names[mistake["true"]],
+            "predicted": names[mistake["predicted"]],
+            "confidence": _percent(mistake["confidence"]),
+            "picture": (pictures or {}).get(mistake["image"]),
+        }
+        for mistake in results.get("mistakes", [])
+    ]
+
+
+def _expert_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The accuracies of all experts together and of each by itself, in the order of `_EXPERT_METRICS`."""
+    named = {"all together": results["metrics"]}
+    named |= {f"expert {number}": own for number, own in enumerate(results.get("experts", {}).get("each", []), 1)}
+    return [
+        {"name": name, "cells": [_percent(own.get(metric)) for metric in _EXPERT_METRICS]}
+        for name, own in named.items()
+    ]
+
+
+def _better_experts(results: dict[str, Any]) -> list[str]:
+    """Says where one expert by itself is better than all together; with a router they saw different images."""
+    metrics, experts = results["metrics"], results.get("experts", {}).get("each", [])
+    said = []
+    for metric, name in _EXPERT_METRICS.items() if "experts_used" not in metrics else ():
+        scores = [(own.get(metric, -1.0), number) for number, own in enumerate(experts, 1)]
+        best, number = max(scores, default=(-1.0, 0), key=lambda score: score[0])
+        if metric in metrics and best > metrics[metric]:
+            said.append(f"expert {number} {_percent(best)} on {name.lower()} against {_percent(metrics[metric])}")
+    return said
 
 
 def _percent(value: float | None) -> str:
@@ -215,6 +261,24 @@ def _trained_on(data: dict[str, Any]) -> str:
     return f"{data['dataset']}, {data['images']:,} images{options}"
 
 
+def _run(run: dict[str, Any]) -> str:
+    changed = " with changes" if run.get("modified") else ""
+    shown = {
+        "recipe": "recipe {}",
+        "seed": "seed {}",
+        "epoch": "epoch {} of the checkpoint",
+        "commit": f"commit {{:.12}}{changed}",
+    }
+    return ", ".join(text.format(run[name]) for name, text in shown.items() if name in run)
+
+
+def _timed(speed: dict[str, Any]) -> str:
+    batches = speed.get("timed_batches")
+    if batches is None:
+        return "over all batches"  # of an earlier version
+    return f"the median of {batches} batches after the first" if batches > 1 else "of a single batch"
+
+
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     speed, machine = results["speed"], results["machine"]
     options = ", ".join(f"{name} {value}" for name, value in results["dataset_options"].items())
@@ -229,10 +293,11 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
             else []
         ),
         *([("Trained on", _trained_on(trained_on))] if trained_on else []),
+        *([("Run", _run(results["run"]))] if results.get("run") else []),
         ("Images' digest", results["images_digest"][:16]),
         (
             "Speed",
-            f"{speed['images_per_second']:,.0f} images/s including reading; {processes}, batches of "
+            f"{speed['images_per_second']:,.0f} images/s including reading, {_timed(speed)}; {processes}, batches of "
             f"{speed['batch_size']}, mixed precision {speed['mixed_precision']}",
         ),
         ("Machine", f"{machine['device']}, {machine['processor']}, {machine['cpu_count']} cores"),

@@ -3,7 +3,9 @@
 A mean over classes ignores classes without test images.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,29 @@ def bootstrap(
 def confidence_interval(resampled: np.ndarray, level: float = 0.95) -> list[float]:
     """Returns the lower and the upper bound: percentiles of a bootstrap's values (resamples,)."""
     return np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]).tolist()
+
+
+def wilson_interval(share: float, images: float, level: float = 0.95) -> list[float]:
+    """Returns the lower and the upper bound of a share of `images`, which need not be a whole number.
+
+    It has a width even if the share is 0 or 1. Wilson: Probable Inference, the Law of Succession, and Statistical
+    Inference, 1927.
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
+    reach = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    return [min(share, max(0.0, centre - reach)), max(share, min(1.0, centre + reach))]  # rounding aside
+
+
+def effective_images(weights: np.ndarray, images: np.ndarray) -> float:
+    """Returns how many independent images vary as much as a weighted mean of class means, if all classes are alike.
+
+    Args:
+        weights (C,): the weight of each class.
+        images (C,): images of each class.
+    """
+    shares = weights / weights.sum()
+    return float(1 / (shares**2 / np.maximum(images, 1)).sum())
 
 
 def calibration(confidences: np.ndarray, correct: np.ndarray, num_bins: int = CALIBRATION_BINS) -> dict[str, list]:

@@ -1,5 +1,6 @@
-"""Self-contained HTML pages with figures, in light and dark colours."""
+"""Self-contained HTML pages with figures and small pictures, in light and dark colours."""
 
+import base64
 import io
 import re
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from torchvision.transforms.v2.functional import to_pil_image
 
+from data import MAX_IMAGE_PIXELS, BrokenImageError, read_image
 from ride_bf.evaluation.plots import COLOURS, save
 
 _DARK = {  # replacements of COLOURS on a dark page
@@ -20,6 +23,10 @@ _DARK = {  # replacements of COLOURS on a dark page
     "few": "#f59357",
     "accent": "#9296f5",
 }
+
+
+_SIDE = 144  # pixels of the longer side of a thumbnail; a page shows it at half the size or a little more
+_BYTES, _QUALITIES = 6_000, (80, 60, 40, 20, 10)  # of a thumbnail: a page with hundreds of them stays below 5 MB
 
 
 def write_page(path: Path, template: str, contents: dict[str, Any]) -> Path:
@@ -47,3 +54,21 @@ def to_svg(name: str, figure: Figure | None) -> str | None:
     # Ids must be unique: several figures share the page.
     svg = re.sub(r'((?:id="|href="#|url\(#))', rf"\1{name}-", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{name.replace("_", " ")}" ', 1)
+
+
+def thumbnail(image: dict[str, Any], max_image_pixels: int = MAX_IMAGE_PIXELS) -> str | None:
+    """Returns a small picture of what training sees of an image, as the source of an HTML image.
+
+    `image` is a value that `data.read_image` takes. Returns None if it cannot be read.
+    """
+    try:
+        picture = to_pil_image(read_image(image, max_image_pixels))
+    except BrokenImageError:
+        return None
+    picture.thumbnail((_SIDE, _SIDE))
+    for quality in _QUALITIES:
+        file = io.BytesIO()
+        picture.save(file, format="JPEG", quality=quality)
+        if file.tell() <= _BYTES:
+            break
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

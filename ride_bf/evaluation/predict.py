@@ -1,5 +1,6 @@
 """Predictions of a model for a whole split, on all processes."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,14 +43,17 @@ def gather_columns(
     accelerator: Accelerator,
     facts: Callable[[Any, Tensor], dict[str, Tensor]],
     with_broken: bool = False,
+    speeds: list[float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Gathers the results of `facts(outputs, labels)` for each batch, as columns (N, ...) over all images, in order.
 
     Only these columns are kept, not the outputs. `labels` (N,) is one of them. Broken images, whose label is negative,
-    are left out, unless `with_broken`. See `predict` for the other arguments and the use of several processes.
+    are left out, unless `with_broken`. The images per second of each batch are added to `speeds`. See `predict` for the
+    other arguments and the use of several processes.
     """
     model.eval()
     columns: dict[str, list[Tensor]] = {}
+    started = time.perf_counter()
     for batch in loader:
         count = len(batch["labels"])
         rows = torch.arange(max(count, _FEWEST_IMAGES), device=batch["labels"].device).clamp(max=count - 1)
@@ -58,6 +62,9 @@ def gather_columns(
         values = {name: column[:count] for name, column in values.items()}
         for name, gathered in accelerator.gather_for_metrics(values).items():
             columns.setdefault(name, []).append(gathered.cpu())
+        if speeds is not None:
+            speeds.append(len(columns["labels"][-1]) / (time.perf_counter() - started))
+            started = time.perf_counter()
     images = {name: torch.cat(parts).numpy() for name, parts in columns.items()}
     return images if with_broken else rows_of(images, images["labels"] >= 0)
 

@@ -23,12 +23,14 @@ from data import (
     class_labels,
     evaluation_batches,
     load_unlabelled,
+    undecoded,
 )
 from data.notices import printed_notices
 from ride_bf.evaluation.comparison import read_evaluation
 from ride_bf.evaluation.confidence import CONFIDENCE, confidence_facts, confidence_table, measure_confidence
 from ride_bf.evaluation.html_report import REPORT, write_report
 from ride_bf.evaluation.leakage import also_trained_on, describe_leakage, measure_leakage
+from ride_bf.evaluation.pages import thumbnail
 from ride_bf.evaluation.predict import as_predictions, gather_columns, image_facts, rows_of
 from ride_bf.evaluation.priors import ModelPrior, TestPrior, given_model_prior, make_test_prior, measure_test_prior
 from ride_bf.evaluation.results import (
@@ -37,6 +39,7 @@ from ride_bf.evaluation.results import (
     Predictions,
     describe_machine,
     main_metrics,
+    worst_mistakes,
     write_results,
 )
 from ride_bf.evaluation.tables import accuracy_table, calibration_table, shot_summary
@@ -85,22 +88,21 @@ def evaluate_split(
     if views != CENTRE:
         model, processor = MeanOverViews(model, views), VIEWS[views].processor(processor)
 
-    def read(
-        images: Dataset | ImageStream, columns_of: Callable[[Any, Tensor], dict[str, Tensor]], broken=on_broken
-    ) -> tuple[Predictions, dict[str, np.ndarray], np.ndarray]:
-        loader = evaluation_batches(
+    def loader(images: Dataset | ImageStream, broken: OnBrokenImage | None = on_broken) -> FinishedBatches:
+        return evaluation_batches(
             images, processor, batch_size, num_workers, accelerator, broken, data.max_image_pixels
         )
-        return _read_images(model, loader, accelerator, columns_of)
 
-    started = time.perf_counter()
+    started, speeds = time.perf_counter(), []
     wanted = _columns_of(numbers <= MOST_NUMBERS, confidence, unlabelled is not None)
-    images, own, readable = read(split, wanted)
+    images, own, read = _read_images(model, loader(split), accelerator, wanted, speeds)
     seconds = time.perf_counter() - started
-    _check_order(images, readable, split)
+    _check_order(images, read, split)
     unknown: dict[str, Any] = {}
     if unlabelled is not None:
-        others, scores, found = read(unlabelled, _columns_of(False, None, True), OnBrokenImage("skip"))
+        others, scores, found = _read_images(
+            model, loader(unlabelled, OnBrokenImage("skip")), accelerator, _columns_of(False, None, True)
+        )
         rejecting = () if confidence is None else (confidence.known_score, confidence.known_threshold)
         unknown[UNKNOWN] = {
             **measure_unknown(own, images.labels, scores, others.predictions, train_class_counts, *rejecting),
@@ -108,24 +110,25 @@ def evaluate_split(
         }
     trained: dict[str, Any] = {}
     if train_images and data.training_images is not None:
-        of_training, _, _ = read(data.training_images, image_facts)
+        of_training, *_ = _read_images(model, loader(data.training_images), accelerator, image_facts)
         metrics = main_metrics(of_training, train_class_counts)
         trained = {"training_images": {"num_images": len(of_training.labels), "metrics": metrics}}
     if not accelerator.is_main_process:
         return None
     seen = also_trained_on(split, data.training_images)
-    left_out = {} if readable.all() else {"broken_images_left_out": int((~readable).sum())}
+    left_out = {} if read.all() else {"broken_images_left_out": int((~read).sum())}
     facts = {
         **facts,
         "views": views,
         **left_out,
-        **measure_leakage(images, None if seen is None else seen[readable], train_class_counts),
+        **measure_leakage(images, None if seen is None else seen[read], train_class_counts),
         "class_names": data.class_names,
         **trained,
         **({} if confidence is None else {CONFIDENCE: measure_confidence(images, own, confidence, train_class_counts)}),
         **unknown,
         "speed": {
-            "images_per_second": len(split) / seconds,
+            "images_per_second": float(np.median(speeds[1:] or speeds)),
+            "timed_batches": len(speeds[1:] or speeds),
             "seconds": seconds,
             "batch_size": batch_size,
             "num_processes": accelerator.num_processes,
@@ -134,7 +137,21 @@ def evaluate_split(
         },
         "machine": describe_machine(accelerator.device),
     }
-    return _write(output_dir, facts, images, train_class_counts, test_prior)
+    pictures = _mistaken_images(images, split, np.flatnonzero(read), data.max_image_pixels)
+    return _write(output_dir, facts, images, train_class_counts, test_prior, pictures)
+
+
+def _mistaken_images(
+    images: Predictions, split: Dataset | ImageStream, rows: np.ndarray, max_image_pixels: int
+) -> dict[int, str | None]:
+    """Pictures for `write_report`. `rows` (N,) are the rows of the split that the predictions are of.
+
+    There are none of a stream, which gives its images only once.
+    """
+    if isinstance(split, ImageStream):
+        return {}
+    shown, stored = [mistake["image"] for mistake in worst_mistakes(images)], undecoded(split)
+    return {image: thumbnail(stored[int(rows[image])]["image"], max_image_pixels) for image in shown}
 
 
 def _columns_of(
@@ -159,12 +176,13 @@ def _read_images(
     loader: FinishedBatches,
     accelerator: Accelerator,
     columns_of: Callable[[Any, Tensor], dict[str, Tensor]],
+    speeds: list[float] | None = None,
 ) -> tuple[Predictions, dict[str, np.ndarray], np.ndarray]:
     """The predictions for the images that can be read, other columns about them, and a mask (N,) of these images.
 
     Raises BrokenImageError if there are none.
     """
-    columns = gather_columns(model, loader, accelerator, columns_of, with_broken=True)
+    columns = gather_columns(model, loader, accelerator, columns_of, with_broken=True, speeds=speeds)
     read = columns["labels"] >= 0
     if not read.any():
         raise BrokenImageError(f"none of the split's {len(read):,} images can be read; does their folder still exist?")
@@ -219,13 +237,18 @@ def evaluate_again(
 
 
 def _write(
-    folder: Path, facts: dict[str, Any], images: Predictions, class_counts: Sequence[int], test_prior: TestPrior | None
+    folder: Path,
+    facts: dict[str, Any],
+    images: Predictions,
+    class_counts: Sequence[int],
+    test_prior: TestPrior | None,
+    pictures: dict[int, str | None] | None = None,
 ) -> dict[str, Any]:
     """Writes the files of an evaluation into `folder`. Returns the contents of `results.json`."""
     if test_prior is not None:
         facts = {**facts, "test_prior": measure_test_prior(images, test_prior, class_counts)}
     results = write_results(folder, facts, images, class_counts)
-    write_report(results, folder)
+    write_report(results, folder, pictures)
     return results
 
 

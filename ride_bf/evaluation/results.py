@@ -16,6 +16,8 @@ of the labels. Classes are given by their labels, which are indices into `class_
     other_images            whether the images come from another data set than the training images
     training_data           data that the model was trained on: {"dataset", "options", "images", "digest"}; absent if
                             the checkpoint does not say
+    parameters              {"all", "trained"}: how many the model had in training, with LoRA if it had it, and how many
+                            of them learned; absent if the checkpoint does not say
     num_images              images evaluated
     broken_images_left_out  how many more the split has, which cannot be read; absent if there are none
     views                   of each image, whose mean logits are evaluated: a key of `ride_bf.evaluation.views.VIEWS`;
@@ -61,21 +63,29 @@ of the labels. Classes are given by their labels, which are indices into `class_
       forward_50_accuracy, forward_25_..., uniform_..., backward_25_..., backward_50_...    long-tailed test sets
       experts_used, many_shot_experts_used, ... shares of images that used 1, 2, ... experts; with a router
       per_class_accuracy, per_class_top_5_accuracy, per_class_precision, per_class_images             (C,)
-    confidence_intervals    for the accuracies in `metrics` that are means: [lower, upper]
-    bootstrap               settings: {"level": 0.95, "resamples": 2000, "seed": 0, "stratified_by": "class"}
+    confidence_intervals    for the accuracies in `metrics` that are means: [lower, upper]. From the bootstrap, or
+                            Wilson's where the bootstrap has no width, as when all images of a group are right
+    bootstrap               settings: {"level": 0.95, "resamples": 2000, "seed": 0, "stratified_by": "class",
+                            "without_width": "wilson"}; an earlier version has no "without_width" and no Wilson
     calibration             "all", "many", "medium", "few": each has lists with the `count`, the mean `confidence` and
                             the `accuracy` of bins of equal width
     confusion
       pairs                 the most frequent mistakes: {"true", "predicted", "images", "share"} of the class
       worst_classes         `true` (R,), classes with the lowest accuracy; `predicted` (K,), predicted classes; `shares`
                             (R, K) of each true class's images; `other` (R,), share predicted as any other class
+    mistakes                the wrong predictions with the highest confidence, at most 24: {"image", its row in
+                            predictions.npz, "true", "predicted", "confidence"}; absent in an earlier version
     experts                 with more than one expert
       each                  (E,) dicts: `images` that the expert saw, and the accuracies of `metrics` on them
       agreement             (E, E) how often two experts predict the same class, as a share of images that both saw
       mean_agreement, many_shot_mean_agreement, ...     mean over the pairs of different experts
       oracle_accuracy, many_shot_oracle_accuracy, ...   share of images for which at least one expert is right
-    speed                   images_per_second, seconds, batch_size (of one process), num_processes, num_workers,
-                            mixed_precision; includes reading and preparing the images
+    run                     {"recipe", "seed", "commit", "modified", "epoch"} of the training, as far as they are known;
+                            absent in an earlier version
+    speed                   images_per_second, the median over `timed_batches` batches after the first, which starts
+                            everything up, or that of the first if there is no other; seconds, of all; batch_size (of
+                            one process), num_processes, num_workers, mixed_precision; includes reading and preparing
+                            the images
     machine                 device, processor, cpu_count, python, torch, transformers
     date                    ISO 8601, UTC
 """
@@ -103,6 +113,7 @@ from ride_bf.evaluation.metrics import (
     confidence_interval,
     confused_pairs,
     distribution_weights,
+    effective_images,
     expected_calibration_error,
     expert_agreement,
     expert_use,
@@ -111,6 +122,7 @@ from ride_bf.evaluation.metrics import (
     shot_accuracy,
     shot_groups,
     weighted_mean,
+    wilson_interval,
     worst_classes,
 )
 
@@ -193,7 +205,8 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
     metrics = main_metrics(images, class_counts)
     accuracy = np.asarray(metrics["per_class_accuracy"], dtype=float)
     metrics |= {name: weighted_mean(accuracy, shares) for name, shares in shifted.items()}
-    resampled = bootstrap(correct, labels, weights | shifted, RESAMPLES, SEED)
+    all_weights = weights | shifted
+    resampled = bootstrap(correct, labels, all_weights, RESAMPLES, SEED)
     if num_classes > 5:
         in_top_5 = images.label_ranks < 5
         top_5, _ = class_means(in_top_5, labels, num_classes)
@@ -201,6 +214,7 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
         metrics |= {name: weighted_mean(top_5, shares) for name, shares in of_top_5.items()}
         metrics["per_class_top_5_accuracy"] = none_for_nan(top_5)
         resampled |= bootstrap(in_top_5, labels, of_top_5, RESAMPLES, SEED)
+        all_weights |= of_top_5
     metrics |= {"per_class_precision": none_for_nan(precision), "per_class_images": per_class_images.tolist()}
 
     groups = {"all": np.ones(num_classes, dtype=bool), **shot_groups(class_counts)}
@@ -215,17 +229,48 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
         metrics |= class_wise_calibration(images.log_probabilities, labels)
     results = {
         "metrics": metrics,
-        "confidence_intervals": {name: confidence_interval(values, LEVEL) for name, values in resampled.items()},
-        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "stratified_by": "class"},
+        "confidence_intervals": {
+            name: _interval(resampled[name], metrics[name], effective_images(own, per_class_images))
+            for name, own in all_weights.items()
+        },
+        "bootstrap": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "stratified_by": "class",
+            "without_width": "wilson",
+        },
         "calibration": reliability,
         "confusion": {
             "pairs": confused_pairs(images.predictions, labels, num_classes),
             "worst_classes": worst_classes(images.predictions, labels, num_classes),
         },
+        "mistakes": worst_mistakes(images),
     }
     if images.expert_predictions.shape[1] > 1:
         results["experts"] = _measure_experts(images, class_counts)
     return results
+
+
+def worst_mistakes(images: Predictions, most: int = 24) -> list[dict[str, Any]]:
+    """Returns the wrong predictions with the highest confidence, first the surest."""
+    wrong = np.flatnonzero(images.predictions != images.labels)
+    surest = wrong[np.argsort(-images.confidences[wrong], kind="stable")][:most]
+    return [
+        {
+            "image": int(row),
+            "true": int(images.labels[row]),
+            "predicted": int(images.predictions[row]),
+            "confidence": float(images.confidences[row]),
+        }
+        for row in surest
+    ]
+
+
+def _interval(resampled: np.ndarray, value: float, images: float) -> list[float]:
+    """The bootstrap's interval; Wilson's if the bootstrap has no width, as when all images are right."""
+    low, high = confidence_interval(resampled, LEVEL)
+    return [low, high] if high - low > 1e-9 else wilson_interval(value, images, LEVEL)
 
 
 def _measure_experts(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:

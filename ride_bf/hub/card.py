@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from data import CUSTOM
 from data.sets import DATA_SETS
 from ride_bf.evaluation.leakage import describe_leakage
 from ride_bf.evaluation.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, shot_groups
@@ -22,7 +23,7 @@ from ride_bf.evaluation.plots import (
     styled,
 )
 from ride_bf.hub.run_files import SavedRun
-from ride_bf.runs.provenance import CORRECTION
+from ride_bf.runs.provenance import CORRECTION, describe_parameters
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "model_card.md"
 # Metrics of the card's table and metadata, in this order. Metrics that were not measured are left out.
@@ -37,13 +38,18 @@ METRIC_NAMES = {
 }
 _PRECISIONS = {"no": "float32"}  # Accelerate's name -> ours
 _MOST_CLASSES_IN_A_TABLE = 20
+_DIGITS = 6  # of the metrics in the metadata; results.json has them all
 
 
 @dataclass(frozen=True)
 class Example:
-    """An example image, by its path in the repository, and the model's answers: dicts of `label` and `score`."""
+    """An example image and the model's answers: dicts of `label` and `score`.
+
+    `path` is the image in the repository, and `shown` the picture of it on the card.
+    """
 
     path: str
+    shown: str
     answers: list[dict[str, Any]]
 
 
@@ -52,12 +58,16 @@ class Published:
     """The result of an export: the parameters that it kept and left out, and the files beside the weights."""
 
     repo_id: str
-    license: str
+    license: str | None  # None: not chosen yet
     parameters: int
     parameters_left_out: int = 0
+    data_description: str | None = None  # what the training images show, in the author's words
+    image_size: tuple[int, int] | None = None  # height and width of the prepared images; None: any
+    multiply_adds: int | None = None  # of a prediction by all experts, for an image of that size
     examples: Sequence[Example] = ()
     plots: Sequence[str] = ()
     onnx_size: tuple[int, int] | None = None  # height and width of the input images of model.onnx
+    oldest_transformers: str = ""  # that handler.py's requirements allow
 
 
 def make_card(saved: SavedRun, published: Published) -> ModelCard:
@@ -69,10 +79,11 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         published=published,
         onnx_size=published.onnx_size,
         title=published.repo_id.rpartition("/")[2],
-        dataset=_dataset_title(saved.dataset),
+        dataset=_dataset_title(saved),
+        images=published.data_description or describe_images(saved),
         training=list(_training_facts(saved)),
         split=(saved.results or {}).get("split"),
-        measured_on=_dataset_title((saved.results or {}).get("dataset")),
+        measured_on=_measured_on(saved),
         main_table=_main_table(saved),
         leakage=describe_leakage(saved.results or {}),
         group_table=_group_table(saved),
@@ -89,18 +100,18 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
     name = published.repo_id.rpartition("/")[2]
     results = []
     if saved.results is not None:
-        metrics = saved.results["metrics"]
+        metrics, measured_on = saved.results["metrics"], _measured_on(saved)
         results = [
             EvalResult(
                 task_type="image-classification",
                 task_name="Long-tailed image classification",
-                dataset_type=saved.results["dataset"],
-                dataset_name=_dataset_title(saved.results["dataset"]),
+                dataset_type=measured_on if measured_on == saved.hub_dataset else saved.results["dataset"],
+                dataset_name=measured_on,
                 dataset_split=saved.results["split"],
                 dataset_args=_told(saved.results.get("dataset_options") or {}) or None,
                 metric_type=metric,
                 metric_name=title,
-                metric_value=metrics[metric],
+                metric_value=round(metrics[metric], _DIGITS),
             )
             for metric, title in METRIC_NAMES.items()
             if metric in metrics
@@ -112,6 +123,7 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
     return ModelCardData(
         license=published.license,
         base_model=saved.base_model,
+        datasets=[saved.hub_dataset] if saved.hub_dataset else None,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=[
@@ -135,8 +147,36 @@ def published_results(description: str) -> str | None:
     return " ".join(found.group(1).split()) if found else None
 
 
-def _dataset_title(dataset: str | None) -> str | None:
+def _dataset_title(saved: SavedRun) -> str | None:
+    """The name of the training data for people; a link if they are a data set of the Hub."""
+    if saved.hub_dataset is not None and saved.dataset == CUSTOM:
+        return _hub_link(saved.hub_dataset)
+    return _title(saved.dataset)
+
+
+def _title(dataset: str | None) -> str | None:
+    if dataset == CUSTOM:
+        return "images of the author's own"
     return DATA_SETS[dataset].title if dataset in DATA_SETS else dataset
+
+
+def _hub_link(hub_id: str) -> str:
+    return f"[{hub_id}](https://huggingface.co/datasets/{hub_id})"
+
+
+def describe_images(saved: SavedRun) -> str | None:
+    """A sentence on what the training images show, or where that is said; None if it is not known."""
+    if saved.hub_dataset is not None:
+        return f"The card of {_hub_link(saved.hub_dataset)} describes them."
+    return (DATA_SETS[saved.dataset].description if saved.dataset in DATA_SETS else "") or None
+
+
+def _measured_on(saved: SavedRun) -> str | None:
+    """The Hub id or the name for people of the data set that the model was evaluated on."""
+    results = saved.results or {}
+    if results.get("dataset") == CUSTOM and saved.hub_dataset is not None and not results.get("other_images"):
+        return saved.hub_dataset
+    return _title(results.get("dataset"))
 
 
 def _told(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +191,7 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
         images = f": {sum(counts):,} images, {max(counts):,} to {min(counts):,} a class" if counts else ""
         options = _told(saved.data.without_place().options) if saved.data else {}
         told = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in options.items())
-        yield "Data", f"{_dataset_title(saved.dataset)}, {saved.config.num_labels:,} classes{images}{told}"
+        yield "Data", f"{_dataset_title(saved)}, {saved.config.num_labels:,} classes{images}{told}"
     if recipe:
         optimizer = {"adamw": "AdamW"}.get(recipe.get("optimizer"), "SGD")
         yield "Recipe", f"`{recipe['name']}`; every setting is in [`recipe.json`](recipe.json)"
@@ -163,6 +203,9 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
         )
         if saved.backbone is not None:
             yield "Backbone", _backbone(saved)
+            yield "Pre-training", _pre_training(saved)
+        if trained := describe_parameters(saved.facts):
+            yield "Trained", trained
         yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, only in training"
     for name, subject in (("init_from", "Started from"), ("teacher", "Distilled from")):
         if settings.get(name):
@@ -182,12 +225,23 @@ def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
 
 def _backbone(saved: SavedRun) -> str:
     """What the backbone was, and whether it learned."""
-    place, whole = saved.base_model, saved.recipe["train_only"] == "all"
+    place, part = saved.base_model, saved.recipe["train_only"]
     name = f"`{saved.backbone}`" if place is None else f"[`{place}`](https://huggingface.co/{place})"
     if saved.backbone == saved.settings.get("init_from"):
         name = "that of the model it started from"
-    learned = "trained with the rest of the network" if whole else "frozen: only what follows it was trained"
+    learned = {
+        "all": "trained with the rest of the network",
+        "lora": f"adapted by LoRA of rank {saved.recipe.get('lora_rank')}, which is merged into its weights",
+    }.get(part, "frozen: only what follows it was trained")
     return f"{name}, which was pre-trained. It was {learned}"
+
+
+def _pre_training(saved: SavedRun) -> str:
+    """What the backbone saw before, if its card says so."""
+    seen = ", ".join(f"`{name}`" for name in saved.base.datasets)
+    silent = "the backbone's card does not say" if saved.base.has_card else "there is no card of the backbone to read"
+    known = f"on {seen}, says the backbone's card" if seen else f"on unknown data: {silent}"
+    return f"{known}. A class that the backbone saw then is no tail class for it, however few images it has here"
 
 
 def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:
@@ -201,12 +255,16 @@ def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:
     if saved.training_seconds is not None:
         yield "Time", f"{_duration(saved.training_seconds)} for the epochs up to this checkpoint, without evaluation"
     commits = [
-        f"commit `{start['commit']}`" + (" with changes" if start["modified"] else "")
-        for start in saved.starts
-        if start["commit"]
+        _commit(start) + (" with changes" if start["modified"] else "") for start in saved.starts if start["commit"]
     ]
     versions = [", ".join(f"{name} {number}" for name, number in start["versions"].items()) for start in saved.starts]
     yield "Code", "; ".join(dict.fromkeys([*commits, *versions]))
+
+
+def _commit(start: Mapping[str, Any]) -> str:
+    """The commit of the code, with a link to it if the address of its repository is known."""
+    source, commit = start.get("source"), start["commit"]
+    return f"[commit `{commit[:12]}`]({source}/tree/{commit})" if source else f"commit `{commit}`"
 
 
 def _duration(seconds: float) -> str:

@@ -1,16 +1,20 @@
 """Makes the files that `python -m ride_bf.publish` uploads to the Hub."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 
+from configuration_ride_bf import RideBfConfig
 from data import BrokenImageError, prepared_size
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.classify import ImageClassifier
+from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.hub.card import Example, Published, make_card, write_plots
 from ride_bf.hub.run_files import SavedRun
@@ -22,6 +26,9 @@ HUB_CARDS = Path(__file__).resolve().parent.parent.parent / "hub_cards"
 CLASS_COUNTS = "class_counts.json"
 ONNX = "model.onnx"
 TIMM = "timm>=1.0.22"  # what a model with a backbone of timm needs too
+# Published code was tried on these versions. CLIP's tower gives NaN on 5.5, so backbones need those of this repository.
+_TRANSFORMERS, _TRANSFORMERS_WITH_BACKBONE = "transformers>=5.4", "transformers>=5.17"
+_SHOWN_PIXELS = 144  # the longer side of a small example on the card is at most this
 # Example images in this repository, for models that were trained on that data set
 _EXAMPLES = {"digits_lt": "examples/*.png"}
 _TOP_K = 5  # number of answers for an example
@@ -33,7 +40,8 @@ def export(
     folder: Path,
     repo_id: str,
     *,
-    license: str = "mit",
+    license: str | None = None,
+    data_description: str | None = None,
     examples: Sequence[Path] = (),
     keep_batchformer: bool = False,
     onnx: bool = False,
@@ -41,9 +49,11 @@ def export(
     """Fills the empty `folder` with the files of a model's page.
 
     These are weights, configuration, code and image processor; the card; results, report, recipe and plots, if there
-    are any; the training data and the class counts; the handler for Inference Endpoints and its requirements; and the
-    image files `examples` with the model's answers. The BatchFormer is left out unless `keep_batchformer`, because it
-    takes no part in predictions. No file contains a path of this machine. The same arguments give the same bytes.
+    are any; the training data and the class counts; the handler for Inference Endpoints and its requirements; the
+    licence of the code; and the image files `examples` with the model's answers. The BatchFormer is left out unless
+    `keep_batchformer`, because it takes no part in predictions. No file contains a path of this machine. The same
+    arguments give the same bytes. `license` is that of the weights, as an identifier of the Hub; `data_description`
+    says what the training images show.
 
     Raises ValueError for examples that are not images, RuntimeError if the logits of the exported model differ from
     those of the checkpoint, and ModuleNotFoundError, which says what to install, if `onnx` needs a missing package.
@@ -62,11 +72,10 @@ def export(
 
         export_onnx(exported, images, folder / ONNX)
 
-    for name in ("handler.py", "requirements.txt"):
-        shutil.copyfile(HUB_CARDS / name, folder / name)
-    if getattr(model.config.backbone_config, "model_type", None) == "timm_wrapper":
-        with (folder / "requirements.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{TIMM}\n")
+    for path in (HUB_CARDS / "handler.py", HUB_CARDS.parent / "LICENSE"):
+        shutil.copyfile(path, folder / path.name)
+    requirements = _requirements(model.config)
+    (folder / "requirements.txt").write_text(requirements, encoding="utf-8")
     contents: dict[str, Any] = {
         "recipe.json": saved.recipe,
         FACTS: saved.facts | ({DATA: saved.data.without_place().as_dict()} if saved.data else {}),
@@ -82,11 +91,35 @@ def export(
     parameters = sum(parameter.numel() for parameter in exported.parameters())
     left_out = sum(parameter.numel() for parameter in model.parameters()) - parameters
     plots = write_plots(saved, folder)
-    card = make_card(
-        saved,
-        Published(repo_id, license, parameters, left_out, shown, plots, tuple(images.shape[2:]) if onnx else None),
+    size = prepared_size(processor)
+    published = Published(
+        repo_id=repo_id,
+        license=license,
+        parameters=parameters,
+        parameters_left_out=left_out,
+        data_description=data_description,
+        image_size=size,
+        multiply_adds=round(inference_cost(profile(exported.config, size[0], 1))) if _is_square(size) else None,
+        examples=shown,
+        plots=plots,
+        onnx_size=tuple(images.shape[2:]) if onnx else None,
+        oldest_transformers=re.search(r"transformers>=([\d.]+)", requirements)[1],
     )
+    card = make_card(saved, published)
     card.save(folder / "README.md")
+
+
+def _requirements(config: RideBfConfig) -> str:
+    """What handler.py and the network's code need. Backbones need a newer transformers than the residual network."""
+    content = (HUB_CARDS / "requirements.txt").read_text(encoding="utf-8")
+    if config.backbone_config is None:
+        return content
+    content = content.replace(_TRANSFORMERS, _TRANSFORMERS_WITH_BACKBONE)
+    return content + f"{TIMM}\n" * (config.backbone_config.model_type == "timm_wrapper")
+
+
+def _is_square(size: tuple[int, int] | None) -> bool:
+    return size is not None and size[0] == size[1]
 
 
 @torch.no_grad()
@@ -125,9 +158,23 @@ def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example
         except BrokenImageError as error:
             raise ValueError(f"the example {error}; name another with --examples") from error
         shutil.copyfile(path, folder / "examples" / path.name)
+        picture = _enlarged(folder, f"examples/{path.name}")
         rounded = [{"label": answer["label"], "score": round(answer["score"], 6)} for answer in answers]
-        shown.append(Example(f"examples/{path.name}", rounded))
+        shown.append(Example(f"examples/{path.name}", picture, rounded))
     return shown
+
+
+def _enlarged(folder: Path, name: str) -> str:
+    """Saves a small image in whole multiples of its pixels, so that one sees them. Returns the name of the picture."""
+    with Image.open(folder / name) as image:
+        factor = _SHOWN_PIXELS // max(image.size)
+        if factor < 2:
+            return name
+        upright = ImageOps.exif_transpose(image).convert("RGBA")
+    enlarged = f"examples/shown/{Path(name).stem}.png"
+    (folder / "examples" / "shown").mkdir(exist_ok=True)
+    upright.resize([factor * side for side in upright.size], Image.Resampling.NEAREST).save(folder / enlarged)
+    return enlarged
 
 
 def default_examples(saved: SavedRun) -> list[Path]:

@@ -2,7 +2,9 @@
 
 import copy
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from modeling_ride_bf import RideBfForImageClassification
 OUTPUTS = ("logits", "expert_logits")
 PROBABILITIES = "probabilities"  # a third output of a calibrated model
 TOLERANCE = 1e-4  # relative to the largest logit; summing float32 in another order differs by less
+_NOTES = {"doc_string", "metadata_props"}
 
 
 class _Logits(nn.Module):
@@ -33,7 +36,8 @@ def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path)
     A calibrated model also has `PROBABILITIES` (B, C).
 
     `images` (B, 3, height, width), with B 2 or more, give the height and width. The outputs of ONNX Runtime and
-    PyTorch are compared on all of them and on the first one alone. Returns the largest difference.
+    PyTorch are compared on all of them and on the first one alone. Returns the largest difference. The file holds the
+    network and none of the exporter's notes, which name the folders of this machine.
 
     Raises ValueError for a network with a router, because its experts depend on the image. Raises RuntimeError and
     keeps no file if the outputs differ. Raises ModuleNotFoundError, with what to install, if a package is missing.
@@ -58,6 +62,7 @@ def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path)
         dynamo=True,
         verbose=False,
     )
+    _without_notes(path)
     difference = max(_difference(network, images, path), _difference(network, images[:1], path))
     with torch.no_grad():
         allowed = TOLERANCE * network(images)[1].abs().max().item()
@@ -67,6 +72,25 @@ def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path)
             f"ONNX Runtime's logits differ from PyTorch's by {difference:.2g}, more than {allowed:.2g}; no file is kept"
         )
     return difference
+
+
+def _without_notes(path: Path) -> None:
+    """Removes what torch notes beside each part of the network, such as stack traces with the paths of source files."""
+    import onnx
+
+    model = onnx.load(path)
+    _strip(model)
+    onnx.save(model, path)
+
+
+def _strip(part: Any) -> None:
+    """Clears the notes of a part of an ONNX model and of all parts in it: graphs, nodes, values, functions."""
+    for name in _NOTES.intersection(part.DESCRIPTOR.fields_by_name):
+        part.ClearField(name)
+    for field, value in part.ListFields():
+        if field.message_type is not None:
+            for inner in value if isinstance(value, Sequence) else [value]:
+                _strip(inner)
 
 
 @torch.no_grad()

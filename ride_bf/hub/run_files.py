@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from configuration_ride_bf import RideBfConfig
-from data.hub_ids import is_hub_id
+from data.hub_ids import HUB_PREFIX, is_hub_id
 from ride_bf.evaluation.results import RESULTS, read_results
+from ride_bf.hub.base_model import BaseModel, read_base_model
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model, loading_errors
 from ride_bf.runs.provenance import PATH_OPTIONS, TrainingData, check_same_counts, data_of
@@ -40,6 +41,7 @@ class SavedRun:
         results: has the keys that `ride_bf.evaluation.results` describes; `metrics`, `dataset`, `split`, `class_names`
             and `train_class_counts` are always there.
         results_name: the name of the file with the results.
+        base: what the card of the backbone says; None without a backbone.
     """
 
     checkpoint: Path
@@ -52,6 +54,7 @@ class SavedRun:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     results: dict[str, Any] | None = None
     results_name: str = RESULTS
+    base: BaseModel | None = None
 
     @property
     def class_names(self) -> list[str]:
@@ -75,6 +78,13 @@ class SavedRun:
         if self.data is not None:
             return self.data.dataset
         return self.recipe.get("dataset") or (self.results or {}).get("dataset")
+
+    @property
+    def hub_dataset(self) -> str | None:
+        """The Hub id of the data set that the model was trained on; None if the images came from elsewhere."""
+        place = self.data.without_place().data_dir if self.data is not None else None
+        hub_id = (place or "").removeprefix(HUB_PREFIX)
+        return hub_id if is_hub_id(hub_id) and "/" in hub_id else None
 
     @property
     def backbone(self) -> str | None:
@@ -115,6 +125,7 @@ def read_saved_run(folder: Path) -> SavedRun:
         known = {
             "recipe": {name: _public(name, value) for name, value in recipe.items()},
             "settings": {name: _public(name, value) for name, value in settings.items() if value is not None},
+            "base": read_base_model(recipe["backbone"]) if recipe.get("backbone") else None,
             "starts": _read_json(run / ENVIRONMENT, []),
             "epochs": [
                 line

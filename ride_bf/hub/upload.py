@@ -1,13 +1,23 @@
 """Uploads to the Hub in a single commit, by hand or while a run trains."""
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, metadata_load, metadata_save
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    hf_hub_download,
+    metadata_load,
+    metadata_save,
+)
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is httpx's, or httpx2's
 
 from data.hub_ids import check_repo_id
@@ -67,11 +77,34 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = 
     return commit.commit_url
 
 
-def write_space(folder: Path, repo_id: str) -> None:
-    """Fills the empty `folder` with the demo page of a published model."""
+def published_license(repo_id: str, revision: str | None) -> str:
+    """The licence on the card of the model that the repository has. Raises ValueError without one."""
+    try:
+        card = metadata_load(hf_hub_download(repo_id, "README.md", revision=revision)) or {}
+    except (HTTPError, OSError):
+        card = {}
+    if not card.get("license"):
+        raise ValueError(
+            f"{repo_id} has no licence yet: pass --license, an identifier of the Hub such as mit or cc-by-nc-4.0. The "
+            "terms of the training images may limit the choice"
+        )
+    return card["license"]
+
+
+def is_private(repo_id: str) -> bool:
+    """Whether a model's repository is private. Raises PublishError if the Hub cannot be reached."""
+    try:
+        return bool(HfApi().repo_info(repo_id).private)
+    except (HTTPError, OSError) as error:
+        raise PublishError(f"{repo_id} was published, but cannot be read: {_reason(error)}") from error
+
+
+def write_space(folder: Path, repo_id: str, revision: str | None = None) -> None:
+    """Fills the empty `folder` with the demo page of a published model, of a branch or commit if one is given."""
     shutil.copytree(HUB_CARDS / "space", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     metadata = metadata_load(folder / "README.md")
     metadata_save(folder / "README.md", {**metadata, "title": repo_id.rpartition("/")[2], "models": [repo_id]})
+    (folder / "model.json").write_text(json.dumps({"model": repo_id, "revision": revision}) + "\n")
 
 
 def _reason(error: BaseException) -> str:
@@ -92,17 +125,28 @@ class RunPublisher:
     before the last one has ended. Without `repo_id`, and in all processes except the main one, it does nothing.
     """
 
-    def __init__(self, run: Path, repo_id: str | None, every: int | None, private: bool, is_main_process: bool):
-        """Raises ValueError for an invalid Hub id, if there is no login, and for an `every` below 1."""
+    def __init__(
+        self,
+        run: Path,
+        repo_id: str | None,
+        license: str | None,
+        every: int | None,
+        private: bool,
+        is_main_process: bool,
+    ):
+        """Raises ValueError for an invalid Hub id, if there is no licence or no login, and for an `every` below 1."""
         if repo_id is None and (every is not None or private):
             raise ValueError("push_every and push_private need push_to_hub, the name of a repository: USER/NAME")
         if every is not None and every < 1:
             raise ValueError(f"push_every must be 1 or more, not {every}")
         if repo_id is not None:
             check_repo_id(repo_id, "--push_to_hub")
+            if license is None:
+                raise ValueError("--push_to_hub needs --push_license, an identifier of the Hub such as mit")
             check_login()
         self.run, self.every, self.private = run.absolute(), every, private
         self.repo_id = repo_id if is_main_process else None
+        self.options = ["--repo_id", str(repo_id), "--license", str(license)]
         self.push: subprocess.Popen | None = None
         self.copy, self.log = self.run / ".push", self.run / "push.log"
 
@@ -125,7 +169,7 @@ class RunPublisher:
     def _begin(self) -> None:
         """Starts to publish a copy of the run, so that training can continue."""
         published = "best" if (self.run / "best").is_dir() else "last"
-        command = [sys.executable, "-m", "ride_bf.publish", str(self.copy), "--repo_id", str(self.repo_id)]
+        command = [sys.executable, "-m", "ride_bf.publish", str(self.copy), *self.options]
         try:
             shutil.rmtree(self.copy, ignore_errors=True)
             state = shutil.ignore_patterns("*.pkl", "*.bin", "training_state")
@@ -149,7 +193,7 @@ class RunPublisher:
             return
         failed = self.push.wait() != 0
         last_words = (self.log.read_text().strip().splitlines() or ["it ended without a message"])[-1]
-        again = f"python -m ride_bf.publish {self.run} --repo_id {self.repo_id}"
+        again = shlex.join(["python", "-m", "ride_bf.publish", str(self.run), *self.options])
         print(f"warning: a push to the Hub failed: {last_words}\nTo publish by hand: {again}" if failed else last_words)
         shutil.rmtree(self.copy, ignore_errors=True)
         self.push = None

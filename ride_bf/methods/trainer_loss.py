@@ -126,6 +126,11 @@ def _check_recipe(recipe: TrainingRecipe) -> None:
             f"train_only {recipe.train_only!r} freezes the rest of the network and its BatchNorm, which Trainer does "
             f"not: {elsewhere}"
         )
+    if recipe.batchnorm != "local":
+        raise ValueError(
+            f"batchnorm {recipe.batchnorm!r} changes the network, which Trainer does not: set it to 'local' and pass "
+            f"torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) to Trainer, or {elsewhere}"
+        )
 
 
 def _check_arguments(args: TrainingArguments) -> None:

@@ -15,5 +15,6 @@ RECIPES: dict[str, TrainingRecipe] = {
     for recipe in file.RECIPES
 }
 DEFAULT_RECIPE = digits_lt.DIGITS_LT_RESNET32.name
+OWN_IMAGES_RECIPE = pretrained.PROBE.name
 
-__all__ = ["DEFAULT_RECIPE", "RECIPES", "TrainingRecipe"]
+__all__ = ["DEFAULT_RECIPE", "OWN_IMAGES_RECIPE", "RECIPES", "TrainingRecipe"]

@@ -22,8 +22,6 @@ RESNET50 = {**RESNET10, "block_type": "bottleneck", "depths": [3, 4, 6, 3]}
 
 RESNEXT50 = {**RESNET50, "groups": 32, "width_per_group": 4}
 
-RESNET152 = {**RESNET50, "depths": [3, 8, 36, 3]}
-
 
 # Stage widths of the plain ResNets. The networks above are narrower.
 FULL_WIDTHS = {"cifar": [16, 32, 64], "imagenet": [64, 128, 256, 512]}

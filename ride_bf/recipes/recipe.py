@@ -25,9 +25,18 @@ _FORMER_OPTIONS = {"diversity_temperature": 1.0, "distillation_loss_factor": 1.0
 _SEVERAL_EXPERTS = Need("--num_experts 2 or more", ("num_experts",), lambda number: number > 1)
 _TRAINED_BY_LOSS = not_with("train_only", "router", in_help=False)
 
+_PRETRAINED = Need(
+    "--backbone or --init_from", ("backbone", "init_from"), lambda place, model: (place or model) is not None
+)
+_BACKBONE_LEARNS = (
+    Need("--train_only all or lora", ("train_only",), lambda part: part in ("all", "lora")),
+    _PRETRAINED,
+)
+
 _image = partial(option, group="images")
 _optimisation = partial(option, group="optimisation")
 _sampling = partial(option, group="sampling")
+_lora = partial(option, group="backbone", needs=(only_with("train_only", "lora"),))
 _distillation = partial(option, group="distillation", needs=(only_with("teacher"),))
 
 
@@ -140,8 +149,37 @@ class TrainingRecipe:
         ),
     )
 
-    image_size: int = _image(
-        "side of a training crop, and of the centre crop in evaluation, in pixels", 224, must_be="1 or more"
+    lora_rank: int = _lora("rank of LoRA, the low-rank change of a weight matrix", 16, must_be="1 or more")
+    lora_alpha: float = _lora("strength of LoRA: its change is multiplied by alpha / rank", 16.0, must_be="positive")
+    lora_target_modules: tuple[str, ...] = _lora(
+        "names of the layers that have LoRA, such as q_proj v_proj; all linear layers and convolutions without groups "
+        "in the blocks of the backbone if not given",
+        (),
+    )
+    freeze_batch_norm: bool = option(
+        "keep the batch normalisation of the network, its statistics and parameters, as it is while the rest learns",
+        False,
+        group="backbone",
+        needs=(only_with("train_only", "all"), _PRETRAINED),
+    )
+    drop_path: float | None = option(
+        "rate of stochastic depth of the backbone in training, if its family has it; none: that of its configuration",
+        None,
+        group="backbone",
+        must_be="0 or more and less than 1",
+        needs=_BACKBONE_LEARNS,
+    )
+
+    image_size: int | None = _image(
+        "side of a training crop, and of the image in evaluation, in pixels; none: the backbone's own",
+        224,
+        must_be="1 or more",
+    )
+    crop: Literal["backbone", "whole"] = _image(
+        "how an image becomes square for a backbone in evaluation, and in training without augmentation. backbone: as "
+        "its image processor does it, which often cuts off the edges; whole: the whole image, squeezed into the square",
+        "backbone",
+        needs=(only_with("backbone"),),
     )
     resize_size: int = _image(
         "length to which evaluation resizes the shorter side, in pixels",
@@ -185,6 +223,17 @@ class TrainingRecipe:
         1,
         must_be="1 or more",
     )
+    batchnorm: Literal["local", "synchronised"] = _optimisation(
+        "whose images a BatchNorm that trains normalises with. local: those of its process; synchronised: those of all "
+        "processes, on GPUs",
+        "local",
+        needs=(
+            NO_BACKBONE,
+            only_with("train_only", "all"),
+            Need("BatchNorm that trains", ("freeze_batch_norm",), lambda frozen: not frozen, in_help=False),
+        ),
+        off="local",
+    )
     max_grad_norm: float = _optimisation("maximum norm of the gradients; 0: no clipping", 0.0, must_be="0 or more")
     ema_decay: float = _optimisation(
         "decay of the moving average of the weights, which is evaluated and saved instead of them; 0: no average",
@@ -223,10 +272,18 @@ class TrainingRecipe:
         ),
     )
     warmup_epochs: int = _optimisation("epochs of linear warm-up; 0: no warm-up", 5, must_be="0 or more")
-    train_only: Literal["all", "heads", "classifiers", "class_scales", "router"] = _optimisation(
-        "what to train. heads: all but the backbone, which stays as it is; classifiers: new classifiers (cRT); "
-        "class_scales: the lengths of the class vectors (LWS); router: the router. heads needs --backbone or "
-        "--init_from, the others --init_from",
+    layer_learning_rate_decay: float = _optimisation(
+        "factor on the learning rate from each block of the backbone, or stage, to the one before it; 1: equal rates. "
+        "The last block has this factor, and the classifiers 1",
+        1.0,
+        must_be="above 0 and at most 1",
+        needs=_BACKBONE_LEARNS,
+        off=1.0,
+    )
+    train_only: Literal["all", "heads", "lora", "classifiers", "class_scales", "router"] = _optimisation(
+        "what to train. heads: all but the backbone, which stays as it is; lora: the heads, and a low-rank change of "
+        "the backbone's weights; classifiers: new classifiers (cRT); class_scales: the lengths of the class vectors "
+        "(LWS); router: the router. heads and lora need --backbone or --init_from, the others --init_from",
         "all",
     )
 
@@ -346,7 +403,9 @@ class TrainingRecipe:
             raise ValueError("nesterov needs a momentum above 0; with momentum 0 set --no_nesterov")
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
             raise ValueError(f"lr_steps must be epochs in ascending order, not {list(self.lr_steps)}")
-        if self.resize_size < self.image_size:
+        if self.image_size is None and self.backbone is None:
+            raise ValueError("image_size none is the backbone's own size: set --backbone, or --image_size to a number")
+        if self.image_size is not None and self.resize_size < self.image_size:
             raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}")
         if not len(self.image_mean) == len(self.image_std) == 3 or self.network.get("num_channels", 3) != 3:
             raise ValueError(
@@ -362,7 +421,7 @@ class TrainingRecipe:
                 "a router cannot learn from mixed images which images need a later expert: set --mixup_alpha 0 "
                 "and --cutmix_alpha 0"
             )
-        if self.train_only not in ("all", "heads") and self.network.get("batchformer", "none") != "none":
+        if self.trains_a_part_of_a_model and self.network.get("batchformer", "none") != "none":
             raise ValueError(
                 f"train_only {self.train_only!r} trains on the features of evaluation: set --batchformer none"
             )
@@ -401,6 +460,11 @@ class TrainingRecipe:
             raise ValueError(f"prompt {without[0]!r} is the same for every class; write {{}} where the name belongs")
         if not self.prompt:
             raise ValueError('prompt is empty; give it a text, such as "a photo of a {}."')
+
+    @property
+    def trains_a_part_of_a_model(self) -> bool:
+        """Whether it trains a part of a network of this library that is trained already."""
+        return self.train_only not in ("all", "heads", "lora")
 
     @property
     def varies_images(self) -> bool:
@@ -507,7 +571,12 @@ class TrainingRecipe:
         return [f"{name}: {theirs.get(name)} -> {ours[name]}" for name in names if theirs.get(name) != ours[name]]
 
     def with_overrides(self, **overrides) -> "TrainingRecipe":
-        """A copy with other values. Options of `RideBfConfig` go to the network."""
+        """A copy with other values. Options of `RideBfConfig` go to the network.
+
+        Another `backbone` brings its own `image_size`, unless that is given too.
+        """
+        if overrides.get("backbone") is not None:
+            overrides = {"image_size": None, **overrides}
         own = {f.name for f in fields(self)}
         network = {key: value for key, value in overrides.items() if key not in own}
         rest = {key: value for key, value in overrides.items() if key in own}

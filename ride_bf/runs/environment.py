@@ -1,6 +1,7 @@
 """Describes the environment of a run: code, machine and libraries."""
 
 import os
+import re
 import socket
 import subprocess
 from datetime import UTC, datetime
@@ -30,11 +31,26 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def code_version() -> dict[str, Any]:
-    """The `commit` of this code, and whether files were `modified` since; both None outside its git repository."""
+    """The `commit` of this code, whether files were `modified` since, and the address of its `source`.
+
+    All are None outside its git repository. The source is what it was cloned from, if that is on the web.
+    """
     if _git("rev-parse", "--show-toplevel") != str(_ROOT):  # no repository, or this folder is inside another one
-        return {"commit": None, "modified": None}
+        return {"commit": None, "modified": None, "source": None}
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": _git("rev-parse", "HEAD"), "modified": None if changes is None else bool(changes)}
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "modified": None if changes is None else bool(changes),
+        "source": web_address(_git("remote", "get-url", "origin") or ""),
+    }
+
+
+def web_address(remote: str) -> str | None:
+    """The address of a git remote in a browser, without a name or token in it; None for a folder of this machine."""
+    found = re.fullmatch(
+        r"(?:https?://|ssh://)?(?:[^@/]*@)?([\w-]+(?:\.[\w-]+)+)(?::\d+)?[:/](.+?)(?:\.git)?/?", remote
+    )
+    return f"https://{found[1]}/{found[2]}" if found else None
 
 
 def _git(*arguments: str) -> str | None:
@@ -43,9 +59,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return finished.stdout.strip() if finished.returncode == 0 else None
-
-
-def check_precision(accelerator: Accelerator) -> None:
-    """Raises ValueError for fp16 on a CPU, because Accelerate would silently ignore it."""
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")

@@ -52,6 +52,14 @@ def find_model(place: str | Path) -> Path | str:
     )
 
 
+def run_of(place: str | Path) -> Path:
+    """The output folder of the run that saved the model; `place` is as in `find_model`, but no Hub id."""
+    checkpoint = find_model(place)
+    if not isinstance(checkpoint, Path):
+        raise ValueError(f"{place} does not exist; name the output folder of a run")
+    return checkpoint.parent
+
+
 def results_folder(model: Path | str) -> Path:
     """The folder for the results of a model: its own folder, or outputs/NAME for a model from the Hub."""
     return model if isinstance(model, Path) else Path("outputs") / model.replace("/", "_")

@@ -21,9 +21,10 @@ from data.sets import SPLIT_OPTIONS, data_options
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import BEST, FACTS, LAST, OLDER, read_facts
 from ride_bf.runs.models import find_model
-from ride_bf.runs.run_folder import RECIPE
+from ride_bf.runs.run_folder import ENVIRONMENT, RECIPE, read_settings
 
 DATA = "data"
+PARAMETERS = "parameters"  # {"all": ..., "trained": ...}: how many the network had in training
 # Options that name a file or folder
 PATH_OPTIONS = {option.name for option in (*SPLIT_OPTIONS, *data_options().values()) if option.is_path}
 CORRECTION = "correction"  # method and strength of the correction that ride_bf.decouple made to the classifiers
@@ -161,9 +162,33 @@ def read_recipe(place: str | Path) -> TrainingRecipe | None:
         return None
 
 
+def describe_run(place: str | Path) -> dict[str, Any]:
+    """The `recipe`, `seed`, `commit`, whether files were `modified`, and `epoch` of a run's checkpoint.
+
+    Unknown facts are absent; all are for a model of the Hub, and if the checkpoint is not in the folder of its run.
+    """
+    checkpoint = find_model(place)
+    if not isinstance(checkpoint, Path) or not (checkpoint.parent / RECIPE).is_file():
+        return {}
+    run = checkpoint.parent
+    starts = json.loads((run / ENVIRONMENT).read_text()) if (run / ENVIRONMENT).is_file() else []
+    facts = {"recipe": json.loads((run / RECIPE).read_text()).get("name"), "seed": read_settings(run).get("seed")}
+    facts |= {name: starts[-1].get(name) for name in ("commit", "modified")} if starts else {}
+    facts["epoch"] = read_facts(checkpoint).get("epoch")
+    return {name: value for name, value in facts.items() if value is not None}
+
+
 def read_data(place: str | Path) -> TrainingData | None:
     """What a model was trained on; None if its checkpoint does not say. Errors are those of `read_checkpoint_facts`."""
     return data_of(read_checkpoint_facts(place), place)
+
+
+def describe_parameters(facts: Mapping[str, Any]) -> str | None:
+    """How many parameters a model had in training and how many of them learned, by its facts; None if unknown."""
+    if PARAMETERS not in facts:
+        return None
+    trained, every = facts[PARAMETERS]["trained"], facts[PARAMETERS]["all"]
+    return f"{trained:,} of {every:,} parameters ({trained / every:.1%})".replace("%", " %")
 
 
 def data_of(facts: Mapping[str, Any], place: str | Path) -> TrainingData | None:
@@ -257,6 +282,7 @@ class EvaluationData:
         digest: `data.digest.images_digest` of the images.
         other_images: whether the images are from another data set than the one the model was trained on.
         trained_on: what the model was trained on; None if its checkpoint does not say.
+        parameters: how many it had in training, and how many of them learned; None if its checkpoint does not say.
         class_names: (C,).
         train_class_counts: (C,), images of each class that the model was trained on.
         training_images: the images that the model was trained on; None if they were not loaded.
@@ -274,6 +300,7 @@ class EvaluationData:
     train_class_counts: list[int]
     max_image_pixels: int
     training_images: Dataset | ImageStream | None = None
+    parameters: dict[str, int] | None = None
 
     def on_broken(self, action: Literal["stop", "skip"] | None = None) -> OnBrokenImage:
         """What to do with images that cannot be read: `action` or, by default, as in training on the same data."""
@@ -295,6 +322,8 @@ class EvaluationData:
             options = _without_folders(self.trained_on.options)
             names = {"dataset": self.trained_on.dataset, "options": options}
             facts["training_data"] = {**names, "images": train.images, "digest": train.digest}
+        if self.parameters is not None:
+            facts[PARAMETERS] = self.parameters
         return facts
 
 
@@ -312,7 +341,8 @@ def load_data_to_evaluate(
     given, that of training is used; no other option is, except `max_image_pixels`. Raises ValueError if its classes
     differ from those of training.
     """
-    known = read_data(place)
+    recorded = read_checkpoint_facts(place)
+    known = data_of(recorded, place)
     if max_image_pixels is None:
         max_image_pixels = MAX_IMAGE_PIXELS if known is None else known.max_image_pixels
     if other_images:
@@ -339,6 +369,7 @@ def load_data_to_evaluate(
         class_names=names_of(splits),
         train_class_counts=class_counts(here) if known is None else known.train_class_counts,
         training_images=None if other_images else here,
+        parameters=recorded.get(PARAMETERS),
         max_image_pixels=max_image_pixels,
     )
 

@@ -21,7 +21,7 @@ from ride_bf.command_line.options import (
     options_of,
     with_underscores,
 )
-from ride_bf.recipes import DEFAULT_RECIPE, RECIPES, TrainingRecipe
+from ride_bf.recipes import DEFAULT_RECIPE, OWN_IMAGES_RECIPE, RECIPES, TrainingRecipe
 from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
 from ride_bf.training.effects import check_effects
 
@@ -56,7 +56,11 @@ _hub = partial(option, group="Hub")
 class RunArguments:
     """How and where to run a recipe. Raises ValueError for an invalid value, naming the option and the value."""
 
-    recipe: str = _run(f"one of {', '.join(RECIPES)}", DEFAULT_RECIPE, metavar="NAME")
+    recipe: str = _run(
+        f"one of {', '.join(RECIPES)}; with --data_dir or --dataset custom alone {OWN_IMAGES_RECIPE}",
+        DEFAULT_RECIPE,
+        metavar="NAME",
+    )
     recipe_file: str | None = _run(
         "a recipe as --print_recipe prints it, or one of the authors' config.json files", None, metavar="FILE"
     )
@@ -80,8 +84,9 @@ class RunArguments:
     logging_steps: int = _run("log the loss to the tracker every N steps", 10, must_be="1 or more")
 
     data_dir: str | None = _data(
-        "folder of the data set's lists and images, if it is not in its usual place in data/; or hf:USER/NAME, a data "
-        "set on the Hub that has the images; with --dataset custom also a table or the id of a data set on the Hub",
+        "folder of your images, a table of them, or the id of a data set on the Hub; with another --dataset, the "
+        "folder of its lists and images, if it is not in its usual place in data/, or hf:USER/NAME, a data set on the "
+        "Hub that has the images",
         None,
         metavar="PLACE",
     )
@@ -125,6 +130,9 @@ class RunArguments:
     eval_batch_size: int = _checkpoints("images in an evaluation batch, for each process", 256, must_be="1 or more")
 
     push_to_hub: str | None = _hub("repository on the Hub to publish the model to", None, metavar="USER/NAME")
+    push_license: str | None = _hub(
+        "licence of the weights, as an identifier of the Hub", None, needs=(only_with("push_to_hub"),), metavar="ID"
+    )
     push_every: int | None = _hub(
         "publish every N epochs, not only at the end", None, must_be="1 or more", needs=(only_with("push_to_hub"),)
     )
@@ -163,7 +171,8 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
     """Raises ValueError if the recipe needs `--init_from` or `--teacher` and the run does not give it."""
     if recipe.classifier_init != "random" and run.init_from is not None:
         raise ValueError(
-            f"--classifier_init {recipe.classifier_init} would replace the class vectors of --init_from; give one"
+            f"--classifier_init {recipe.classifier_init} would replace the class vectors of --init_from; give one, or "
+            "the --recipe of the model that it names"
         )
     if run.dataset_options.get("streaming") and run.init_from is None:
         reading = {
@@ -176,11 +185,12 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
                 f"{', '.join(asked)} needs the features of all training images, which --streaming does not keep; leave "
                 "out --streaming, or set --classifier_init random --standardise_features false"
             )
-    if recipe.train_only == "heads" and recipe.backbone is None and run.init_from is None:
+    if recipe.train_only in ("heads", "lora") and recipe.backbone is None and run.init_from is None:
         raise ValueError(
-            "train_only heads needs a trained backbone: name it with --backbone, or a model with --init_from"
+            f"train_only {recipe.train_only} needs a trained backbone: name it with --backbone, or a model with "
+            "--init_from"
         )
-    if recipe.train_only not in ("all", "heads") and run.init_from is None:
+    if recipe.trains_a_part_of_a_model and run.init_from is None:
         raise ValueError(f"train_only {recipe.train_only!r} needs a trained model: name it with --init_from")
     if recipe.needs_teacher and run.teacher is None:
         raise ValueError(f"{recipe.name} needs a teacher: name the teacher with --teacher")
@@ -205,6 +215,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[RunArgument
     given = vars(parsed)
     try:
         own = {name: given[name] for name in options_of(RunArguments) if name in given}
+        if "recipe_file" not in own:
+            own["recipe"] = recipe.name
         of_data = {name: given[name] for name in data_options() if name in given}
         run = RunArguments(**own, dataset_options=of_data, given=frozenset(given))
         recipe = recipe.with_overrides(**_changes(recipe, given))
@@ -216,15 +228,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[RunArgument
 
 
 def _chosen_recipe(words: list[str]) -> TrainingRecipe:
+    """The recipe that the command line names; without one, that of own images if it names images, else the default."""
     chooser = OptionParser(add_help=False)
-    hints = get_type_hints(RunArguments)
-    for name in ("recipe", "recipe_file"):
-        chooser.add_option(name, hints[name], options_of(RunArguments)[name], None)
+    for kind, names in ((RunArguments, ("recipe", "recipe_file", "data_dir")), (TrainingRecipe, ("dataset",))):
+        hints = get_type_hints(kind)
+        for name in names:
+            chooser.add_option(name, hints[name], options_of(kind)[name], None)
     chosen = vars(chooser.parse_known_args(words)[0])
-    if len(chosen) == 2:
+    if "recipe" in chosen and "recipe_file" in chosen:
         chooser.error("--recipe and --recipe_file name two recipes; give one of them")
     if chosen.get("recipe_file") is None:
-        name = chosen.get("recipe", DEFAULT_RECIPE)
+        own_images = RECIPES[OWN_IMAGES_RECIPE].dataset
+        named = chosen.get("dataset", own_images if chosen.get("data_dir") is not None else None)
+        name = chosen.get("recipe", OWN_IMAGES_RECIPE if named == own_images else DEFAULT_RECIPE)
         if name not in RECIPES:
             chooser.error(f"no recipe is called {name!r}; there are {', '.join(RECIPES)}")
         return RECIPES[name]

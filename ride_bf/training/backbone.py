@@ -1,5 +1,6 @@
 """Pre-trained backbones: where their weights and their image processors come from."""
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Backbone:
         place: Hub id or folder.
         config: its configuration; of a two-tower model that of the vision tower.
         processor: its image processor, in the form that this library saves.
+        other_size: whether the processor makes images of another size than the model came with.
         model: what `AutoModel.from_pretrained` gives; None for the backbone of a model of this library, whose weights
             `ride_bf.training.start_weights` copies.
     """
@@ -39,23 +41,30 @@ class Backbone:
     place: str
     config: PreTrainedConfig
     processor: BitImageProcessor
+    other_size: bool = False
     model: PreTrainedModel | None = None
 
+    def prepare_images(self, image_size: int | None, crop: str) -> "Backbone":
+        """A copy that takes images of this size and crop, the options of a recipe."""
+        processor = resized(self.processor, image_size)
+        if crop == "whole":
+            processor = without_crop(processor)
+        other_size = prepared_size(processor) != prepared_size(self.processor)
+        return replace(self, processor=processor, other_size=other_size)
 
-def load_backbone(place: str, image_size: int | None = None) -> Backbone:
+
+def load_backbone(place: str) -> Backbone:
     """Loads a pre-trained vision model by its Hub id or folder, and its image processor.
 
-    `image_size` replaces the side of the images that the processor makes. Raises ValueError, with the remedy, for a
-    model that is not there, private, gated, damaged or no vision model, and for a missing package.
+    Raises ValueError, with the remedy, for a model that is not there, private, gated, damaged or no vision model, and
+    for a missing package.
     """
     described, _ = from_place(place, lambda name: PreTrainedConfig.get_config_dict(_folder_of_model(name)))
     if described.get("model_type") == RideBfConfig.model_type:
         config = load_config(place)
         if config.backbone_config is None:
             raise ValueError(f"{place} is a residual network of this library: start from it with --init_from")
-        return Backbone(
-            place=place, config=config.backbone_config, processor=resized(load_processor(place), image_size)
-        )
+        return Backbone(place=place, config=config.backbone_config, processor=load_processor(place))
     # Otherwise transformers would ask on the terminal whether it may run the code of a repository.
     config = from_place(place, lambda name: AutoConfig.from_pretrained(name, trust_remote_code=False))
     if isinstance(vision := getattr(config, "vision_config", None), PreTrainedConfig):
@@ -78,9 +87,7 @@ def load_backbone(place: str, image_size: int | None = None) -> Backbone:
     kind = {"backend": "pil"} if model.config.model_type == "timm_wrapper" else {}
     original = from_place(place, lambda name: AutoImageProcessor.from_pretrained(name, **kind))
     processor = as_bit_processor(original, place)
-    return Backbone(
-        place=place, config=model.config, processor=resized(processor, image_size), model=model.float().eval()
-    )
+    return Backbone(place=place, config=model.config, processor=processor, model=model.float().eval())
 
 
 @torch.no_grad()
@@ -97,8 +104,11 @@ def check_image_size(model: RideBfForImageClassification, backbone: Backbone) ->
         ) from error
 
 
-def with_backbone_of(place: str, recipe: TrainingRecipe) -> TrainingRecipe:
-    """The recipe with the backbone of a saved model of this library, and its options; unchanged if it has none."""
+def with_backbone_of(place: str, recipe: TrainingRecipe, **options: Any) -> TrainingRecipe:
+    """The recipe with the backbone of a saved model of this library, and its options; unchanged if it has none.
+
+    `options` of the recipe replace those that come with the backbone.
+    """
     config = load_config(place)
     if config.backbone_config is None:
         return recipe
@@ -107,7 +117,35 @@ def with_backbone_of(place: str, recipe: TrainingRecipe) -> TrainingRecipe:
         for name in BACKBONE_OPTIONS
         if name != "backbone_config" and name not in recipe.network
     }
-    return replace(recipe, backbone=str(place), network={**recipe.network, **inherited})
+    return recipe.with_overrides(backbone=str(place), **inherited, **options)
+
+
+def with_drop_path(backbone: Backbone, rate: float | None) -> Backbone:
+    """The backbone with another rate of stochastic depth, in its configuration's own field; None changes nothing.
+
+    Raises ValueError for a family without stochastic depth.
+    """
+    if rate is None:
+        return backbone
+    config = copy.deepcopy(backbone.config)
+    if config.model_type == "timm_wrapper":
+        config.model_args = {**(config.model_args or {}), "drop_path_rate": rate}
+    elif hasattr(config, "drop_path_rate"):
+        config.drop_path_rate = rate
+    if rate > 0 and not _drops_paths(config):
+        name = getattr(config, "architecture", config.model_type)
+        raise ValueError(f"--drop_path {rate:g} cannot act: the backbone {name} has no stochastic depth; leave it out")
+    return replace(backbone, config=config)
+
+
+def _drops_paths(config: PreTrainedConfig) -> bool:
+    """Whether a backbone of this configuration has stochastic depth. Not every network of timm takes a rate."""
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+    except TypeError:
+        return False
+    return any(type(module).__name__.endswith("DropPath") for module in model.modules())
 
 
 def _folder_of_model(place: str) -> str:
@@ -164,8 +202,9 @@ def _why(place: str, error: Exception, is_folder: bool) -> str:
     offline = any(isinstance(cause, LocalEntryNotFoundError | ConnectionError) for cause in causes)
     if offline or "couldn't connect" in str(error) or "We couldn't" in str(error):
         return (
-            f"the backbone {place} is not in the cache, and the Hub cannot be reached; download it once: "
-            f"hf download {place}"
+            f"the backbone {place} is not in the cache, and the Hub cannot be reached; download it once: hf download "
+            f"{place}; or name a folder: --backbone FOLDER; or train from scratch: --dataset custom --recipe "
+            "digits_lt_resnet32 (16 x 16 pixels) or imagenet_lt_resnet10 (224 x 224)"
         )
     return f"the backbone {place} cannot be loaded: {said}"
 
@@ -258,6 +297,14 @@ def resized(processor: BitImageProcessor, image_size: int | None) -> BitImagePro
     if crop:
         described["crop_size"] = {"height": image_size, "width": image_size}
     return BitImageProcessor.from_dict(described)
+
+
+def without_crop(processor: BitImageProcessor) -> BitImageProcessor:
+    """A copy of a processor that squeezes the whole image into its square, and cuts off nothing."""
+    height, width = prepared_size(processor) or (processor.size["shortest_edge"],) * 2
+    size = {"height": height, "width": width}
+    described = {"do_resize": True, "size": size, "do_center_crop": False, "crop_size": None}
+    return BitImageProcessor.from_dict({**processor.to_dict(), **described})
 
 
 def processor_facts(processor: BitImageProcessor) -> dict[str, Any]:

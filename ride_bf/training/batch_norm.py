@@ -1,9 +1,33 @@
-"""Checks that the training batches are large enough for BatchNorm."""
+"""BatchNorm of several processes, and the check that the training batches are large enough for it."""
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from ride_bf.recipes import TrainingRecipe
+
+
+def check_synchronised(recipe: TrainingRecipe, accelerator: Accelerator) -> None:
+    """Raises ValueError if BatchNorm is to be synchronised on CPUs, which PyTorch cannot do."""
+    if recipe.batchnorm == "synchronised" and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        raise ValueError(
+            "--batchnorm synchronised needs GPUs, because PyTorch does not synchronise BatchNorm on CPUs; set "
+            "--batchnorm local, or train in one process"
+        )
+
+
+def synchronise_batch_norm(model: nn.Module, recipe: TrainingRecipe, num_processes: int) -> None:
+    """Makes BatchNorm normalise with the images of all processes, if the recipe asks for it. Changes `model`.
+
+    A BatchNorm that is frozen stays as it is, and so does a pre-trained backbone. One process has all images already.
+    Parameters, statistics and the names in a state dict stay the same, so the saved model has an ordinary BatchNorm.
+    """
+    if recipe.batchnorm == "local" or recipe.backbone is not None or num_processes == 1:
+        return
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d) and child.weight.requires_grad:
+                setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
 
 
 def check_batch_norm(model: nn.Module, recipe: TrainingRecipe, num_images: int, num_processes: int) -> None:
@@ -17,6 +41,8 @@ def check_batch_norm(model: nn.Module, recipe: TrainingRecipe, num_images: int, 
         num_images: training images in an epoch; a single process may have fewer than a batch.
         num_processes: number of processes that share the images.
     """
+    if recipe.batchnorm == "synchronised":
+        num_processes = 1
     shares = num_processes * recipe.gradient_accumulation_steps
     held = recipe.batch_size // shares
     if num_processes == 1:

@@ -7,6 +7,7 @@ import torch
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.compute import profile
 from ride_bf.recipes import TrainingRecipe
+from ride_bf.training.freezing import parameter_counts
 
 _MEASURED = 4  # number of images whose activations are measured
 
@@ -67,9 +68,10 @@ def run_cost(
     images = min(steps * recipe.batch_size, recipe.epochs * images_per_epoch)
     parts = profile(model.config, recipe.image_size, recipe.window_size)
     multiply_adds = sum(part["multiply_adds"] for part in parts.values())
-    total = sum(parameter.numel() for parameter in model.parameters())
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    copies = 4 * (total + 2 * learning + (total if recipe.ema_decay else 0))  # weights, gradients, momentum, average
+    counts = parameter_counts(model)
+    total, states = counts["all"], 2 if recipe.optimizer == "adamw" else 1
+    # weights, gradients, the optimizer's states, average
+    copies = 4 * (total + (1 + states) * counts["trained"] + (total if recipe.ema_decay else 0))
     activations = held * activation_bytes(model, recipe.image_size)
     epochs = f"{recipe.epochs} epochs of {images_per_epoch:,} images"
     if steps < number_of_steps(recipe, batches_per_epoch):

@@ -5,6 +5,8 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ride_bf.training.lora import merged
+
 
 class WeightAverage:
     """Averages the weights and running statistics of `model` over the steps. Without decay, it is the model itself.
@@ -24,8 +26,8 @@ class WeightAverage:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network to evaluate and save."""
-        return self.model if self.averaged is None else self.averaged.module
+        """The network to evaluate and save. With LoRA, each access makes a copy that has it merged."""
+        return merged(self.model if self.averaged is None else self.averaged.module)
 
     def update(self) -> None:
         if self.averaged is not None:

@@ -26,6 +26,7 @@ from data.writing import whole_file
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 
 _ROWS_AT_ONCE = 4096  # that are copied, to limit memory
+_IMAGES_AT_ONCE = 32  # on a CPU, where the feature maps of larger batches leave the caches: 30 % slower with 256
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,10 @@ class FeatureCache:
         network, accelerator = self.network.eval(), self.accelerator
         bar = tqdm(loader, doing, total=len(loader), leave=False, disable=not accelerator.is_local_main_process)
         for batch in bar:
+            images = batch["pixel_values"]
+            parts = images.split(_IMAGES_AT_ONCE if images.device.type == "cpu" else len(images))
             with accelerator.autocast():
-                pooled = start_features(network, batch["pixel_values"]).float()
+                pooled = torch.cat([start_features(network, part) for part in parts]).float()
             gathered = accelerator.gather_for_metrics({"features": pooled, "labels": batch["labels"]})
             yield gathered["features"].cpu().numpy(), gathered["labels"].cpu().numpy()
 

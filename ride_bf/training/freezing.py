@@ -3,10 +3,11 @@
 from torch import nn
 
 # Part of the network that can be trained alone -> prefixes of the names of its parameters. The adapters of the experts
-# are heads too, see `is_of_part`.
+# are heads too, and LoRA is named after the layers that have it: see `is_of_part`.
 TRAINABLE_PARTS: dict[str, tuple[str, ...]] = {
     "all": ("",),
     "heads": ("classifiers.", "batchformer."),
+    "lora": ("classifiers.", "batchformer."),
     "classifiers": ("classifiers.",),
     "class_scales": ("classifiers.",),
     "router": ("router.",),
@@ -25,14 +26,39 @@ def train_only(model: nn.Module, part: str) -> None:
         _train_only_scales(model)
 
 
+def freeze_batch_norm(model: nn.Module) -> int:
+    """Freezes the batch normalisation; `set_train_mode` then keeps its statistics too. Returns how many layers it is.
+
+    A pre-trained network whose layers took the statistics of the batches would give other features than those that the
+    classifiers start from.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for layer in layers:
+        layer.requires_grad_(False)
+    return len(layers)
+
+
 def is_of_part(name: str, part: str) -> bool:
     """Whether the parameter of this name is of a part, a key of `TRAINABLE_PARTS`."""
-    return name.startswith(TRAINABLE_PARTS[part]) or (part == "heads" and is_of_adapter(name))
+    if part == "lora" and is_of_lora(name):
+        return True
+    return name.startswith(TRAINABLE_PARTS[part]) or (part in ("heads", "lora") and is_of_adapter(name))
 
 
 def is_of_adapter(name: str) -> bool:
     """Whether the parameter of this name is of an expert's adapter."""
     return name.startswith("ride_bf.experts.") and ".adapter." in name
+
+
+def is_of_lora(name: str) -> bool:
+    """Whether the parameter of this name is of LoRA, as peft names it."""
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """How many parameters the network has in training, with LoRA, and how many of them are trained."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return {"all": sum(size for size, _ in sizes), "trained": sum(size for size, trained in sizes if trained)}
 
 
 def _train_only_scales(model: nn.Module) -> None:

@@ -29,6 +29,7 @@ from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.run_folder import BROKEN_IMAGES
 from ride_bf.training.arguments import RunArguments
 from ride_bf.training.features import FeatureCache, FeatureRows, as_it_is, feature_batches
+from ride_bf.training.lora import merged
 
 
 class RunLoaders:
@@ -103,7 +104,7 @@ class RunLoaders:
 
     def _features(self) -> FeatureCache:
         if self._cache is None:
-            self._cache = FeatureCache(self.model.to(self.accelerator.device), self.accelerator)
+            self._cache = FeatureCache(merged(self.model.to(self.accelerator.device)), self.accelerator)
         return self._cache
 
     def _images(self, split: Dataset | ImageStream) -> FinishedBatches:

@@ -7,6 +7,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ride_bf.recipes import TrainingRecipe
+from ride_bf.training.blocks import depths_from_top
 from ride_bf.training.freezing import is_of_adapter
 
 _BATCH_MODULE = "batchformer."
@@ -16,11 +17,15 @@ def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> Optimizer:
     """The optimizer of the recipe for every parameter that is not frozen.
 
     Parameters with the same learning rate and weight decay form a group. It is fused: one pass over memory per update.
+    With `layer_learning_rate_decay`, a block of the backbone has a lower rate the farther it is from the classifiers.
     """
+    layer_decay = recipe.layer_learning_rate_decay
+    depths = {} if layer_decay == 1 else depths_from_top(model, f"--layer_learning_rate_decay {layer_decay:g}")
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (recipe.learning_rate * rate_factor(name, recipe), _decay(parameter, recipe))
+            rate = recipe.learning_rate * rate_factor(name, recipe) * layer_decay ** depths.get(name, 0)
+            key = (rate, _decay(parameter, recipe))
             groups.setdefault(key, []).append(parameter)
     parameters = [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
     if recipe.optimizer == "adamw":

@@ -28,21 +28,29 @@ from ride_bf.methods.teacher import describe_teacher, load_teacher
 from ride_bf.methods.windows import check_windows, describe_windows, set_window
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import TRAINING_STATE
-from ride_bf.runs.environment import check_precision
+from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
 from ride_bf.training.arguments import RunArguments, check_starting_models
-from ride_bf.training.backbone import Backbone, check_image_size, load_backbone, processor_facts, with_backbone_of
-from ride_bf.training.batch_norm import check_batch_norm
+from ride_bf.training.backbone import (
+    Backbone,
+    check_image_size,
+    load_backbone,
+    processor_facts,
+    with_backbone_of,
+    with_drop_path,
+)
+from ride_bf.training.batch_norm import check_batch_norm, check_synchronised, synchronise_batch_norm
 from ride_bf.training.collapse import CollapseMonitor
 from ride_bf.training.cost import run_cost
 from ride_bf.training.effects import check_effect_of_options
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.ending import end_training
-from ride_bf.training.freezing import train_only
+from ride_bf.training.freezing import freeze_batch_norm, parameter_counts, train_only
 from ride_bf.training.heads import start_heads
 from ride_bf.training.loaders import RunLoaders, draws_per_epoch
+from ride_bf.training.lora import add_lora
 from ride_bf.training.optimizer import Schedule, make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
@@ -104,7 +112,12 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     accelerator = make_accelerator(run, recipe)
     check_processes(run, recipe, accelerator)
     publisher = RunPublisher(
-        Path(run.output_dir), run.push_to_hub, run.push_every, run.push_private, accelerator.is_main_process
+        Path(run.output_dir),
+        run.push_to_hub,
+        run.push_license,
+        run.push_every,
+        run.push_private,
+        accelerator.is_main_process,
     )
     # the other processes use the cache that the first one makes
     with accelerator.main_process_first(), printed_notices(accelerator.print):
@@ -165,6 +178,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     steps_per_epoch = math.ceil(len(loaders["train"]) / recipe.gradient_accumulation_steps)
     schedule = Schedule(optimizer, recipe, steps_per_epoch)
     progress = Progress()
+    synchronise_batch_norm(model, recipe, accelerator.num_processes)
     model, optimizer = accelerator.prepare(model, optimizer)
     weights = WeightAverage(accelerator.unwrap_model(model), recipe.ema_decay)
     statistics = RunningStatistics(accelerator, *weights.networks)
@@ -222,7 +236,7 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
     torch.backends.cudnn.benchmark = not run.deterministic
     trackers = [] if run.report_to == "none" else [run.report_to]
     check_tracker(run.report_to)
-    accelerator = Accelerator(
+    return start_accelerator(
         log_with=trackers or None,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / TENSORBOARD)),
@@ -230,8 +244,6 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
         # Each process keeps the running statistics of its own images; `RunningStatistics` averages them.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    check_precision(accelerator)
-    return accelerator
 
 
 def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Accelerator) -> None:
@@ -243,6 +255,7 @@ def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Acce
             f"{accelerator.num_processes} process(es) with {recipe.gradient_accumulation_steps} batch(es) each; set "
             f"--batch_size to a multiple of {shares}"
         )
+    check_synchronised(recipe, accelerator)
     check_windows(recipe, accelerator.num_processes, skips_images=run.on_broken_image == "skip")
 
 
@@ -264,15 +277,21 @@ def make_processor(recipe: TrainingRecipe) -> BitImageProcessor:
 def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone | None, TrainingRecipe]:
     """The backbone of the recipe, or of the model that the run starts from; and the recipe with its image options.
 
-    The backbone decides size and normalisation of the images, but for an `--image_size` that is given.
+    The processor is the backbone's own, with the recipe's `image_size` and `crop`.
     """
     if recipe.backbone is None and run.init_from is not None:
-        recipe = with_backbone_of(run.init_from, recipe)
+        chosen = {"image_size": recipe.image_size} if "image_size" in run.given else {}
+        recipe = with_backbone_of(run.init_from, recipe, **chosen)
     if recipe.backbone is None:
+        if recipe.drop_path is not None:
+            raise ValueError(
+                f"--drop_path {recipe.drop_path:g} needs a backbone; {run.init_from} is a residual network"
+            )
         return None, recipe
-    backbone = load_backbone(recipe.backbone, recipe.image_size if _chooses_image_size(run) else None)
+    backbone = load_backbone(recipe.backbone)
     if backbone.model is None and run.init_from is None:
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
+    backbone = with_drop_path(backbone.prepare_images(recipe.image_size, recipe.crop), recipe.drop_path)
     return backbone, replace(recipe, **processor_facts(backbone.processor))
 
 
@@ -287,11 +306,6 @@ def vectors_of_text(
     texts = ", ".join(repr(prompt_for(prompt, data.class_names[0])) for prompt in recipe.prompt)
     accelerator.print(f"The class vectors start from text, the first one from {texts}")
     return text_class_vectors(recipe.backbone, data.class_names, recipe.prompt, accelerator.device)
-
-
-def _chooses_image_size(run: RunArguments) -> bool:
-    """Whether the images have another size than the backbone's own. A recipe's file has the size that it was for."""
-    return "image_size" in run.given or run.recipe_file is not None
 
 
 def make_model(
@@ -313,13 +327,17 @@ def make_model(
         model = RideBfForImageClassification(config)
         if backbone.model is not None:
             model = RideBfForImageClassification.from_backbone(backbone.model, config)
-        if _chooses_image_size(run):
+        if backbone.other_size:
             check_image_size(model, backbone)
     if run.init_from is not None:
         started = initialise_from(model, run.init_from, new_parts={"classifiers", "router"} & {recipe.train_only})
         check_frozen_classes(started, recipe)
         accelerator.print(started)
+    if recipe.train_only == "lora":
+        add_lora(model, recipe)
     train_only(model, recipe.train_only)
+    if recipe.freeze_batch_norm and not freeze_batch_norm(model) and "freeze_batch_norm" in run.given:
+        raise ValueError("--freeze_batch_norm cannot act: the network has no batch normalisation; leave it out")
     set_window(model, recipe.batchformer_window)
     return to_fast_layout(model)
 
@@ -333,14 +351,15 @@ def describe(
     accelerator: Accelerator,
 ) -> None:
     """Prints the network, the data, the devices and the rule that chooses a checkpoint."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = parameter_counts(model)
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     best = "the one with the best balanced accuracy on the validation images"
     rule = best if "validation" in splits else "the last one, because there is no validation split"
     accelerator.print(
-        f"{recipe.name}: {parameters:,} parameters; {sizes} images, {len(counts)} classes of {max(counts)} to "
-        f"{min(counts)} training images; {accelerator.num_processes} process(es) on {accelerator.device.type}, "
-        f"precision {accelerator.mixed_precision}. The checkpoint tested is {rule}."
+        f"{recipe.name}: {parameters['all']:,} parameters, {parameters['trained']:,} of them trained; {sizes} images, "
+        f"{len(counts)} classes of {max(counts)} to {min(counts)} training images; {accelerator.num_processes} "
+        f"process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}. The checkpoint tested is "
+        f"{rule}."
     )
     if (windows := describe_windows(recipe, accelerator.num_processes)) is not None:
         accelerator.print(windows)

@@ -1,0 +1,125 @@
+"""Makes an Accelerator that does what its launcher was asked for, or says why it cannot.
+
+Accelerate ignores settings that do not fit the devices: FSDP on CPUs, fp16 on a CPU, a second process of
+`accelerate launch --cpu`. The run would succeed, but it would not be the run that was asked for.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import str_to_bool
+
+# A launcher's variable -> what it asks for. All of these split the network over the processes.
+_SPLIT_NETWORKS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+# The number of processes that a launcher has started: torchrun and `accelerate launch`, and MPI
+_STARTED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+_PRECISIONS = ("no", "fp16", "bf16")
+_ON_CPU = "on CPUs start them with ACCELERATE_USE_CPU=true torchrun --nproc_per_node"
+
+
+def start_accelerator(**options: Any) -> Accelerator:
+    """Returns `Accelerator(**options)`, once it is sure that it runs what was asked for.
+
+    Compares the variables that launchers set, and `options`, with the Accelerator's state. Raises ValueError, with
+    what to take instead, if they differ.
+    """
+    environment = os.environ
+    precision = options.get("mixed_precision") or environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    _check_network_is_whole(environment)
+    _check_gpus(environment)
+    _check_names(precision, environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower())
+    accelerator = Accelerator(**options)
+    _check_processes(accelerator, environment)
+    _check_precision(accelerator, precision)
+    if "gradient_accumulation_steps" in options:
+        _check_accumulation(accelerator, options["gradient_accumulation_steps"])
+    return accelerator
+
+
+def _asks(environment: Mapping[str, str], name: str) -> bool:
+    return bool(str_to_bool(environment.get(name) or "false"))
+
+
+def _check_network_is_whole(environment: Mapping[str, str]) -> None:
+    for variable, engine in _SPLIT_NETWORKS.items():
+        if _asks(environment, variable):
+            raise ValueError(
+                f"{engine} cannot act ({variable}={environment[variable]}): every process holds the whole network. "
+                "Launch with --multi_gpu, or distributed_type: MULTI_GPU in the configuration file; a network that is "
+                "too large trains with --train_only heads or a smaller --batch_size"
+            )
+
+
+def _check_gpus(environment: Mapping[str, str]) -> None:
+    """Compares the GPUs that were asked for with those that there are."""
+    if _asks(environment, "ACCELERATE_USE_CPU"):
+        return
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if visible not in ("", "-1", "NoDevFiles") and not torch.cuda.is_available():
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={visible} asks for GPUs, and PyTorch {torch.__version__} finds none: install a "
+            "PyTorch for this driver, or unset it to train on a CPU"
+        )
+    started, gpus = int(environment.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if torch.cuda.is_available() and started > gpus:
+        raise ValueError(
+            f"{started} processes on this machine need {started} GPUs, and PyTorch finds {gpus}; launch with "
+            f"--num_processes {gpus} for each machine"
+        )
+
+
+def _check_names(precision: str, backend: str) -> None:
+    if precision not in _PRECISIONS:
+        raise ValueError(f"mixed_precision {precision} cannot act here; take one of {', '.join(_PRECISIONS)}")
+    if backend != "no" and backend not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise ValueError(
+            f"dynamo_backend {backend} is not installed; PyTorch {torch.__version__} has {', '.join(known)}"
+        )
+
+
+def _check_processes(accelerator: Accelerator, environment: Mapping[str, str]) -> None:
+    running = accelerator.num_processes
+    started = max(int(environment.get(name) or 1) for name in _STARTED)
+    if started != running:
+        raise ValueError(
+            f"the launcher has started {started} processes, but each of them would run alone on "
+            f"{accelerator.device.type}; {_ON_CPU} {started}"
+        )
+    # `accelerate launch` for a CPU starts one process, whatever --num_processes is. Only this address shows it.
+    by_accelerate = "ACCELERATE_DYNAMO_BACKEND" in environment
+    if running == 1 and by_accelerate and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
+        raise ValueError(
+            "accelerate launch was asked for several processes and has started one, as it always does with --cpu or "
+            f"use_cpu; {_ON_CPU} N. For one process pass --num_processes 1 --num_machines 1, and unset MASTER_ADDR"
+        )
+
+
+def _check_precision(accelerator: Accelerator, asked: str) -> None:
+    device = accelerator.device
+    if asked == "fp16" and device.type == "cpu":
+        raise ValueError("fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")
+    if asked == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            f"bf16 needs a newer GPU: {torch.cuda.get_device_name(device)} only emulates it; use --mixed_precision fp16"
+        )
+    if asked not in ("no", accelerator.mixed_precision):
+        raise ValueError(
+            f"mixed_precision {asked} was asked for, and {accelerator.mixed_precision} would run; launch with "
+            f"--mixed_precision {accelerator.mixed_precision}"
+        )
+
+
+def _check_accumulation(accelerator: Accelerator, asked: int) -> None:
+    if accelerator.gradient_accumulation_steps != asked:
+        raise ValueError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={accelerator.gradient_accumulation_steps} cannot act, because the "
+            f"batches of this run are made for {asked}: unset it and pass --gradient_accumulation_steps to the command"
+        )
