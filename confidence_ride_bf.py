@@ -33,6 +33,7 @@ class Confidence:
             class. All logits of an image are divided by one number, so their order does not change.
         coverage: the share of images whose set of classes holds the true one; None: there are no sets.
         set_thresholds: a class is in the set of an image if its probability, without the temperature, is at least this.
+        calibrated_on: "validation", or "train" for images that the network was trained on: then it is still too sure.
         reject_known: the share of known images that may be rejected as "none of the classes"; None: none are.
         known_score, known_threshold: an image is rejected if this score, a name in `KNOWN_SCORES`, is below this.
 
@@ -42,6 +43,7 @@ class Confidence:
     temperature: float | list[float] = 1.0
     coverage: float | None = None
     set_thresholds: float | list[float] | None = None
+    calibrated_on: str = "validation"
     reject_known: float | None = None
     known_score: str | None = None
     known_threshold: float | None = None

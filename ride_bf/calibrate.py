@@ -49,7 +49,6 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_options(arguments)
-    from accelerate import Accelerator
     from transformers.utils import logging
 
     from data import BrokenImageError, evaluation_batches
@@ -61,14 +60,13 @@ def main(arguments: list[str] | None = None) -> None:
         logits_of,
         write_confidence,
     )
-    from ride_bf.runs.environment import check_precision
+    from ride_bf.runs.engine import start_accelerator
     from ride_bf.runs.models import check_classes, find_model, load_model, load_processor
     from ride_bf.runs.provenance import load_splits_of
 
     logging.disable_progress_bar()
     with errors_as_messages(ValueError, OSError, BrokenImageError, FloatingPointError):
-        accelerator = Accelerator()
-        check_precision(accelerator)
+        accelerator = start_accelerator()
         place = find_model(options.model)
         if isinstance(place, str):
             raise ValueError(f"{place}, on the Hub, cannot be changed; hf download it, and name the folder")

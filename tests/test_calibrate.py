@@ -1,8 +1,11 @@
 """Temperatures: found where they were put in, chosen by cross-validation, kept in the model, and used by readers."""
 
+import importlib.util
 import json
 import re
 import shutil
+import sys
+from html import escape
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from conftest import ROOT, tiny_config, tiny_model
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from test_evaluate import save_model
+from tiny_run import NAMES, write_run
 from transformers import AutoConfig, pipeline
 
 from confidence_ride_bf import Confidence
@@ -28,6 +32,9 @@ from ride_bf.evaluation.metrics import (
     shot_groups,
 )
 from ride_bf.evaluation.results import Predictions, read_results
+from ride_bf.hub.export import export
+from ride_bf.hub.onnx import export_onnx
+from ride_bf.hub.run_files import read_saved_run
 from ride_bf.runs.checkpoints import _write_manifest, damage
 from ride_bf.runs.models import load_config, load_model
 
@@ -269,3 +276,89 @@ def test_too_much_is_not_promised(plain, tmp_path):
     with pytest.raises(SystemExit, match="user/model, on the Hub, cannot be changed"):
         calibrate.main(["user/model"])
     assert load_config(tmp_path / "model").confidence is None
+
+
+CONFIDENCE = {
+    "temperature": [2.0, 2.0, 3.0, 4.0, 4.0],
+    "coverage": 0.9,
+    "set_thresholds": [0.1, 0.1, 0.1, 0.0, 0.5],
+    "reject_known": 0.05,
+    "known_score": "max_logit",
+    "known_threshold": 1e6,  # no image reaches it
+}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A published model that is calibrated, and the probabilities that it must give for `IMAGE`."""
+    home = tmp_path_factory.mktemp("published")
+    run = write_run(home / "run")
+    config = load_config(run)
+    config.confidence = CONFIDENCE
+    config.save_pretrained(run / "best")
+    folder = home / "repository"
+    export(read_saved_run(run), folder, "user/name", examples=[IMAGE])
+    answer = ImageClassifier(run / "best").answer(IMAGE, 5)
+    return folder, answer
+
+
+def test_the_endpoint_says_what_classify_says(published):
+    folder, expected = published
+    spec = importlib.util.spec_from_file_location("handler_of_a_calibrated_model", folder / "handler.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    handler = module.EndpointHandler(str(folder))
+    none, *answers = handler({"inputs": IMAGE.read_bytes()})
+    assert none == {"label": "none of the classes", "score": 1.0}
+    assert [answer["label"] for answer in answers] == [answer["label"] for answer in expected.top]
+    for answer, own in zip(answers, expected.top, strict=True):
+        assert answer["score"] == pytest.approx(own["score"], abs=1e-5)
+    assert [answer["label"] for answer in answers if answer["in_set"]] == expected.in_set
+    json.dumps(answers)
+    # the set is whole, even with fewer answers; class 3 is in every set
+    _, *fewer = handler({"inputs": IMAGE.read_bytes(), "parameters": {"top_k": 1}})
+    assert [answer["label"] for answer in fewer] == expected.in_set
+    assert NAMES[3] in expected.in_set
+    probabilities, experts = handler.classify([IMAGE.read_bytes()])
+    logits = handler.model(handler._prepare([IMAGE.read_bytes()], 0, None)).expert_logits[0]
+    temperature = CONFIDENCE["temperature"][probabilities[0].argmax()]
+    torch.testing.assert_close(experts[0], (logits / temperature).softmax(dim=-1), atol=1e-5, rtol=1e-4)
+
+
+def test_the_page_and_the_card_say_it(published, monkeypatch):
+    folder, expected = published
+    monkeypatch.syspath_prepend(str(ROOT / "hub_cards" / "space"))
+    for name in ("page", "predict"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import page
+    import predict
+
+    for name in ("page", "predict"):
+        monkeypatch.setitem(sys.modules, name, sys.modules[name])  # and removed after the test
+    model = predict.load(str(folder))
+    prediction = model.predict(IMAGE)
+    assert [answer.name for answer in prediction.in_set] == expected.in_set
+    assert prediction.rejected
+    shown = page.result(model, prediction)
+    assert "None of the classes: this image looks unlike what the model has learned" in shown
+    assert (
+        f"In 90 % of cases the true class is in such a set: <b>{', '.join(map(escape, expected.in_set))}</b>" in shown
+    )
+    assert "It is calibrated" in shown
+    card = " ".join((folder / "README.md").read_text().split())
+    assert (
+        "are calibrated on validation images, and the model gives sets of classes that hold the true one in 90 %"
+        in card
+    )
+    assert "of at most 5 % of the images of its own classes" in card
+
+
+def test_an_onnx_file_has_calibrated_probabilities(tmp_path, images):
+    model = tiny_model(confidence={"temperature": [2.0, 2.0, 3.0, 4.0, 4.0]}).eval()
+    export_onnx(model, images, tmp_path / "model.onnx")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    logits, _, probabilities = map(torch.from_numpy, session.run(None, {"pixel_values": images.numpy()}))
+    assert [output.name for output in session.get_outputs()] == ["logits", "expert_logits", "probabilities"]
+    torch.testing.assert_close(probabilities, model.confidence.probabilities(logits), atol=1e-5, rtol=1e-4)

@@ -95,7 +95,7 @@ def calibrate(
         "accuracy": (logits.argmax(dim=1) == labels).double().mean().item(),
         "temperatures": {name: asdict(found) for name, found in chosen.items()},
     }
-    promises: dict[str, Any] = {}
+    promises: dict[str, Any] = {"calibrated_on": split}
     if coverage is not None:
         scores = logits.softmax(dim=1).gather(1, labels[:, None]).squeeze(1).numpy()
         cells = make_cells(scores, labels.numpy(), groups, coverage, by)
