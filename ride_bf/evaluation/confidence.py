@@ -25,6 +25,7 @@ from ride_bf.evaluation.metrics import (
     expected_calibration_error,
     none_for_nan,
     shot_groups,
+    wilson_interval,
 )
 from ride_bf.evaluation.predict import gather_columns
 from ride_bf.evaluation.results import Predictions
@@ -209,6 +210,7 @@ def measure_confidence(
                 name: {
                     "images": int(mask[labels].sum()),
                     "coverage": float(covered[mask[labels]].mean()),
+                    "interval": wilson_interval(float(covered[mask[labels]].mean()), int(mask[labels].sum())),
                     "mean_size": float(sizes[mask[labels]].mean()),
                 }
                 for name, mask in groups.items()

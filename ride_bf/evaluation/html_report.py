@@ -175,7 +175,13 @@ def _confidence(results: dict[str, Any]) -> dict[str, Any]:
     if (sets := measured.get("sets")) is not None:
         contents["promised"] = f"{100 * sets['promised']:g}"
         contents["sets"] = [
-            (group, f"{sets[group]['images']:,}", _percent(sets[group]["coverage"]), f"{sets[group]['mean_size']:.2f}")
+            (
+                group,
+                f"{sets[group]['images']:,}",
+                _percent(sets[group]["coverage"]),
+                " to ".join(map(_percent, sets[group]["interval"])),
+                f"{sets[group]['mean_size']:.2f}",
+            )
             for group in GROUPS
             if group in sets
         ]

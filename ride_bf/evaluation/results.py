@@ -41,7 +41,7 @@ of the labels. Classes are given by their labels, which are indices into `class_
       before, after                             by group of the predicted class ("all", "many", ...): `loss` and errors
                                                 as in `metrics`; class-wise ones are means over the group's classes
       sets                                      `promised`, the share of images whose set holds the true class; by group
-                                                {"images", "coverage", "mean_size"}; per_class_coverage and
+                                                {"images", "coverage", its "interval", "mean_size"}; per_class_coverage,
                                                 per_class_mean_size (C,)
       rejected                                  `promised`, the share of known images that may be rejected as of none of
                                                 the classes; `score`; and the share that is, by group of the true class
