@@ -72,7 +72,10 @@ class Confidence:
             raise ValueError(f"confidence has unknown entries {unknown}; it may have {known}")
         for name, value in values.items():
             if isinstance(value, list | tuple) and len(value) != num_labels:
-                raise ValueError(f"confidence: {name} has {len(value)} numbers, and the network {num_labels} classes")
+                raise ValueError(
+                    f"confidence: {name} has {len(value)} numbers, and the network {num_labels} classes; it was "
+                    "calibrated for others: pass confidence=None"
+                )
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:
