@@ -361,6 +361,7 @@ class EndpointHandler:
         self.processor = AutoImageProcessor.from_pretrained(path)
         model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
         self.model = model.to(self.device).eval()
+        self.confidence = model.config.confidence  # see RideBfConfig
         self.max_bytes = MAX_BYTES
         self.max_pixels = _limit_in_training(Path(path))
         self.labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]

@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ride_bf.evaluation.confidence import (
         calibrate,
         calibration_images,
+        check_promises,
         describe_calibration,
         logits_of,
         write_confidence,
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
             splits, data = load_splits_of(place, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
         images, split = calibration_images(splits)
+        check_promises(split, options.coverage, options.reject_known)
         loader = evaluation_batches(
             images,
             processor,

@@ -69,7 +69,7 @@ class Model:
     @property
     def confidence(self) -> dict[str, Any] | None:
         """What calibration measured, see `RideBfConfig.confidence`; None for a model that is not calibrated."""
-        return getattr(self.handler.model.config, "confidence", None)
+        return getattr(self.handler, "confidence", None)  # an earlier version's handler has none
 
     @property
     def is_calibrated(self) -> bool:

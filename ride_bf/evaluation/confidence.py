@@ -53,6 +53,16 @@ def calibration_images(splits: Mapping[str, Dataset | ImageStream]) -> tuple[Dat
     return train.select(np.sort(rows)), "train"
 
 
+def check_promises(split: str, coverage: float | None, reject_known: float | None) -> None:
+    """Raises ValueError for a promise from training images."""
+    for option, share in {"coverage": coverage, "reject_known": reject_known}.items():
+        if split == "train" and share is not None:
+            raise ValueError(
+                f"--{option} {share:g} cannot be promised from training images: the model knows them. Train with "
+                "--validation_fraction 0.1, so that there are validation images"
+            )
+
+
 def logits_of(model: nn.Module, loader: FinishedBatches, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and labels (N,) of all images of the loader. Model and loader come from `accelerator.prepare`."""
     columns = gather_columns(model, loader, accelerator, lambda outputs, labels: {"logits": outputs.logits.float()})
@@ -82,12 +92,7 @@ def calibrate(
 
     Raises ValueError for too few images, and for a promise from training images.
     """
-    for option, share in {"coverage": coverage, "reject_known": reject_known}.items():
-        if split == "train" and share is not None:
-            raise ValueError(
-                f"--{option} {share:g} cannot be promised from training images: the model knows them. Train with "
-                "--validation_fraction 0.1, so that there are validation images"
-            )
+    check_promises(split, coverage, reject_known)
     groups = shot_groups(class_counts)
     chosen = choose_temperatures(logits, labels, groups, never_sharper=split == "train")
     record: dict[str, Any] = {
