@@ -110,7 +110,7 @@ def test_options_that_cannot_act(arguments, message, capsys):
         "--recipe finetune --layer_learning_rate_decay 0.7 --drop_path 0.1",
         "--recipe lora --layer_learning_rate_decay 0.7 --drop_path 0 --lora_rank 4 --lora_alpha 8",
         "--recipe lora --lora_target_modules q_proj v_proj",
-        "--dataset custom --data_dir x --init_from model --layer_learning_rate_decay 0.7",
+        "--recipe digits_lt_resnet32 --dataset custom --data_dir x --init_from model --layer_learning_rate_decay 0.7",
     ],
 )
 def test_options_that_act(arguments):
