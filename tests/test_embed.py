@@ -85,6 +85,16 @@ class TestFeatures:
         assert read.source.expert == expert
         np.testing.assert_array_equal(read.features, features)
 
+    def test_the_scores_of_a_calibrated_model_are_calibrated(self, tmp_path):
+        model = save_model(tmp_path / "saved")
+        model.config.confidence = {"temperature": 4.0}
+        model.save_pretrained(tmp_path / "saved")
+        embed.main([f"{tmp_path}/saved", "--dataset", "digits_lt", "--splits", "test"])
+        table = pyarrow.parquet.read_table(tmp_path / "saved/embeddings.parquet")
+        with torch.no_grad():
+            expected = (model(prepared("test")[0]).logits / 4).softmax(dim=1).amax(dim=1)
+        np.testing.assert_allclose(table["score"].to_numpy(), expected, rtol=1e-4)
+
     def test_paths(self, embedded, digits):
         assert embedded.num_rows == 337 + 80 + 500
         assert embedded["path"][0].as_py().startswith(str(digits[0]))
@@ -188,7 +198,7 @@ class TestNeighbours:
 def judged(votes, labels, opinions, shares):
     columns = {name: np.zeros(len(labels)) for name in ("predictions", "label_ranks", "confidences", "losses")}
     images = Predictions(labels=np.array(labels), expert_predictions=np.array(opinions), **columns)
-    part = SplitEmbeddings(None, np.arange(len(labels)), images, np.zeros((len(labels), 2)))
+    part = SplitEmbeddings(None, np.arange(len(labels)), images, np.zeros(len(labels)), np.zeros((len(labels), 2)))
     return Judged(part, None, None, np.array(votes), np.array(shares), np.array(opinions))
 
 
@@ -213,7 +223,7 @@ class TestLabelErrors:
         labels = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1])
         columns = {name: np.zeros(9) for name in ("label_ranks", "confidences", "losses")}
         images = Predictions(labels=labels, predictions=labels, expert_predictions=labels[:, None], **columns)
-        of_train = judge({"train": SplitEmbeddings(None, np.arange(9), images, features)}, None)["train"]
+        of_train = judge({"train": SplitEmbeddings(None, np.arange(9), images, np.zeros(9), features)}, None)["train"]
         assert of_train.votes.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 1]
         assert find_label_errors({"train": of_train})["train"].tolist() == [6]  # though the model learned it by heart
 

@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_model
 from test_backbones import BACKBONES, VIT, moved
 from test_backbones import tiny_model as tiny_backbone_model
-from test_evaluate import save_model
+from test_evaluate import PROCESSOR, save_model
 from transformers import AutoConfig, AutoModel
 
 from backbone_ride_bf import FAMILIES, family_name
@@ -17,6 +17,7 @@ from modeling_ride_bf import RideBfForImageClassification
 from ride_bf import embed, explain
 from ride_bf.evaluation.explanation import page_paths
 from ride_bf.evaluation.grad_cam import expert_maps
+from ride_bf.runs.models import load_model
 
 
 def one_image(side=32, seed=1):
@@ -203,6 +204,18 @@ class TestCommand:
             explain.main([*words, "--output_dir", str(tmp_path)])
         assert "broken.png cannot be read" in capsys.readouterr().err
         assert (tmp_path / f"{image.stem}.html").is_file()
+
+    def test_a_calibrated_model(self, explained, tmp_path):
+        folder, image, _, _ = explained
+        model = load_model(folder)
+        known = {"known_score": "max_logit", "known_threshold": 1e6, "reject_known": 0.05}
+        model.config.confidence = {"temperature": 1e6, **known}
+        model.save_pretrained(tmp_path / "saved")
+        PROCESSOR.save_pretrained(tmp_path / "saved")
+        explain.main([f"{tmp_path}/saved", str(image), "--output_dir", str(tmp_path)])
+        page = (tmp_path / f"{image.stem}.html").read_text()
+        assert page.count("10.0 %</span>") == 3  # one of ten classes, at this temperature
+        assert "takes this image for none of its classes" in page
 
     def test_embeddings_of_another_model_are_refused(self, explained, tmp_path):
         folder, image, _, _ = explained

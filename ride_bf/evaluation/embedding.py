@@ -60,12 +60,14 @@ class SplitEmbeddings:
         split: all images of the split.
         rows (N,): of the split.
         images: predictions for the N images.
+        scores (N,): probabilities of the predicted classes, calibrated if the model is.
         features (N, D).
     """
 
     split: Dataset
     rows: np.ndarray
     images: Predictions
+    scores: np.ndarray
     features: np.ndarray
 
 
@@ -99,17 +101,20 @@ def embed_split(
     loader could not read are left out. Raises BrokenImageError if it could read none.
     """
 
+    confidence = accelerator.unwrap_model(model).confidence
+
     def facts(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
         features = chosen_features(outputs.expert_features.float(), expert)
-        return {**image_facts(outputs, labels), "features": features}
+        scores = confidence.probabilities(outputs.logits).amax(dim=1)
+        return {**image_facts(outputs, labels), "scores": scores, "features": features}
 
     columns = gather_columns(model, loader, accelerator, facts, with_broken=True)
     rows = np.flatnonzero(columns["labels"] >= 0)
     if not len(rows):
         raise BrokenImageError(f"none of the {len(split):,} images can be read; does their folder still exist?")
     columns = rows_of(columns, rows)
-    features = columns.pop("features")
-    return SplitEmbeddings(split, rows, as_predictions(columns), features)
+    scores, features = columns.pop("scores"), columns.pop("features")
+    return SplitEmbeddings(split, rows, as_predictions(columns), scores, features)
 
 
 def write_embeddings(path: Path, splits: dict[str, SplitEmbeddings], source: Source) -> None:
@@ -133,7 +138,7 @@ def _table(name: str, part: SplitEmbeddings, class_names: Sequence[str]) -> pa.T
             "row": pa.array(part.rows, pa.int64()),
             "label": names(part.images.labels),
             "prediction": names(part.images.predictions),
-            "score": pa.array(part.images.confidences, pa.float32()),
+            "score": pa.array(part.scores, pa.float32()),
             "feature": pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1]),
         }
     )

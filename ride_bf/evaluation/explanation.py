@@ -103,7 +103,8 @@ class Explainer:
         pixel_values = prepare_file(image, self.processor, self.max_image_pixels)
         with torch.no_grad():
             outputs = self.model(pixel_values)
-        probabilities = outputs.logits[0].softmax(dim=0)
+        confidence = self.model.confidence
+        probabilities = confidence.probabilities(outputs.logits)[0]
         of_experts = outputs.expert_logits[0].softmax(dim=1)  # (E, C)
         predicted = int(probabilities.argmax())
         label = predicted if self.label is None else self.label
@@ -126,6 +127,8 @@ class Explainer:
             {
                 "title": image.name,
                 "answer": self.names[predicted],
+                "rejected": confidence.known_score is not None and bool(confidence.rejected(outputs.logits)[0]),
+                "calibrated": self.model.config.confidence is not None,
                 "class_name": self.names[label],
                 "answers": [(self.names[one], _percent(score)) for one, score in zip(best, scores, strict=True)],
                 "seen": picture_source(_enlarged(seen)),
