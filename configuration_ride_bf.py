@@ -8,6 +8,11 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+try:
+    from .confidence_ride_bf import Confidence
+except ImportError:
+    from confidence_ride_bf import Confidence
+
 # Keywords that transformers itself passes to a configuration, though they are not fields of it.
 _HUGGING_FACE_KEYWORDS = {
     "attn_implementation",
@@ -94,6 +99,8 @@ class RideBfConfig(PreTrainedConfig):
         router_hidden_size: width to which a router reduces the features.
         router_shared_output: whether all routers share one output layer; otherwise each has its own.
         router_threshold: probability above which an image is sent on to the next expert; 0: always, 1: never.
+        confidence: how to read the logits, as `Confidence.as_dict` describes it; `python -m ride_bf.calibrate` measures
+            it. None: the softmax of the logits. The logits do not depend on it.
 
     Raises `StrictDataclassError` (huggingface_hub) for a value of the wrong type or for values that no network can
     have, and `TypeError` for an unknown option.
@@ -137,6 +144,7 @@ class RideBfConfig(PreTrainedConfig):
     router_hidden_size: int = 16
     router_shared_output: bool = True
     router_threshold: float | int = 0.5
+    confidence: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs):
         unknown = sorted(key for key in kwargs if key not in _HUGGING_FACE_KEYWORDS and not key.startswith("_"))
@@ -168,10 +176,20 @@ class RideBfConfig(PreTrainedConfig):
         """The options as a dict, without those that the network does not read."""
         unread = BACKBONE_OPTIONS if self.backbone_config is None else RESIDUAL_OPTIONS
         options = {name: value for name, value in super().to_dict().items() if name not in unread}
+        if self.confidence is None:
+            options.pop("confidence", None)
         if self.backbone_config is not None:
             # as transformers does for its own: it may be a folder of the machine that trained
             options["backbone_config"].pop("_name_or_path", None)
         return options
+
+    @property
+    def custom_pipelines(self) -> dict[str, Any]:
+        """The pipeline of calibrated scores, for `transformers.pipeline`; empty without `confidence`."""
+        if self.confidence is None:
+            return {}
+        own = {"impl": "modeling_ride_bf.RideBfImageClassificationPipeline", "pt": ["AutoModelForImageClassification"]}
+        return {"image-classification": own}
 
     @property
     def expansion(self) -> int:
@@ -210,6 +228,7 @@ class RideBfConfig(PreTrainedConfig):
         self._check_experts()
         self._check_batchformer()
         self._check_router()
+        Confidence.from_dict(self.confidence, self.num_labels)
 
     def _check_stages(self):
         if len(self.depths) == 0 or len(self.depths) != len(self.hidden_sizes):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageClassification, ImageClassificationPipeline, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, ModelOutput
@@ -32,6 +32,7 @@ try:
         checkpoint_once,
         copy_backbone_weights,
     )
+    from .confidence_ride_bf import Confidence
     from .configuration_ride_bf import RideBfConfig
 except ImportError:
     from backbone_ride_bf import (
@@ -44,6 +45,7 @@ except ImportError:
         checkpoint_once,
         copy_backbone_weights,
     )
+    from confidence_ride_bf import Confidence
     from configuration_ride_bf import RideBfConfig
 
 
@@ -560,6 +562,11 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         self.post_init()
 
     @property
+    def confidence(self) -> Confidence:
+        """How to read the logits: `model.confidence.probabilities(outputs.logits)` are calibrated, if the model is."""
+        return Confidence.from_dict(self.config.confidence, self.num_labels)
+
+    @property
     def batch_module(self) -> nn.Module | None:
         """The module across the images of a batch, which runs in training only; None without one."""
         return self.batchformer
@@ -690,6 +697,20 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         )
 
 
+class RideBfImageClassificationPipeline(ImageClassificationPipeline):
+    """The image-classification pipeline of a calibrated model: its scores are calibrated probabilities.
+
+    `pipeline("image-classification", model=FOLDER_OR_ID, trust_remote_code=True)` finds it in the configuration.
+    """
+
+    def postprocess(self, model_outputs, function_to_apply=None, top_k=5):
+        """Returns dicts of `score` and `label`, best first. A `function_to_apply` is applied to the logits as usual."""
+        if function_to_apply is None:
+            confidence = Confidence.from_dict(self.model.config.confidence, self.model.config.num_labels)
+            model_outputs = {"logits": confidence.calibrated_logits(model_outputs["logits"])}
+        return super().postprocess(model_outputs, function_to_apply, top_k)
+
+
 RideBfModel.register_for_auto_class("AutoModel")
 RideBfForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
@@ -699,4 +720,10 @@ if __name__.partition(".")[0] != TRANSFORMERS_DYNAMIC_MODULE_NAME:
     AutoModel.register(RideBfConfig, RideBfModel, exist_ok=True)
     AutoModelForImageClassification.register(RideBfConfig, RideBfForImageClassification, exist_ok=True)
 
-__all__ = ["RideBfForImageClassification", "RideBfModel", "RideBfOutput", "RideBfPreTrainedModel"]
+__all__ = [
+    "RideBfForImageClassification",
+    "RideBfImageClassificationPipeline",
+    "RideBfModel",
+    "RideBfOutput",
+    "RideBfPreTrainedModel",
+]

@@ -10,6 +10,7 @@ _MODULES = {
     "augmentations": ("AUGMENTATIONS", "AUTO_AUGMENT"),
     "batches": ("EvaluationBatch", "FinishedBatches", "TrainBatch"),
     "columns": ("undecoded",),
+    "folders": ("load_unlabelled",),
     "formats": ("MAX_IMAGE_PIXELS", "image_suffixes"),
     "loaders": ("evaluation_batches", "training_batches"),
     "reading": ("BrokenImageError", "read_image"),

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from data.formats import image_suffixes
 from data.notices import notify, some
@@ -164,6 +164,27 @@ def _refuse_hidden_splits(place: Path) -> None:
 def has_class_folders(folder: str | Path) -> bool:
     """Whether a folder has folders with images."""
     return any(entry.is_dir() and not _is_hidden(entry) and count_images(entry.path) for entry in _entries(folder))
+
+
+def load_unlabelled(folder: Path) -> Dataset:
+    """The images in and below a folder, with the columns of a split; the label of all is 0, which means nothing.
+
+    Hidden files and folders are left out, and other files counted in a notice. Raises ValueError if there are no
+    images.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name one with images")
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    images = [str(path) for path in paths if _is_image(path.name)]
+    if not images:
+        raise ValueError(f"{folder} has no images; it has {len(paths):,} other files")
+    others = [str(path.relative_to(folder)) for path in paths if not _is_image(path.name)]
+    if others:
+        notify(f"files in {folder} that are no images are left out: {some(others)}")
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=["unknown"])})
+    columns = {"image": [{"path": path, "bytes": None} for path in images], "label": [0] * len(images)}
+    return Dataset.from_dict(columns, features=features)
 
 
 def count_images(folder: str | Path) -> int:

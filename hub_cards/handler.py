@@ -4,6 +4,10 @@ A request is `{"inputs": IMAGE, "parameters": {"top_k": 5}}`. IMAGE is an image 
 images. The answer is a list of `{"label": ..., "score": ...}`, best first, or a list of such lists. A request that
 cannot be answered raises `BadRequestError`. The toolkit sends its message back as the `error` of the answer.
 
+The scores of a calibrated model are calibrated. If it has sets of classes, every entry also has `in_set`, and all
+classes of the set are there, even beyond `top_k`. For an image that it rejects, the first entry is "none of the
+classes", before the nearest ones.
+
 The images of a request may have as many pixels together as one image may have. JPEG files that are too large for that
 are read at a half, a quarter or an eighth of their size; other images have the same pixels as in training.
 """
@@ -20,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +40,7 @@ MAX_IMAGES = 64  # in one request
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", *(("AVIF",) if features.check("avif") else ()))
 IMAGES_AT_ONCE = 16
 TOP_K = 5
+NONE_OF_THE_CLASSES = "none of the classes"
 
 
 # Errors that Pillow raises for damaged files
@@ -331,6 +336,23 @@ def _naming(index: int, images: list | tuple) -> Iterator[None]:
         raise BadRequestError(f"inputs[{index}]: {error}" if len(images) > 1 else str(error)) from error
 
 
+class Answers(NamedTuple):
+    """What a model says about N images.
+
+    Attributes:
+        probabilities (N, C): calibrated, if the model is.
+        expert_probabilities (N, E, C): with the same temperature; NaN for experts that a router did not run.
+        in_set (N, C): whether a class is in the set that holds the true one in a promised share of the cases; None for
+            a model without sets.
+        rejected (N,): whether the image is of none of the classes; None for a model that does not say.
+    """
+
+    probabilities: torch.Tensor
+    expert_probabilities: torch.Tensor
+    in_set: torch.Tensor | None
+    rejected: torch.Tensor | None
+
+
 class EndpointHandler:
     """Loads the model in the folder `path` and runs its code."""
 
@@ -339,6 +361,7 @@ class EndpointHandler:
         self.processor = AutoImageProcessor.from_pretrained(path)
         model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=True)
         self.model = model.to(self.device).eval()
+        self.confidence = model.config.confidence  # see RideBfConfig
         self.max_bytes = MAX_BYTES
         self.max_pixels = _limit_in_training(Path(path))
         self.labels = [str(model.config.id2label[label]) for label in range(model.config.num_labels)]
@@ -352,13 +375,28 @@ class EndpointHandler:
         batch = inputs if isinstance(inputs, list | tuple) else [inputs]
         if not 1 <= len(batch) <= MAX_IMAGES:
             raise BadRequestError(f"a request has 1 to {MAX_IMAGES} images, not {len(batch)}")
-        probabilities, _ = self.classify(batch)
-        scores, classes = probabilities.topk(top_k, dim=1)
-        answers = [
-            [{"label": self.labels[label], "score": score} for label, score in zip(*row, strict=True)]
-            for row in zip(classes.tolist(), scores.tolist(), strict=True)
-        ]
+        answers = self._ranked(self.answer(batch), top_k)
         return answers if isinstance(inputs, list | tuple) else answers[0]
+
+    def _ranked(self, found: Answers, top_k: int) -> list[list[dict[str, Any]]]:
+        """The likeliest classes of each image, best first, and after them the others of its set."""
+        answers = []
+        for index, probabilities in enumerate(found.probabilities):
+            scores, classes = probabilities.sort(descending=True, stable=True)
+            ranked = list(zip(classes.tolist(), scores.tolist(), strict=True))
+            if found.in_set is None:
+                answer = [{"label": self.labels[label], "score": score} for label, score in ranked[:top_k]]
+            else:
+                inside = found.in_set[index].tolist()
+                answer = [
+                    {"label": self.labels[label], "score": score, "in_set": inside[label]}
+                    for place, (label, score) in enumerate(ranked)
+                    if place < top_k or inside[label]
+                ]
+            if found.rejected is not None and found.rejected[index]:
+                answer.insert(0, {"label": NONE_OF_THE_CLASSES, "score": 1.0})  # a decision, so its score is 1
+            answers.append(answer)
+        return answers
 
     def _top_k(self, parameters: Any) -> int:
         if not isinstance(parameters, dict) or set(parameters) - {"top_k"}:
@@ -368,12 +406,15 @@ class EndpointHandler:
             raise BadRequestError(f"top_k must be a whole number of 1 or more, not {top_k!r}"[:300])
         return min(top_k, len(self.labels))
 
-    @torch.inference_mode()
     def classify(self, images: list | tuple) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns probabilities (N, C), and those of each expert (N, E, C), NaN for experts that a router did not run.
+        """The first two of `answer`."""
+        return self.answer(images)[:2]
 
-        `images` are anything that `read_image` takes. Raises BadRequestError, with the index of the image if there are
-        several.
+    @torch.inference_mode()
+    def answer(self, images: list | tuple) -> Answers:
+        """Returns what the model says about images, which are anything that `read_image` takes.
+
+        Raises BadRequestError, with the index of the image if there are several.
         """
         mean, experts = [], []
         reduce_above = self._reduce_above(images)
@@ -381,9 +422,15 @@ class EndpointHandler:
             batch = range(start, len(images))[:IMAGES_AT_ONCE]
             pixel_values = [self._prepare(images, index, reduce_above) for index in batch]
             outputs = self.model(torch.cat(pixel_values).to(self.device, self.model.dtype))
-            mean.append(outputs.logits.float().softmax(dim=-1).cpu())
-            experts.append(outputs.expert_logits.float().softmax(dim=-1).cpu())
-        return torch.cat(mean), torch.cat(experts)
+            mean.append(outputs.logits.float().cpu())
+            experts.append(outputs.expert_logits.float().cpu())
+        logits, expert_logits, confidence = torch.cat(mean), torch.cat(experts), self.model.confidence
+        return Answers(
+            probabilities=confidence.probabilities(logits),
+            expert_probabilities=(expert_logits / confidence.temperatures(logits)[:, None]).softmax(dim=-1),
+            in_set=None if confidence.coverage is None else confidence.prediction_sets(logits),
+            rejected=None if confidence.reject_known is None else confidence.rejected(logits),
+        )
 
     def _reduce_above(self, images: list | tuple) -> int | None:
         """How many pixels a JPEG file may have to be read in full; None if all images of the request are."""

@@ -1,7 +1,7 @@
 """Classify image files with a saved model: `python -m ride_bf.classify MODEL IMAGE [IMAGE ...]`.
 
 Files are read as in training and evaluation. If a file cannot be read, the command reports it, classifies the other
-files, and exits with code 1.
+files, and exits with code 1. After `ride_bf.calibrate` the scores are calibrated, and sets of classes are printed too.
 """
 
 import argparse
@@ -42,12 +42,17 @@ def main(arguments: list[str] | None = None) -> None:
     broken = 0
     for path in options.images:
         try:
-            answers = classify(path, options.top_k)
+            answer = classify.answer(path, options.top_k)
         except BrokenImageError as error:
             broken += 1
             print(f"error: {error}", file=sys.stderr)
             continue
-        print(f"{path}: " + ", ".join(f"{answer['label']} ({100 * answer['score']:.1f} %)" for answer in answers))
+        line = ", ".join(f"{found['label']} ({100 * found['score']:.1f} %)" for found in answer.top)
+        if answer.rejected:
+            line = f"none of the classes; the nearest: {line}"
+        if answer.in_set is not None:
+            line += f"; {100 * classify.confidence.coverage:g} % set: {', '.join(answer.in_set)}"
+        print(f"{path}: {line}")
     if broken:
         raise SystemExit(1)
 

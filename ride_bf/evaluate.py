@@ -31,9 +31,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--train_images", action="store_true", help="evaluate the training images too, seen as in evaluation")
     prior = "also correct the logits for known class shares: train, inverse, uniform, or a JSON file of numbers"
     add("--test_prior", metavar="PRIOR", help=prior)
-    add(
-        "--model_prior", choices=("train", "uniform"), help="class shares that the logits are for; default: by the loss"
-    )
+    add("--model_prior", choices=("train", "uniform"), help="class shares of the logits; default: by the loss")
+    add("--unknown_dir", type=Path, metavar="FOLDER", help="images of none of the classes, to tell apart from these")
     views = (
         "views of each image whose mean logits are evaluated: centre (default), flip (also mirrored) or five_crop "
         "(centre and corners of an image that is 24 pixels larger)"
@@ -98,6 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
             views=options.views,
             on_broken=data.on_broken(options.on_broken_image),
             test_prior=test_prior,
+            unknown_dir=options.unknown_dir,
         )
     if results is not None:
         print(describe(results, output_dir))

@@ -1,6 +1,7 @@
 """The benchmark on drawings: its data, that no setting is chosen on the test images, and its tables."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,3 +216,5 @@ def test_runs_are_normal_commands(tmp_path):
     with pytest.raises(RuntimeError, match="nowhere"):
         train_all([runs[0], impossible], jobs=1)
     assert (tmp_path / "0/test_results.json").stat().st_mtime_ns == written
+    train_all([replace(runs[0], options=(*options, "--seed", "7"))], jobs=1)
+    assert (tmp_path / "0/test_results.json").stat().st_mtime_ns > written

@@ -84,6 +84,7 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
         "checkpoint.json",
         "class_counts.json",
         "backbone_ride_bf.py",
+        "confidence_ride_bf.py",
         "config.json",
         "configuration_ride_bf.py",
         "examples/image.jpg",

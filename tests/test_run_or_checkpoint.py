@@ -9,6 +9,8 @@ from tiny_run import write_run
 COMMANDS = {  # command -> its arguments and the function whose first argument is or names the model
     "evaluate": (["--model", "{place}"], "ride_bf.runs.models.load_model"),
     "classify": (["{place}", "image.png"], "ride_bf.evaluation.classify.ImageClassifier"),
+    "embed": (["{place}"], "ride_bf.runs.models.load_model"),
+    "explain": (["{place}", "image.png"], "ride_bf.runs.models.load_model"),
     "route": (["{place}"], "ride_bf.runs.models.load_model"),
     "decouple": (["tau_normalisation", "{place}", "--output_dir", "{out}"], "ride_bf.runs.models.load_model"),
     "compare": (["{place}", "{place}"], "ride_bf.evaluation.comparison.read_results"),

@@ -72,6 +72,7 @@ def test_what_is_saved(saved):
     folder, *_ = saved
     assert {path.name for path in folder.iterdir()} == {
         "backbone_ride_bf.py",
+        "confidence_ride_bf.py",
         "config.json",
         "configuration_ride_bf.py",
         "model.safetensors",

@@ -65,6 +65,8 @@ def as_json(model: Model, prediction: Prediction) -> dict[str, Any]:
             None if vote is None else {"label": vote.name, "score": vote.probability} for vote in prediction.experts
         ],
         "group": model.group(prediction.top[0].label),
+        **({} if prediction.in_set is None else {"set": [answer.name for answer in prediction.in_set]}),
+        **({} if prediction.rejected is None else {"none_of_the_classes": prediction.rejected}),
     }
 
 

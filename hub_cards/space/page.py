@@ -4,6 +4,7 @@ from html import escape
 
 from predict import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, Answer, Model, Prediction
 
+_MOST_NAMES = 12  # of a set
 MOST_BARS = 240  # in the drawing of the tail; with more classes, only every n-th is drawn
 _GROUP_NAMES = {"many": "many-shot class", "medium": "medium-shot class", "few": "few-shot class"}
 _WIDTH, _HEIGHT, _FLOOR = 640, 150, 3  # of that drawing, and of the smallest bar, in pixels
@@ -54,11 +55,29 @@ def _headline(model: Model, prediction: Prediction) -> str:
     chip = f'<span class="lt-chip lt-{group}">{_GROUP_NAMES[group]}</span>' if group else ""
     return (
         f'<div class="lt-headline"><strong>{escape(best.name)}</strong>'
-        f"<span>{_percent(best.probability)}</span>{chip}</div>{_explanation(prediction)}"
+        f"<span>{_percent(best.probability)}</span>{chip}</div>{_judgement(model, prediction)}"
+        f"{_explanation(prediction, model.is_calibrated)}"
     )
 
 
-def _explanation(prediction: Prediction) -> str:
+def _judgement(model: Model, prediction: Prediction) -> str:
+    """That the image is of none of the classes, and the set of classes, if the model says so."""
+    said = ""
+    if prediction.rejected:
+        said = (
+            '<p class="lt-caution">None of the classes: this image looks unlike what the model has learned. The answer '
+            "is only the nearest class.</p>"
+        )
+    if prediction.in_set is not None:
+        names = ", ".join(escape(answer.name) for answer in prediction.in_set[:_MOST_NAMES])
+        left = len(prediction.in_set) - _MOST_NAMES
+        names += f" and {left:,} more" if left > 0 else ""
+        share = f"{100 * model.confidence['coverage']:g} %"
+        said += f'<p class="lt-note lt-set">In {share} of cases the true class is in such a set: <b>{names}</b>.</p>'
+    return said
+
+
+def _explanation(prediction: Prediction, calibrated: bool) -> str:
     """Why the ensemble's score is not the mean of what the experts say."""
     asked = [vote.probability for vote in prediction.experts if vote is not None]
     best = prediction.top[0].probability
@@ -66,9 +85,14 @@ def _explanation(prediction: Prediction) -> str:
         return ""
     above = round(best, 3) > round(sum(asked) / len(asked), 3)
     reason = " It can be above their mean, because a very sure expert counts for more." if above else ""
+    meaning = (
+        "It is calibrated: it was adjusted on validation images to how often such answers are right."
+        if calibrated
+        else "It is not calibrated: it does not say how often such answers are right."
+    )
     return (
         '<p class="lt-note lt-why">This score is that of the experts together. Their logits are averaged, not their '
-        f"percentages.{reason} It is not calibrated: it does not say how often such answers are right.</p>"
+        f"percentages.{reason} {meaning}</p>"
     )
 
 

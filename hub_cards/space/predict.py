@@ -31,10 +31,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes, best first, and that of each expert; None for an expert that was not needed."""
+    """The likeliest classes, best first, and that of each expert; None for an expert that was not needed.
+
+    `in_set` are the classes of which one is the true one in a promised share of the cases, and `rejected` is whether
+    the image is of none of the classes; None if the model does not say.
+    """
 
     top: list[Answer]
     experts: list[Answer | None]
+    in_set: list[Answer] | None = None
+    rejected: bool | None = None
 
 
 class NoModelError(ValueError):
@@ -60,17 +66,33 @@ class Model:
     def labels(self) -> list[str]:
         return self.handler.labels
 
+    @property
+    def confidence(self) -> dict[str, Any] | None:
+        """What calibration measured, see `RideBfConfig.confidence`; None for a model that is not calibrated."""
+        return getattr(self.handler, "confidence", None)  # an earlier version's handler has none
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the scores were calibrated on images that the model was not trained on."""
+        return self.confidence is not None and self.confidence.get("calibrated_on", "validation") == "validation"
+
     def predict(self, image: str | Path | bytes | Image.Image) -> Prediction:
         """Classifies an image, given as a path, as bytes or as a PIL image. Raises NoPredictionError."""
         if isinstance(image, str | Path):
             image = self._read(Path(image))
         try:
-            probabilities, experts = self.handler.classify([image])
+            if hasattr(self.handler, "answer"):
+                probabilities, experts, in_set, rejected = self.handler.answer([image])
+            else:  # published by an earlier version
+                probabilities, experts, in_set, rejected = *self.handler.classify([image]), None, None
         except self.errors as error:
             raise NoPredictionError(str(error)) from error
-        scores, classes = probabilities[0].topk(min(TOP_K, len(self.labels)))
+        scores, classes = probabilities[0].sort(descending=True, stable=True)
+        ranked = [self._answer(label, score) for label, score in zip(classes.tolist(), scores.tolist(), strict=True)]
         return Prediction(
-            top=[self._answer(label, score) for label, score in zip(classes.tolist(), scores.tolist(), strict=True)],
+            top=ranked[:TOP_K],
+            in_set=None if in_set is None else [answer for answer in ranked if in_set[0, answer.label]],
+            rejected=None if rejected is None else bool(rejected[0]),
             experts=[
                 None if own.isnan().any() else self._answer(own.argmax().item(), own.max().item()) for own in experts[0]
             ],

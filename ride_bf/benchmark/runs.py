@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ride_bf.runs.run_folder import ENVIRONMENT, METRICS, TEST_RESULTS
-from ride_bf.training.arguments import parse_arguments
 
 _TRAIN = Path(__file__).resolve().parent.parent.parent / "train_accelerate.py"
-_LOG = "command.log"
+_LOG, _OPTIONS = "command.log", "command_options.txt"
 # What a run imports. The server does it once, and the processes of the runs are forked from it.
 _IMPORTED = ["torch.utils.tensorboard", "datasets", "modeling_ride_bf", "data", "ride_bf.training.setup"]
 
@@ -28,7 +27,7 @@ class Run:
     Attributes:
         name: what is printed when it is finished.
         options: of the command, but for `--output_dir`.
-        folder: for its output. A finished run in it, of the same recipe, is not trained again.
+        folder: for its output. A finished run in it, with the same options, is not trained again.
     """
 
     name: str
@@ -64,8 +63,13 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def _is_finished(run: Run) -> bool:
-    finished, written = run.folder / TEST_RESULTS, run.folder / "recipe.json"
-    return finished.is_file() and not parse_arguments(list(run.options))[1].differences(written.read_text())
+    noted = run.folder / _OPTIONS
+    return (run.folder / TEST_RESULTS).is_file() and noted.is_file() and noted.read_text() == _noted(run)
+
+
+def _noted(run: Run) -> str:
+    """What is noted of a finished run: its options. The recipe in its folder has what the backbone decides too."""
+    return "".join(f"{option}\n" for option in run.options)
 
 
 def _train(run: Run) -> float:
@@ -84,4 +88,5 @@ def _train(run: Run) -> float:
             raise RuntimeError(f"{' '.join(sys.argv)}\nended: {error.code}\n{log.read_text()[-3000:]}") from None
     except Exception as error:  # a traceback of another process may not be readable here
         raise RuntimeError(f"{' '.join(sys.argv)}\nended: {error!r}\n{log.read_text()[-3000:]}") from None
+    (run.folder / _OPTIONS).write_text(_noted(run))
     return time.perf_counter() - started

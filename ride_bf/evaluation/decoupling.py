@@ -52,8 +52,12 @@ METHODS: dict[str, Callable] = {"tau_normalisation": tau_normalised, "logit_adju
 
 @torch.no_grad()
 def correct(model: RideBfForImageClassification, method: str, strength: float, class_counts: Sequence[int]) -> None:
-    """Corrects the classifiers of all experts in place. Raises ValueError unless they are linear."""
+    """Corrects the classifiers of all experts in place, and forgets the model's calibration, which was of other logits.
+
+    Raises ValueError unless they are linear.
+    """
     check_linear(model, method)
+    model.config.confidence = None
     for classifier in model.classifiers:
         assert isinstance(classifier, nn.Linear)
         weight, bias = METHODS[method](classifier.weight, classifier.bias, strength, class_counts)

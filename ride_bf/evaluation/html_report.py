@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from ride_bf.evaluation.confidence import CONFIDENCE, ERRORS, GROUPS, error_rows
 from ride_bf.evaluation.leakage import describe_leakage
 from ride_bf.evaluation.metrics import shot_groups
 from ride_bf.evaluation.pages import to_svg, write_page
 from ride_bf.evaluation.plots import FIGURES
 from ride_bf.evaluation.tables import summary_rows
+from ride_bf.evaluation.unknown import UNKNOWN
 
 REPORT = "report.html"
 _SHOT_NAMES = {"many": "Many-shot", "medium": "Medium-shot", "few": "Few-shot"}
@@ -44,6 +46,8 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
         "summaries": _summaries(results),
         "calibration_errors": _calibration_errors(metrics),
         "test_prior": _test_prior_rows(results),
+        "confidence": _confidence(results),
+        "unknown": _unknown(results),
         "pairs": _pairs(results),
         "classes": _class_rows(results),
         "class_headings": _class_headings(results),
@@ -155,6 +159,57 @@ def _summaries(results: dict[str, Any]) -> list[tuple[str, str]]:
 def _calibration_errors(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     names = {"class_wise_calibration_error": "class-wise", "adaptive_calibration_error": "adaptive"}
     return [(words, _percent(metrics[name])) for name, words in names.items() if name in metrics]
+
+
+def _confidence(results: dict[str, Any]) -> dict[str, Any]:
+    """The tables about a calibrated model; empty without one."""
+    if CONFIDENCE not in results:
+        return {}
+    measured = results[CONFIDENCE]
+    rows = [
+        (group, [(f"{100 * before:.2f}", f"{100 * after:.2f}") for before, after in pairs])
+        for group, pairs in error_rows(measured)
+    ]
+    names = list(ERRORS.values())[: len(rows[0][1])]
+    contents: dict[str, Any] = {"names": names, "rows": rows, "sets": None, "rejected": None}
+    if (sets := measured.get("sets")) is not None:
+        contents["promised"] = f"{100 * sets['promised']:g}"
+        contents["sets"] = [
+            (
+                group,
+                f"{sets[group]['images']:,}",
+                _percent(sets[group]["coverage"]),
+                " to ".join(map(_percent, sets[group]["interval"])),
+                f"{sets[group]['mean_size']:.2f}",
+            )
+            for group in GROUPS
+            if group in sets
+        ]
+    if (rejected := measured.get("rejected")) is not None:
+        contents["rejected"] = [(group, _percent(rejected[group])) for group in GROUPS if group in rejected]
+        contents["reject_known"] = f"{100 * rejected['promised']:g}"
+    return contents
+
+
+def _unknown(results: dict[str, Any]) -> dict[str, Any]:
+    """The table about images of no known class; empty without them."""
+    if UNKNOWN not in results:
+        return {}
+    scores = results[UNKNOWN]["scores"]
+    rows = [
+        (
+            group,
+            [
+                (_percent(own[group]["auroc"]), _percent(own[group]["false_positive_rate_95"]))
+                for own in scores.values()
+            ],
+        )
+        for group in GROUPS
+        if group in scores["max_logit"]
+    ]
+    rejected = results[UNKNOWN].get("rejected")
+    names = [name.replace("_", " ") for name in scores]
+    return {"names": names, "rows": rows, "rejected": None if rejected is None else _percent(rejected)}
 
 
 def _test_prior_rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:

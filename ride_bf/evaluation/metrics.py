@@ -229,7 +229,10 @@ def expected_calibration_error(bins: Mapping[str, list]) -> float:
 
 
 def class_wise_calibration(
-    log_probabilities: np.ndarray, labels: np.ndarray, num_bins: int = CALIBRATION_BINS
+    log_probabilities: np.ndarray,
+    labels: np.ndarray,
+    num_bins: int = CALIBRATION_BINS,
+    classes: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Computes calibration errors of the probabilities of all classes, not only of the predicted one.
 
@@ -240,12 +243,13 @@ def class_wise_calibration(
     Args:
         log_probabilities (N, C): logarithms of the predicted probabilities.
         labels (N,): true classes.
+        classes: mask (C,) of the classes whose mean is taken; None: all.
 
     Returns `class_wise_calibration_error`, the mean over the classes of the mean gap, weighted by the images of the
     bins, of bins of equal width (SCE in the paper); and `adaptive_calibration_error`, the mean over the classes and
     bins of the gap, for bins of equally many images (ACE).
     """
-    present = np.unique(labels)
+    present = np.unique(labels) if classes is None else np.unique(labels[classes[labels]])
     num_ranges = min(num_bins, len(labels))
     starts = np.arange(num_ranges) * len(labels) // num_ranges
     sizes = np.diff([*starts, len(labels)])

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from torchvision.transforms.v2.functional import to_pil_image
@@ -66,9 +67,14 @@ def thumbnail(image: dict[str, Any], max_image_pixels: int = MAX_IMAGE_PIXELS) -
     except BrokenImageError:
         return None
     picture.thumbnail((_SIDE, _SIDE))
+    return picture_source(picture, _BYTES)
+
+
+def picture_source(picture: PIL.Image.Image, most_bytes: int | None = None) -> str:
+    """Returns a picture as the source of an HTML image; of `most_bytes` if the lowest quality allows it."""
     for quality in _QUALITIES:
         file = io.BytesIO()
         picture.save(file, format="JPEG", quality=quality)
-        if file.tell() <= _BYTES:
+        if most_bytes is None or file.tell() <= most_bytes:
             break
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import BaseImageProcessor
 
+from confidence_ride_bf import Confidence
 from data import (
     BrokenImageError,
     FinishedBatches,
@@ -20,9 +22,12 @@ from data import (
     class_counts,
     class_labels,
     evaluation_batches,
+    load_unlabelled,
     undecoded,
 )
+from data.notices import printed_notices
 from ride_bf.evaluation.comparison import read_evaluation
+from ride_bf.evaluation.confidence import CONFIDENCE, confidence_facts, confidence_table, measure_confidence
 from ride_bf.evaluation.html_report import REPORT, write_report
 from ride_bf.evaluation.leakage import also_trained_on, describe_leakage, measure_leakage
 from ride_bf.evaluation.pages import thumbnail
@@ -38,6 +43,7 @@ from ride_bf.evaluation.results import (
     write_results,
 )
 from ride_bf.evaluation.tables import accuracy_table, calibration_table, shot_summary
+from ride_bf.evaluation.unknown import UNKNOWN, known_columns, measure_unknown, unknown_table
 from ride_bf.evaluation.views import CENTRE, VIEWS, MeanOverViews
 from ride_bf.runs.provenance import EvaluationData
 
@@ -56,15 +62,17 @@ def evaluate_split(
     views: str = CENTRE,
     on_broken: OnBrokenImage | None = None,
     test_prior: TestPrior | None = None,
+    unknown_dir: Path | None = None,
 ) -> dict[str, Any] | None:
     """Evaluates a prepared model and writes `results.json`, the predictions and `report.html` into `output_dir`.
 
     `facts` are the keys of `results.json` about the model and the data. If the training images are known, the accuracy
     is also given without those of the split that are among them and, with `train_images`, on the training images.
     `views` is a key of `VIEWS`. Images that cannot be read and that `on_broken` skips are left out. With a `test_prior`
-    the logits are corrected too. Every process calls this function. The first one writes the files and returns the
-    contents of `results.json`; the others return None. Raises BrokenImageError if no image can be read, and ValueError
-    if there are too many probabilities for a `test_prior`.
+    the logits are corrected too. The images in and below `unknown_dir` are of none of the classes. Every process calls
+    this function. The first one writes the files and returns the contents of `results.json`; the others return None.
+    Raises BrokenImageError if no image can be read, and ValueError if there are too many probabilities for a
+    `test_prior`.
     """
     split, train_class_counts = data.split, data.train_class_counts
     numbers = len(split) * len(train_class_counts)
@@ -73,22 +81,36 @@ def evaluate_split(
             f"--test_prior needs the probabilities of all classes for all images, {numbers:,} numbers; at most "
             f"{MOST_NUMBERS:,} are kept: evaluate fewer images"
         )
+    with printed_notices(accelerator.print):
+        unlabelled = None if unknown_dir is None else load_unlabelled(unknown_dir)
+    network = accelerator.unwrap_model(model)
+    confidence = None if network.config.confidence is None else network.confidence
     if views != CENTRE:
         model, processor = MeanOverViews(model, views), VIEWS[views].processor(processor)
 
-    def loader(images: Dataset | ImageStream) -> FinishedBatches:
+    def loader(images: Dataset | ImageStream, broken: OnBrokenImage | None = on_broken) -> FinishedBatches:
         return evaluation_batches(
-            images, processor, batch_size, num_workers, accelerator, on_broken, data.max_image_pixels
+            images, processor, batch_size, num_workers, accelerator, broken, data.max_image_pixels
         )
 
     started, speeds = time.perf_counter(), []
-    columns_of = image_facts if numbers > MOST_NUMBERS else _facts_and_log_probabilities
-    images, read = _read_images(model, loader(split), accelerator, columns_of, speeds)
+    wanted = _columns_of(numbers <= MOST_NUMBERS, confidence, unlabelled is not None)
+    images, own, read = _read_images(model, loader(split), accelerator, wanted, speeds)
     seconds = time.perf_counter() - started
     _check_order(images, read, split)
+    unknown: dict[str, Any] = {}
+    if unlabelled is not None:
+        others, scores, found = _read_images(
+            model, loader(unlabelled, OnBrokenImage("skip")), accelerator, _columns_of(False, None, True)
+        )
+        rejecting = () if confidence is None else (confidence.known_score, confidence.known_threshold)
+        unknown[UNKNOWN] = {
+            **measure_unknown(own, images.labels, scores, others.predictions, train_class_counts, *rejecting),
+            "broken_images_left_out": int((~found).sum()),
+        }
     trained: dict[str, Any] = {}
     if train_images and data.training_images is not None:
-        of_training, _ = _read_images(model, loader(data.training_images), accelerator, image_facts)
+        of_training, *_ = _read_images(model, loader(data.training_images), accelerator, image_facts)
         metrics = main_metrics(of_training, train_class_counts)
         trained = {"training_images": {"num_images": len(of_training.labels), "metrics": metrics}}
     if not accelerator.is_main_process:
@@ -102,6 +124,8 @@ def evaluate_split(
         **measure_leakage(images, None if seen is None else seen[read], train_class_counts),
         "class_names": data.class_names,
         **trained,
+        **({} if confidence is None else {CONFIDENCE: measure_confidence(images, own, confidence, train_class_counts)}),
+        **unknown,
         "speed": {
             "images_per_second": float(np.median(speeds[1:] or speeds)),
             "timed_batches": len(speeds[1:] or speeds),
@@ -130,9 +154,21 @@ def _mistaken_images(
     return {image: thumbnail(stored[int(rows[image])]["image"], max_image_pixels) for image in shown}
 
 
-def _facts_and_log_probabilities(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
-    log_probabilities = outputs.logits.float().log_softmax(dim=1).clamp(min=torch.finfo(torch.float16).min)
-    return {**image_facts(outputs, labels), "log_probabilities": log_probabilities.half()}
+def _columns_of(
+    with_log_probabilities: bool, confidence: Confidence | None, with_known_scores: bool
+) -> Callable[[Any, Tensor], dict[str, Tensor]]:
+    """What is kept of a batch: the columns of `Predictions`, and others about confidence and unknown images."""
+
+    def columns(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
+        facts = image_facts(outputs, labels)
+        if with_log_probabilities:
+            log_probabilities = outputs.logits.float().log_softmax(dim=1).clamp(min=torch.finfo(torch.float16).min)
+            facts["log_probabilities"] = log_probabilities.half()
+        if confidence is not None:
+            facts |= confidence_facts(confidence)(outputs, labels)
+        return facts | known_columns(outputs.logits) if with_known_scores else facts
+
+    return columns
 
 
 def _read_images(
@@ -141,13 +177,19 @@ def _read_images(
     accelerator: Accelerator,
     columns_of: Callable[[Any, Tensor], dict[str, Tensor]],
     speeds: list[float] | None = None,
-) -> tuple[Predictions, np.ndarray]:
-    """The predictions for the images that can be read, and a mask (N,) of these. Raises BrokenImageError for none."""
+) -> tuple[Predictions, dict[str, np.ndarray], np.ndarray]:
+    """The predictions for the images that can be read, other columns about them, and a mask (N,) of these images.
+
+    Raises BrokenImageError if there are none.
+    """
     columns = gather_columns(model, loader, accelerator, columns_of, with_broken=True, speeds=speeds)
     read = columns["labels"] >= 0
     if not read.any():
         raise BrokenImageError(f"none of the split's {len(read):,} images can be read; does their folder still exist?")
-    return as_predictions(rows_of(columns, read)), read
+    columns = rows_of(columns, read)
+    names = {field.name for field in fields(Predictions)}
+    predicted = {name: column for name, column in columns.items() if name in names}
+    return as_predictions(predicted), {name: columns[name] for name in columns.keys() - names}, read
 
 
 def _check_order(images: Predictions, read: np.ndarray, split: Dataset | ImageStream) -> None:
@@ -220,6 +262,10 @@ def describe(results: dict[str, Any], folder: Path) -> str:
         accuracy_table(metrics, counts, names),
         calibration_table(metrics),
     ]
+    if CONFIDENCE in results:
+        parts.append(confidence_table(results[CONFIDENCE]))
+    if UNKNOWN in results:
+        parts.append(unknown_table(results[UNKNOWN]))
     if (trained := results.get("training_images")) is not None:
         parts.append(f"on the {trained['num_images']:,} training images: {shot_summary(trained['metrics'])}")
     if (prior := results.get("test_prior")) is not None:

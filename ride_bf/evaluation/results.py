@@ -36,6 +36,19 @@ of the labels. Classes are given by their labels, which are indices into `class_
       uncorrected_test_prior_accuracy           mean of the accuracies of the classes, weighted by `shares`, before the
                                                 correction: the expected accuracy on images of that distribution
       metrics, confidence_intervals             as below, of the corrected logits, and `test_prior_accuracy`
+    confidence              of a model that `ride_bf.calibrate` calibrated; the keys below are of its logits as they are
+      temperature                               by which logits are divided: a number, or (C,) by the predicted class
+      before, after                             by group of the predicted class ("all", "many", ...): `loss` and errors
+                                                as in `metrics`; class-wise ones are means over the group's classes
+      sets                                      `promised`, the share of images whose set holds the true class; by group
+                                                {"images", "coverage", its "interval", "mean_size"}; per_class_coverage,
+                                                per_class_mean_size (C,)
+      rejected                                  `promised`, the share of known images that may be rejected as of none of
+                                                the classes; `score`; and the share that is, by group of the true class
+    unknown                 with images of no known class: `images`; `scores`, a dict for each of
+                            `confidence_ride_bf.KNOWN_SCORES` of groups of the known images, with their `auroc` and
+                            `false_positive_rate_95`; `taken_for`, shares predicted as each group; of a model that
+                            rejects, its `score` and the share `rejected`; broken_images_left_out
     metrics                 those of `ride_bf.evaluation.predict.evaluate`, and more
       loss                                      mean cross-entropy of the mean logits
       accuracy, balanced_accuracy               over the images; mean over the classes

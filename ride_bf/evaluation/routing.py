@@ -133,12 +133,15 @@ def _now(device: torch.device) -> float:
 
 
 def set_threshold(config: RideBfConfig, threshold: float, folder: Path | str) -> None:
-    """Sets the threshold of the model in `folder`. Raises ValueError for a Hub id, or a threshold outside 0 to 1."""
+    """Sets the threshold of the model in `folder`, and removes its calibration, which was of other logits.
+
+    Raises ValueError for a Hub id, or a threshold outside 0 to 1.
+    """
     if not 0 <= threshold <= 1:
         raise ValueError(f"a threshold is a probability from 0 to 1, not {threshold}")
     if not isinstance(folder, Path):
         raise ValueError(f"the threshold of {folder}, on the Hub, cannot be set; hf download it, and name the folder")
-    config.router_threshold = threshold
+    config.router_threshold, config.confidence = threshold, None
     config.save_pretrained(folder)
     update_manifest(folder, "config.json")
 

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from confidence_ride_bf import Confidence
 from data import CUSTOM
 from data.sets import DATA_SETS
 from ride_bf.evaluation.leakage import describe_leakage
@@ -76,6 +77,7 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         _metadata(saved, published),
         template_path=str(TEMPLATE),
         saved=saved,
+        confidence=Confidence.from_dict(saved.config.confidence, saved.config.num_labels),
         published=published,
         has_batchformer=_has_batchformer(saved),
         onnx_size=published.onnx_size,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from modeling_ride_bf import RideBfForImageClassification
 
 OUTPUTS = ("logits", "expert_logits")
+PROBABILITIES = "probabilities"  # a third output of a calibrated model
 TOLERANCE = 1e-4  # relative to the largest logit; summing float32 in another order differs by less
 _NOTES = {"doc_string", "metadata_props"}
 
@@ -20,14 +21,19 @@ class _Logits(nn.Module):
     def __init__(self, model: RideBfForImageClassification):
         super().__init__()
         self.model = model
+        self.confidence = None if model.config.confidence is None else model.confidence
+        self.outputs = OUTPUTS if self.confidence is None else (*OUTPUTS, PROBABILITIES)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model(pixel_values)
-        return tuple(outputs[name] for name in OUTPUTS)
+        logits = tuple(outputs[name] for name in OUTPUTS)
+        return logits if self.confidence is None else (*logits, self.confidence.probabilities(outputs.logits))
 
 
 def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path) -> float:
     """Writes an ONNX file with a dynamic batch: `pixel_values` (B, 3, height, width) to `OUTPUTS`, all in float32.
+
+    A calibrated model also has `PROBABILITIES` (B, C).
 
     `images` (B, 3, height, width), with B 2 or more, give the height and width. The outputs of ONNX Runtime and
     PyTorch are compared on all of them and on the first one alone. Returns the largest difference. The file holds the
@@ -50,7 +56,7 @@ def export_onnx(model: RideBfForImageClassification, images: Tensor, path: Path)
         (images,),
         path,
         input_names=["pixel_values"],
-        output_names=list(OUTPUTS),
+        output_names=list(network.outputs),
         dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
         external_data=False,
         dynamo=True,
@@ -93,6 +99,6 @@ def _difference(network: _Logits, images: Tensor, path: Path) -> float:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    computed = session.run(list(OUTPUTS), {"pixel_values": images.numpy()})
+    computed = session.run(list(network.outputs), {"pixel_values": images.numpy()})
     pairs = zip(network(images), computed, strict=True)
     return max((expected - torch.from_numpy(output)).abs().max().item() for expected, output in pairs)

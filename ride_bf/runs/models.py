@@ -1,5 +1,6 @@
 """Loads saved models by folder or Hub id."""
 
+import hashlib
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -188,3 +189,12 @@ def to_fast_layout(module: nn.Module) -> nn.Module:
     Pixel values may have either layout; the feature maps follow the weights.
     """
     return module.to(memory_format=torch.channels_last)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A digest of the parameters and buffers of a module."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

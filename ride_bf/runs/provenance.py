@@ -77,6 +77,10 @@ class TrainingData:
         splits = {name: SplitData(**split) for name, split in content["splits"].items()}
         return cls(**{**content, "splits": splits})
 
+    def on_broken(self, action: Literal["stop", "skip"] | None = None) -> OnBrokenImage:
+        """What to do with images that cannot be read: `action` or, by default, as in training."""
+        return OnBrokenImage(action or ("skip" if self.options.get("skip_empty_rows") else "stop"))
+
     def without_place(self) -> "TrainingData":
         """A copy without paths of this machine, for publishing. A Hub id stays."""
         place = None if _is_local(self.data_dir) else self.data_dir
@@ -268,6 +272,26 @@ def load_splits_of(
     return splits, replace(data, max_image_pixels=max_image_pixels or data.max_image_pixels)
 
 
+def load_stored_splits_of(
+    place: str | Path, names: Sequence[str] | None = None, **given: Any
+) -> tuple[dict[str, Dataset], TrainingData]:
+    """Loads some splits, by default all, of the data that a model was trained on, with `load_splits_of`.
+
+    Raises ValueError for a split that the data set does not have, and for a stream, whose images have no rows.
+    """
+    splits, data = load_splits_of(place, **given)
+    names = list(splits) if names is None else list(dict.fromkeys(names))
+    for name in names:
+        if name not in splits:
+            raise ValueError(f"{data.dataset} has no split {name!r}; it has {', '.join(splits)}")
+        if isinstance(splits[name], ImageStream):
+            raise ValueError(
+                f"{place} was trained on a stream, whose images have no places to name; this command needs a data set "
+                "that was loaded without --streaming"
+            )
+    return {name: splits[name] for name in names}, data
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
     """A split to evaluate a model on, and where it comes from.
@@ -301,9 +325,9 @@ class EvaluationData:
 
     def on_broken(self, action: Literal["stop", "skip"] | None = None) -> OnBrokenImage:
         """What to do with images that cannot be read: `action` or, by default, as in training on the same data."""
-        known = self.trained_on is not None and not self.other_images
-        skipped = known and self.trained_on.options.get("skip_empty_rows")
-        return OnBrokenImage(action or ("skip" if skipped else "stop"))
+        if self.trained_on is None or self.other_images:
+            return OnBrokenImage(action or "stop")
+        return self.trained_on.on_broken(action)
 
     def facts(self) -> dict[str, Any]:
         """Entries of `results.json` about the evaluated images and the training data."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
@@ -24,6 +24,7 @@ from data.groups import image_keys
 from data.splits import class_labels
 from data.writing import whole_file
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
+from ride_bf.runs.models import weights_digest
 
 _ROWS_AT_ONCE = 4096  # that are copied, to limit memory
 _IMAGES_AT_ONCE = 32  # on a CPU, where the feature maps of larger batches leave the caches: 30 % slower with 256
@@ -308,12 +309,3 @@ def _facts(config: PreTrainedConfig) -> dict[str, Any]:
     """What a backbone's configuration says about its features, without the place and the version that it came from."""
     left_out = {"_name_or_path", "transformers_version", "dtype"}
     return {name: value for name, value in config.to_dict().items() if name not in left_out}
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A digest of the parameters and buffers of a module."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
