@@ -151,7 +151,7 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monk
     assert sum(run.name == "frozen: other, split 0" for run in trained) == 1
     results = json.loads((tmp_path / "results.json").read_text())
     (tmp_path / "results.json").write_text(json.dumps(results | {"lists": {"0": "another"}}))
-    with pytest.raises(ValueError, match="is of other drawings or splits; name another file by --results"):
+    with pytest.raises(SystemExit, match="is of other drawings or splits; name another file by --results"):
         benchmark(folder, tmp_path, "--splits", 0)
 
 

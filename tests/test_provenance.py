@@ -249,7 +249,7 @@ def test_a_model_from_the_hub_knows_its_data_too(own, tmp_path):
             command = [sys.executable, "-m", f"ride_bf.{module}", *map(str, arguments)]
             return subprocess.run(command, cwd=ROOT, env=known | variables, capture_output=True, text=True)
 
-        published = call("publish", own, "--repo_id", "user/name")
+        published = call("publish", own, "--repo_id", "user/name", "--license", "mit")
         assert published.returncode == 0, published.stderr
         options = ("--model", "user/name", "--output_dir", tmp_path / "out")
         missing = call("evaluate", *options)

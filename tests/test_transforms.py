@@ -306,7 +306,8 @@ class TestMixing:
         assert batch["mixed_labels"].tolist() == [0]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# a backbone decides itself how it sees images
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.backbone is None])
 def test_evaluation_sees_what_torchvision_would(name):
     """The stock processor against Resize, CenterCrop, Normalize; on sizes whose crop has no half pixel to round."""
     recipe = RECIPES[name]
