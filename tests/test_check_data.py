@@ -440,22 +440,53 @@ class TestListsToExclude:
 
     def test_a_list_without_a_line_is_not_written(self, tmp_path):
         path = tmp_path / "broken.txt"
-        assert write_list(path, "Broken.", [ListedGroup("cut off", [None])]) is None
+        assert write_list(path, "Broken.", [ListedGroup("cut off", [None])], place=None) is None
         assert not path.exists()
 
     def test_an_edited_or_used_list_is_kept(self, tmp_path):
         path = tmp_path / "two_labels.txt"
         groups = [ListedGroup("cat, dog\n", ["cat/1.jpg", "dog/1.jpg", None])]
-        assert write_list(path, "Two labels.", groups) == path
-        assert write_list(path, "Two labels.", groups) == path
+        assert write_list(path, "Two labels.", groups, place=tmp_path) == path
+        assert write_list(path, "Two labels.", groups, place=tmp_path) == path
         assert "\n# 1 more, whose names a list cannot hold" in path.read_text()
-        assert write_list(path, "Two labels.", groups, in_use=path) == tmp_path / "two_labels_2.txt"
+        assert write_list(path, "Two labels.", groups, place=tmp_path, in_use=path) == tmp_path / "two_labels_2.txt"
         edited = path.read_text().replace("dog/1.jpg\n", "")
         path.write_text(edited)
-        assert write_list(path, "Two labels.", groups) == tmp_path / "two_labels_2.txt"
-        assert write_list(path, "Two labels.", []) is None
+        assert write_list(path, "Two labels.", groups, place=tmp_path) == tmp_path / "two_labels_2.txt"
+        assert write_list(path, "Two labels.", [], place=tmp_path) is None
         assert [file.name for file in tmp_path.iterdir()] == ["two_labels.txt"]
         assert path.read_text() == edited
+
+    def test_a_list_of_other_data_is_kept(self, tmp_path):
+        path, groups = tmp_path / "two_labels.txt", [ListedGroup("cat, dog", ["cat/1.jpg", "dog/1.jpg"])]
+        for place in (tmp_path / "a", tmp_path / "b", "hf:user/a", None):
+            path.unlink(missing_ok=True)
+            assert write_list(path, "Two labels.", groups, place=place) == path
+            text = path.read_text()
+            for other in {tmp_path / "c", tmp_path / "a/b", "hf:user/b", None} - {place}:
+                assert write_list(path, "Two labels.", groups, place=other) == tmp_path / "two_labels_2.txt"
+                assert write_list(path, "Two labels.", [], place=other) is None
+                assert [file.name for file in tmp_path.iterdir()] == ["two_labels.txt"]
+            assert path.read_text() == text
+
+    def test_a_check_of_other_data_keeps_the_list(self, places):
+        """Both checks write into the same folder."""
+        shutil.copy(listed(places, "train", 1)[7][0], listed(places, "train", 2)[0][0])
+        folders = [
+            shutil.copytree(places, places.parent / name, ignore=shutil.ignore_patterns("*.json", "Places_LT*"))
+            for name in ("own", "other")
+        ]
+        for folder in folders:
+            for split in ("train", "test"):
+                shutil.copy(places / f"Places_LT_{split}.txt", folder / f"{split}.txt")
+        file = Path(run(folders[0])["lists"]["two_labels"])
+        text = file.read_text()
+        assert run(folders[1])["lists"]["two_labels"] == str(file.with_name("two_labels_2.txt"))
+        changed = folders[1] / listed(places, "train", 2)[0][0].relative_to(places)
+        shutil.copy(listed(places, "train", 2)[1][0], changed)  # without a list to write
+        assert run(folders[1])["lists"] == {}
+        assert file.read_text() == text
+        assert [path.name for path in file.parent.glob("*.txt")] == ["two_labels.txt"]
 
     @pytest.mark.parametrize(
         ("path", "line"),

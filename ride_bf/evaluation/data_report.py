@@ -164,13 +164,15 @@ class DataReport:
                     for group in self.duplicates
                     if len(np.unique(self.labels[group])) > 1
                 ),
-                in_use,
+                place=self.place,
+                in_use=in_use,
             ),
             "broken": write_list(
                 folder / "broken.txt",
                 "Images that cannot be read, found by python -m ride_bf.check_data.",
                 (self._listed(np.array([index]), self.facts.errors[index]) for index in self.broken.tolist()),
-                in_use,
+                place=self.place,
+                in_use=in_use,
             ),
         }
         return {finding: str(path) for finding, path in written.items() if path is not None}

@@ -115,7 +115,8 @@ def write_label_errors(
     """
     if not judged:
         return []
-    folder = folder_of(get_data_set(data.dataset).place(data.data_dir))
+    place = get_data_set(data.dataset).place(data.data_dir)
+    folder = folder_of(place)
     stored = {name: undecoded(of.part.split) for name, of in judged.items()}
     entries = {
         name: [_entry(judged[name], index, stored[name], data.class_names, folder) for index in rows.tolist()]
@@ -128,7 +129,8 @@ def write_label_errors(
             ListedGroup(f"{entry['label']}, more likely {entry['other']}", [_line(entry["image"], folder)])
             for entry in entries.get(TRAIN, [])
         ),
-        data.options.get("exclude"),
+        place=place,
+        in_use=data.options.get("exclude"),
     )
     pictures: dict[tuple[str, int], str | None] = {}
 
