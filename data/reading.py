@@ -83,6 +83,10 @@ def read_image(image: dict, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
         name = image["path"] or "an image stored in the data set"
         if isinstance(error, UnidentifiedImageError):  # its message has a memory address, which changes
             reason = "it is no image of a known format" if content else "it is empty"
+        elif isinstance(error, FileNotFoundError):
+            reason = "there is no such file"
+        elif isinstance(error, IsADirectoryError):
+            reason = f"it is a folder; name image files, such as {name}/*.png"
         elif isinstance(error, Image.DecompressionBombError):
             pixels = int(re.search(r"\d+", str(error)).group())  # PIL says nothing else about the size
             reason = (
