@@ -1,5 +1,6 @@
 """Ids on the Hugging Face Hub: one check for data sets, models and repositories to publish to."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -14,6 +15,21 @@ def is_hub_id(place: str | Path) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def refuse_missing(place: str | Path, kind: str = "folder") -> None:
+    """Raises ValueError, with similar names, for "outputs/NAME" if the folder outputs is here, and NAME is not in it.
+
+    It could be an id on the Hub, but it is rather a typo. `kind` is what it was to be.
+    """
+    path = Path(place)
+    if path.exists() or path.parent == Path() or not path.parent.is_dir():
+        return
+    similar = get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+    remedy = f"; did you mean {' or '.join(str(path.parent / name) for name in similar)}?"
+    if not similar:
+        remedy = f". If it is an id on the Hub, run the command where there is no folder {path.parent}"
+    raise ValueError(f"there is no {kind} {place}{remedy}")
 
 
 def hub_id_of(place: str | Path | None) -> str | None:

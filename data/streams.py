@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from data.custom import NOT_ON_THE_HUB
-from data.hub_ids import is_hub_id
+from data.hub_ids import is_hub_id, refuse_missing
 from data.notices import notify, some
 from data.split_names import SPLIT_NAMES, as_data_files, split_of
 from data.tables import NOT_DOWNLOADED, as_text, class_names, is_lfs_pointer, known_splits
@@ -166,6 +166,7 @@ def _builder(place: str | Path, archives: dict[str, list[Path]] | None) -> datas
         return TarArchives(data_files={split: as_data_files(files) for split, files in archives.items()})
     if Path(place).exists() or not is_hub_id(place):
         raise ValueError(f"{place} cannot be streamed; {EXPECTED}")
+    refuse_missing(place)
     try:
         return load_dataset_builder(str(place))
     except NOT_ON_THE_HUB as error:

@@ -2,8 +2,10 @@
 
 import pytest
 
+from data.custom import load_custom
 from data.hub_ids import check_repo_id, is_hub_id
-from ride_bf.runs.models import check_exists
+from ride_bf.runs.models import check_exists, find_model, load_model, load_processor
+from ride_bf.training.backbone import from_place
 
 IDS = ("user/name", "gpt2", "user/name.v2", "user.name/resnet-50.a1", "resnet_1.0")
 NO_IDS = ("", "/name", "./name.v2", "../name", "a/b/c", "user/", "user/na me", "user/a--b", "user/a..b", "user/x.git")
@@ -22,7 +24,7 @@ def test_no_ids(place):
         check_repo_id(place, "--repo_id")
 
 
-@pytest.mark.parametrize("place", [place for place in NO_IDS if place not in ("", "../name")])
+@pytest.mark.parametrize("place", [place for place in NO_IDS if place not in ("", "/name", "../name")])
 def test_the_hub_is_not_asked_for_a_model_that_can_only_be_a_folder(place):
     with pytest.raises(ValueError, match=f"{place} does not exist, and it is not a valid Hub id"):
         check_exists(place)
@@ -35,6 +37,24 @@ def test_folders_and_files(tmp_path, monkeypatch):
     (tmp_path / "runs/model.safetensors").touch()
     with pytest.raises(ValueError, match=r"runs/model.safetensors is a file; name the folder of a saved model"):
         check_exists("runs/model.safetensors")
+
+
+def test_a_name_in_a_folder_of_this_machine_is_no_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+    for check in (find_model, load_model, load_processor, lambda place: from_place(place, pytest.fail)):
+        with pytest.raises(ValueError, match=r"^there is no folder outputs/min; did you mean outputs/mine\?$"):
+            check("outputs/min")
+    with pytest.raises(ValueError, match=r"^there is no folder outputs/xyz. If it is an id on the Hub, .* outputs$"):
+        find_model("outputs/xyz")
+    with pytest.raises(ValueError, match=rf"there is no folder {tmp_path}/outputs/othr; did you mean {tmp_path}/"):
+        find_model(tmp_path / "outputs/othr")
+    with pytest.raises(ValueError, match=r"there is no folder outputs/mine/bst"):
+        find_model("outputs/mine/bst")
+    with pytest.raises(ValueError, match=r"^there is no file or folder outputs/min; did you mean outputs/mine\?$"):
+        load_custom("outputs/min")
+    assert find_model("user/mine") == "user/mine"
 
 
 def test_a_new_repository_needs_its_owner():

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from configuration_ride_bf import RideBfConfig
-from data.hub_ids import is_hub_id
+from data.hub_ids import is_hub_id, refuse_missing
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.runs.checkpoints import BEST, LAST, damage, is_checkpoint
 
@@ -27,9 +27,13 @@ _LOADING_ERRORS = (
 
 
 def check_exists(folder: str | Path) -> None:
-    """Raises ValueError if the name is neither a folder on this machine nor a valid Hub id."""
+    """Raises ValueError if the name is neither a folder on this machine nor a valid Hub id.
+
+    A name whose parent is a folder here is meant as a folder, although it could be an id, so the Hub is not asked.
+    """
     if Path(folder).is_file():
         raise ValueError(f"{folder} is a file; name the folder of a saved model")
+    refuse_missing(folder)
     if not Path(folder).is_dir() and not is_hub_id(folder):
         raise ValueError(f"{folder} does not exist, and it is not a valid Hub id; name a folder or USER/NAME")
 

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from configuration_ride_bf import BACKBONE_OPTIONS, RideBfConfig
 from data import prepared_size
-from data.hub_ids import is_hub_id
+from data.hub_ids import is_hub_id, refuse_missing
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.models import check_weights, find_model, load_config, load_processor
@@ -182,6 +182,7 @@ def from_place(place: str, load: Callable[[str], Any]) -> Any:
         raise ValueError(
             f"the backbone {place} is neither a folder nor an id on the Hub, such as facebook/dinov2-small"
         )
+    refuse_missing(place)
     try:
         return load(place)
     except ImportError as error:
