@@ -45,6 +45,11 @@ def main(arguments: list[str] | None = None) -> None:
         shown = "\n".join("A: {a}, B: {b}".format(**pair) for pair in compared["pairs"])
         print(f"{compared['dataset']}'s {compared['split']} split; pairs by {compared['paired_by']}:\n{shown}\n")
         print(runs_table(compared))
+        for models in compared["equal_runs"]:
+            print(
+                f"\nnote: {', '.join(models)} predict the same, so they are one run. The standard error says nothing of\n"
+                "other seeds."
+            )
         print(
             "\nMeans over the runs in percent (the loss as it is); differences of the pairs with their standard error, "
             f"and how many are\nabove 0; {level} interval of the mean difference over test images."

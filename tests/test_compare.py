@@ -1,6 +1,7 @@
 """Comparing evaluations of the same test images."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -99,6 +100,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     first = write(tmp_path / "first", outcome([0.5] * 6, 0))
     for name, options, message in (
         ("images", {"digest": "1" * 64}, "have different test images: 360 of digits_lt's test split"),
+        ("views", {"views": "flip"}, "first was evaluated with --views centre, and .*/views with --views flip"),
         ("counts", {"counts": [500, 300, 50, 30, 25, 3]}, "have different training images, 888 and 908"),
     ):
         other = write(tmp_path / name, outcome([0.5] * 6, 0), **options)
@@ -196,6 +198,26 @@ class TestSeveralRuns:
         assert not any("interval" in own for own in found["metrics"].values())
         with pytest.raises(SystemExit, match="have different test images"):
             compared_runs(tmp_path, a, b[::-1])
+
+    def test_runs_of_a_side_that_are_one_run_are_named(self, tmp_path, capsys):
+        a, b = write_runs(tmp_path, "a", [0.5, 0.6, 0.7]), write_runs(tmp_path, "b", [0.5, 0.6, 0.7])
+        assert compared_runs(tmp_path, a, b)["equal_runs"] == []  # A and B may well be equal
+        assert "one run" not in capsys.readouterr().out
+        for run, other in (("b_0", "b_2"), ("b_1", "b_2")):
+            shutil.copy(tmp_path / run / "best/predictions.npz", tmp_path / other / "best/predictions.npz")
+            results = json.loads((tmp_path / other / "best/results.json").read_text())
+            (tmp_path / other / "best/results.json").write_text(json.dumps(results | {"model": other}))
+            results = json.loads((tmp_path / run / "best/results.json").read_text())
+            (tmp_path / run / "best/results.json").write_text(json.dumps(results | {"model": run}))
+            assert compared_runs(tmp_path, a, b)["equal_runs"] == [[run, other]]
+            assert f"note: {run}, {other} predict the same, so they are one run" in capsys.readouterr().out
+
+    def test_other_views_of_any_run_are_refused(self, tmp_path):
+        a = write_runs(tmp_path, "a", [0.5, 0.6]) + write_runs(tmp_path / "c", "a", [0.7], views="flip")
+        b = write_runs(tmp_path, "b", [0.5, 0.6]) + write_runs(tmp_path / "c", "b", [0.7], views="flip")
+        with pytest.raises(SystemExit, match=r"/a_0 was evaluated with --views centre, and .*/c/a_0 with --views flip"):
+            compared_runs(tmp_path, a, b)
+        compared_runs(tmp_path, a[:2], b[:2])
 
     def test_what_cannot_be_paired_is_refused(self, tmp_path, capsys):
         a, b = (write_runs(tmp_path, method, [0.5, 0.6]) for method in "ab")

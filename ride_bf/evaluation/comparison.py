@@ -26,6 +26,7 @@ from ride_bf.evaluation.results import (
     Predictions,
     read_results,
 )
+from ride_bf.evaluation.views import CENTRE
 from ride_bf.runs.models import find_model
 from ride_bf.runs.run_folder import read_settings, run_of
 
@@ -80,6 +81,17 @@ def check_comparable(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -
             )
 
 
+def check_views(paths: Sequence[Path], results: Sequence[dict[str, Any]]) -> None:
+    """Raises ValueError unless all evaluations are of the same views of the images."""
+    first = results[0].get("views", CENTRE)
+    for path, other in zip(paths, results, strict=True):
+        if (views := other.get("views", CENTRE)) != first:
+            raise ValueError(
+                f"{paths[0]} was evaluated with --views {first}, and {path} with --views {views}, so they cannot be "
+                "compared; evaluate one of them again, with the views of the other"
+            )
+
+
 def differences(
     first: Predictions, other: Predictions, class_counts: Sequence[int]
 ) -> dict[str, dict[str, float | list[float]]]:
@@ -105,13 +117,15 @@ def _differences(
 
 
 def compare(paths: Sequence[Path]) -> dict[str, Any]:
-    """Compares each evaluation with the first one. Raises the errors of `read_evaluation` and `check_comparable`.
+    """Compares each evaluation with the first one. Raises the errors of `read_evaluation`, `check_comparable` and
+    `check_views`.
 
     Returns `models`, `dataset`, `split` and `num_images`; `metrics`, the accuracies of each model by name;
     `differences`, the result of `differences` for each model but the first; and `level`, that of the intervals.
     """
     results, predictions, _ = zip(*(read_evaluation(path) for path in paths), strict=True)
     check_comparable(paths, results)
+    check_views(paths, results)
     counts = results[0]["train_class_counts"]
     if any(not np.array_equal(own.labels, predictions[0].labels) for own in predictions):
         raise ValueError("the predictions have different test images, although the results agree: evaluate again")
@@ -129,13 +143,13 @@ def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]
     """Compares two groups of evaluated runs, such as two methods with several seeds each, run by run.
 
     If the seeds of both groups are known and the same, runs with equal seeds are a pair, else those at the same place.
-    Returns `dataset`, `split`, `pairs`, each {"a", "b", "seed"}; `paired_by`, "seed" or "order"; `level`; and
-    `metrics`, with, for each metric that is a number: `a` and `b`, its values; `differences`, b minus a, their `mean`
-    and `standard_error` and how many are `above_zero`; and, for accuracies if all runs have the same test images, the
-    `interval` of the mean from a bootstrap over the images.
+    Returns `dataset`, `split`, `pairs`, each {"a", "b", "seed"}; `paired_by`, "seed" or "order"; `equal_runs`, groups of
+    models of a side that predict the same; `level`; and `metrics`, with, for each metric that is a number: `a` and `b`,
+    its values; `differences`, b minus a, their `mean` and `standard_error` and how many are `above_zero`; and, for
+    accuracies if all runs have the same test images, the `interval` of the mean from a bootstrap over the images.
 
     Raises ValueError for less than two runs or different numbers of them, for different classes, and if the runs of a
-    pair have different images, and the errors of `read_evaluation`.
+    pair have different images, and the errors of `read_evaluation` and `check_views`.
     """
     if len(first) != len(other) or len(first) < 2:
         raise ValueError(
@@ -147,6 +161,7 @@ def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]
     for path, results, *_ in (*sides[0], *sides[1]):
         if results["class_names"] != names:
             raise ValueError(f"{first[0]} and {path} have different classes, so their metrics cannot be compared")
+    check_views(*zip(*((path, results) for path, results, *_ in (*sides[0], *sides[1])), strict=True))
     seeds = [[_seed(results, folder) for _, results, _, folder in side] for side in sides]
     distinct = len(set(seeds[0])) == len(seeds[0]) == len(set(seeds[1]))
     by_seed = distinct and set(seeds[0]) == set(seeds[1]) and None not in seeds[0]
@@ -168,9 +183,31 @@ def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]
             for (one, another), seed in zip(pairs, seeds[0], strict=True)
         ],
         "paired_by": "seed" if by_seed else "order",
+        "equal_runs": [group for side in sides for group in _equal_runs(side)],
         "metrics": measured,
         "level": LEVEL,
     }
+
+
+def _equal_runs(side: Sequence[tuple]) -> list[list[str]]:
+    """The models of a side that predict the same for the same images, in groups of two or more."""
+    groups: list[list[tuple]] = []
+    for run in side:
+        same = (group for group in groups if _predict_the_same(group[0], run))
+        if (group := next(same, None)) is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return [[results["model"] for _, results, *_ in group] for group in groups if len(group) > 1]
+
+
+def _predict_the_same(one: tuple, another: tuple) -> bool:
+    (_, its, first, _), (_, theirs, other, _) = one, another
+    return (
+        its["images_digest"] == theirs["images_digest"]
+        and np.array_equal(first.predictions, other.predictions)
+        and np.allclose(first.losses, other.losses, rtol=0, atol=1e-5)  # rounding may differ
+    )
 
 
 def _seed(results: dict[str, Any], folder: Path) -> int | None:
