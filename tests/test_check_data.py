@@ -187,7 +187,7 @@ class TestBrokenImages:
 
     def test_one_that_vanishes_after_loading_is_broken(self, tmp_path):
         facts = inspect_image({"bytes": None, "path": str(tmp_path / "gone.jpg")})
-        assert "there is no such file" in facts.error
+        assert "No such file" in facts.error
         assert facts.digest == 0
 
     def test_a_class_that_would_be_lost_is_named(self, places, capsys):

@@ -149,9 +149,7 @@ def test_what_is_no_image_is_described_alike_each_time(content, reason):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(BrokenImageError, match=r"none.jpg cannot be read: there is no such file$"):
         read_image({"bytes": None, "path": str(tmp_path / "none.jpg")})
-    with pytest.raises(
-        BrokenImageError, match=rf"^{tmp_path} cannot .*: it is a folder; .* such as {tmp_path}/\*.png$"
-    ):
+    with pytest.raises(BrokenImageError, match=rf"{tmp_path} cannot .*: it is a folder; .* such as {tmp_path}/\*.png$"):
         read_image({"bytes": None, "path": str(tmp_path)})
     with pytest.raises(BrokenImageError, match="an image stored in the data set cannot be read"):
         read_image({"bytes": b"x", "path": None})
