@@ -173,12 +173,12 @@ def load_unlabelled(folder: Path) -> Dataset:
     images.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; name one with images")
+        raise ValueError(f"--unknown_dir {folder} is not a folder; name one with images")
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     images = [str(path) for path in paths if _is_image(path.name)]
     if not images:
-        raise ValueError(f"{folder} has no images; it has {len(paths):,} other files")
+        raise ValueError(f"--unknown_dir {folder} has no images; it has {len(paths):,} other files")
     others = [str(path.relative_to(folder)) for path in paths if not _is_image(path.name)]
     if others:
         notify(f"files in {folder} that are no images are left out: {some(others)}")
@@ -340,6 +340,14 @@ def _check_and_tell(
         raise ValueError(
             f"{place} has tar archives, such as {examples['.tar']}, and no folders of images; read archives with "
             "--streaming, or unpack them"
+        )
+    if not names and (beside := found["train"].beside):
+        remedy = f"If it is the folder of one class, name the folder above: --data_dir {Path(place).absolute().parent}"
+        if tops["train"]:
+            remedy = f"Sort them into {place}/{tops['train']}CLASS/"
+        raise ValueError(
+            f"{place} has no folders of images, but {len(beside):,} image(s) without a class, such as {beside[0]}. "
+            f"{remedy}; {EXPECTED}"
         )
     if not names:
         hint = f", only files of other kinds: {others}" if skipped else ""

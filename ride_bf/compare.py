@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(runs_table(compared))
         for models in compared["equal_runs"]:
             print(
-                f"\nnote: {', '.join(models)} predict the same, so they are one run. The standard error says nothing of\n"
-                "other seeds."
+                f"\nnote: {', '.join(models)} predict the same, so they are one run. The standard error "
+                "says nothing\nof other seeds."
             )
         print(
             "\nMeans over the runs in percent (the loss as it is); differences of the pairs with their standard error, "

@@ -247,7 +247,18 @@ WRONG = {
     "a table that is not there": (lambda tmp: "images.csv", ["'images.csv' does not exist here", "the path of one"]),
     "an empty folder": (lambda tmp: tmp, ["has no folders of images", "expected one of: lists"]),
     "splits without training images": (lambda tmp: folder_with(tmp, "val/a/1.jpg"), ["has val but no folder train"]),
-    "images without classes": (lambda tmp: folder_with(tmp, "train/1.jpg"), ["has no folders of images"]),
+    "images without classes": (
+        lambda tmp: folder_with(tmp, "train/1.jpg"),
+        ["has no folders of images, but 1 image(s) without a class, such as train/1.jpg", "own/train/CLASS/"],
+    ),
+    "the folder of a class": (
+        lambda tmp: folder_with(tmp, "ant/1.jpg", "ant/2.jpg", "bee/1.jpg") / "ant",
+        [
+            "ant has no folders of images, but 2 image(s) ",
+            "name the folder above: --data_dir /",
+            "own; expected one of",
+        ],
+    ),
     "one class": (lambda tmp: folder_with(tmp, "train/a/1.jpg"), ["has one class only"]),
     "a class of the test alone": (
         lambda tmp: folder_with(tmp, "train/a/1.jpg", "train/b/1.jpg", "test/c/1.jpg"),

@@ -308,7 +308,7 @@ def test_an_evaluation_that_skips_broken_images(place, tmp_path, capsys):
         read_results_of(run, "--on_broken_image", "stop")
     for path in (place / "test").rglob("*.png"):
         path.write_text("broken")
-    with pytest.raises(SystemExit, match="none of the split's 8 images can be read"):
+    with pytest.raises(SystemExit, match="none of the 8 images of the split can be read"):
         read_results_of(run)
     published(run, tmp_path / "hub")
     card = (tmp_path / "hub/README.md").read_text()

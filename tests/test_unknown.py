@@ -136,9 +136,9 @@ def test_all_images_of_a_folder_are_read_and_others_counted(others, tmp_path):
         rows = load_unlabelled(others)
     assert len(rows) == 13
     assert any("no images are left out: note.txt" in line for line in said)
-    with pytest.raises(ValueError, match="has no images; it has 0 other files"):
+    with pytest.raises(ValueError, match=rf"^--unknown_dir {tmp_path} has no images; it has 0 other files"):
         load_unlabelled(tmp_path)
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match=r"^--unknown_dir .*nothing is not a folder"):
         load_unlabelled(tmp_path / "nothing")
 
 
@@ -167,6 +167,16 @@ def test_from_a_model_to_the_report(others, tmp_path, capsys):
     assert ": none of the classes; the nearest: " in capsys.readouterr().out
 
 
+def test_a_folder_of_which_no_image_can_be_read_is_named(tmp_path):
+    save_model(tmp_path / "model")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/1.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=rf"none of the 1 images of --unknown_dir {tmp_path}/odd can be read"):
+        evaluate.main(
+            ["--model", str(tmp_path / "model"), "--dataset", "digits_lt", "--unknown_dir", str(tmp_path / "odd")]
+        )
+
+
 def test_without_calibration_other_images_are_measured_too(others, tmp_path):
     folder = tmp_path / "model"
     save_model(folder)
@@ -175,5 +185,5 @@ def test_without_calibration_other_images_are_measured_too(others, tmp_path):
     assert "confidence" not in found
     assert "rejected" not in found["unknown"]
     assert set(found["unknown"]["scores"]) == set(KNOWN_SCORES)
-    with pytest.raises(SystemExit, match="is not a folder"):
+    with pytest.raises(SystemExit, match=r"^--unknown_dir .*nothing is not a folder"):
         evaluate.main(["--model", str(folder), "--dataset", "digits_lt", "--unknown_dir", str(tmp_path / "nothing")])

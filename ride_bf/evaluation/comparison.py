@@ -143,9 +143,9 @@ def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]
     """Compares two groups of evaluated runs, such as two methods with several seeds each, run by run.
 
     If the seeds of both groups are known and the same, runs with equal seeds are a pair, else those at the same place.
-    Returns `dataset`, `split`, `pairs`, each {"a", "b", "seed"}; `paired_by`, "seed" or "order"; `equal_runs`, groups of
-    models of a side that predict the same; `level`; and `metrics`, with, for each metric that is a number: `a` and `b`,
-    its values; `differences`, b minus a, their `mean` and `standard_error` and how many are `above_zero`; and, for
+    Returns `dataset`, `split`, `pairs`, each {"a", "b", "seed"}; `paired_by`, "seed" or "order"; `equal_runs`, groups
+    of models of a side that predict the same; `level`; and `metrics`, with, for each metric that is a number: `a` and
+    `b`, its values; `differences`, b minus a, their `mean` and `standard_error` and how many are `above_zero`; and, for
     accuracies if all runs have the same test images, the `interval` of the mean from a bootstrap over the images.
 
     Raises ValueError for less than two runs or different numbers of them, for different classes, and if the runs of a

@@ -101,7 +101,11 @@ def evaluate_split(
     unknown: dict[str, Any] = {}
     if unlabelled is not None:
         others, scores, found = _read_images(
-            model, loader(unlabelled, OnBrokenImage("skip")), accelerator, _columns_of(False, None, True)
+            model,
+            loader(unlabelled, OnBrokenImage("skip")),
+            accelerator,
+            _columns_of(False, None, True),
+            source=f"--unknown_dir {unknown_dir}",
         )
         rejecting = () if confidence is None else (confidence.known_score, confidence.known_threshold)
         unknown[UNKNOWN] = {
@@ -177,15 +181,18 @@ def _read_images(
     accelerator: Accelerator,
     columns_of: Callable[[Any, Tensor], dict[str, Tensor]],
     speeds: list[float] | None = None,
+    source: str = "the split",
 ) -> tuple[Predictions, dict[str, np.ndarray], np.ndarray]:
     """The predictions for the images that can be read, other columns about them, and a mask (N,) of these images.
 
-    Raises BrokenImageError if there are none.
+    Raises BrokenImageError if there are none; it names their `source`.
     """
     columns = gather_columns(model, loader, accelerator, columns_of, with_broken=True, speeds=speeds)
     read = columns["labels"] >= 0
     if not read.any():
-        raise BrokenImageError(f"none of the split's {len(read):,} images can be read; does their folder still exist?")
+        raise BrokenImageError(
+            f"none of the {len(read):,} images of {source} can be read; are they images, and still there?"
+        )
     columns = rows_of(columns, read)
     names = {field.name for field in fields(Predictions)}
     predicted = {name: column for name, column in columns.items() if name in names}
