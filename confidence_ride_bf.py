@@ -82,6 +82,11 @@ class Confidence:
         """The entries that are not None, for `RideBfConfig.confidence`."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
+    @property
+    def has_temperature(self) -> bool:
+        """Whether the probabilities differ from the plain softmax. If not, no temperature was found to be better."""
+        return any(value != 1 for value in _values(self.temperature))
+
     def temperatures(self, logits: Tensor) -> Tensor:
         """The temperature (B, 1) of each image, from its logits (B, C)."""
         return _for_each_class(self.temperature, logits)[logits.argmax(dim=1, keepdim=True)]

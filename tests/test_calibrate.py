@@ -91,7 +91,9 @@ def test_training_images_never_make_a_model_surer():
     logits, labels = drawn(2000)
     confidence, record = measured.calibrate(logits / 2, labels, [200, 150, 60, 30, 10, 5], "train")
     assert confidence.temperature == 1
-    assert "the model was trained on these images" in measured.describe_calibration(record)
+    said = measured.describe_calibration(record)
+    assert "the model was trained on these images" in said
+    assert "so the scores stay as they are: they are not calibrated" in said
     assert measured.calibrate(logits / 2, labels, [200] * 6, "validation")[0].temperature == pytest.approx(0.5, rel=0.1)
     with pytest.raises(
         ValueError, match=r"--coverage 0\.9 cannot be promised from training images.*validation_fraction"
@@ -325,8 +327,9 @@ def test_the_endpoint_says_what_classify_says(published):
     torch.testing.assert_close(experts[0], (logits / temperature).softmax(dim=-1), atol=1e-5, rtol=1e-4)
 
 
-def test_the_page_and_the_card_say_it(published, monkeypatch):
-    folder, expected = published
+@pytest.fixture
+def page_code(monkeypatch):
+    """The modules `page` and `predict` of the demo page."""
     monkeypatch.syspath_prepend(str(ROOT / "hub_cards" / "space"))
     for name in ("page", "predict"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -335,6 +338,12 @@ def test_the_page_and_the_card_say_it(published, monkeypatch):
 
     for name in ("page", "predict"):
         monkeypatch.setitem(sys.modules, name, sys.modules[name])  # and removed after the test
+    return page, predict
+
+
+def test_the_page_and_the_card_say_it(published, page_code):
+    folder, expected = published
+    page, predict = page_code
     model = predict.load(str(folder))
     prediction = model.predict(IMAGE)
     assert [answer.name for answer in prediction.in_set] == expected.in_set
@@ -351,6 +360,22 @@ def test_the_page_and_the_card_say_it(published, monkeypatch):
         in card
     )
     assert "of at most 5 % of the images of its own classes" in card
+
+
+@pytest.mark.parametrize("temperature", [1.0, [1.0] * len(NAMES)])
+def test_without_a_temperature_no_text_says_that_the_model_is_calibrated(tmp_path, page_code, temperature):
+    page, predict = page_code
+    run = write_run(tmp_path / "run")
+    config = load_config(run)
+    config.confidence = {**CONFIDENCE, "temperature": temperature}
+    config.save_pretrained(run / "best")
+    export(read_saved_run(run), tmp_path / "repository", "user/name")
+    card = " ".join((tmp_path / "repository/README.md").read_text().split())
+    assert "the scores are not calibrated. No temperature was better on validation images. The model gives sets" in card
+    assert "are calibrated" not in card
+    model = predict.load(str(tmp_path / "repository"))
+    assert not model.is_calibrated
+    assert "It is not calibrated" in page.result(model, model.predict(IMAGE))
 
 
 def test_an_onnx_file_has_calibrated_probabilities(tmp_path, images):

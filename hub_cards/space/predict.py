@@ -73,8 +73,13 @@ class Model:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the scores were calibrated on images that the model was not trained on."""
-        return self.confidence is not None and self.confidence.get("calibrated_on", "validation") == "validation"
+        """Whether a temperature, from images that the model was not trained on, makes the scores other than softmax."""
+        confidence = self.confidence or {}
+        on_validation = confidence.get("calibrated_on", "validation") == "validation"
+        temperature = confidence.get("temperature", 1.0)  # a number, or one of each class
+        return on_validation and any(
+            value != 1 for value in (temperature if type(temperature) is list else [temperature])
+        )
 
     def predict(self, image: str | Path | bytes | Image.Image) -> Prediction:
         """Classifies an image, given as a path, as bytes or as a PIL image. Raises NoPredictionError."""

@@ -132,6 +132,8 @@ def describe_calibration(record: Mapping[str, Any]) -> str:
             loss = f"cross-entropy of held-out images {found['loss_before']:.4f}, with it {found['loss_after']:.4f}"
         used = "used" if found["own"] else "not used"
         lines.append(f"{name:<7} {found['images']:>7,} images  temperature {found['temperature']:.3f}  {loss}: {used}")
+    if not any(found["own"] for found in record["temperatures"].values()):
+        lines.append("no temperature is better than none, so the scores stay as they are: they are not calibrated")
     if (sets := record.get("sets")) is not None:
         lines.append(f"\nsets that hold the true class of {100 * sets['coverage']:g} % of the images of")
         for cell in sets["cells"]:

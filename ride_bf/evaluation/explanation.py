@@ -128,7 +128,7 @@ class Explainer:
                 "title": image.name,
                 "answer": self.names[predicted],
                 "rejected": confidence.known_score is not None and bool(confidence.rejected(outputs.logits)[0]),
-                "calibrated": self.model.config.confidence is not None,
+                "calibrated": confidence.has_temperature,
                 "class_name": self.names[label],
                 "answers": [(self.names[one], _percent(score)) for one, score in zip(best, scores, strict=True)],
                 "seen": picture_source(_enlarged(seen)),
