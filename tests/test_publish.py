@@ -598,6 +598,23 @@ def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):
     assert "is not empty" in code
 
 
+def test_a_dry_run_shows_the_files_of_the_space_too(run, hub, publish, tmp_path):
+    options = ("--repo_id", "user/dry", "--dry_run", "--output_dir", tmp_path / "out", "--space", "user/page")
+    code, output = publish(run, *options, license=None)
+    assert code == 0, output
+    assert hub.requests == []
+    model, page = output.split("Files of Space user/page:\n")
+    assert "Files of user/dry:" in model
+    assert "model.safetensors" in model
+    written = {str(path.relative_to(tmp_path / "out_space")) for path in (tmp_path / "out_space").rglob("*.*")}
+    assert {"app.py", "README.md", "model.json"} <= written
+    assert all(f"  {name}\n" in page for name in written)
+    assert not (tmp_path / "out" / "app.py").exists()
+    shutil.rmtree(tmp_path / "out")
+    code, _ = publish(run, *options, license=None)
+    assert "out_space is not empty" in code
+
+
 def test_a_token_that_is_refused_is_a_message_without_it(run, hub, publish, monkeypatch):
     monkeypatch.setattr(hub, "token", "another")
     code, _ = publish(run, "--repo_id", "user/name", "--keep_batchformer")  # `publish` looks for the token in it
