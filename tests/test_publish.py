@@ -25,7 +25,7 @@ from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.results import Predictions, describe_machine, write_results
-from ride_bf.hub.card import Published, make_card, published_results
+from ride_bf.hub.card import Published, _devices, _duration, make_card, published_results
 from ride_bf.hub.export import check_same_logits, export
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.hub.upload import RunPublisher
@@ -136,6 +136,20 @@ def test_every_percentage_on_the_card_is_a_measured_one(run, exported):
     assert set(shown) <= {f"{100 * value:.1f} %" for value in values}
 
 
+def test_no_number_is_in_two_rows_of_the_tables(exported):
+    card = (exported / "README.md").read_text()
+    assert card.count("Balanced accuracy (mean over all classes) |") == 1
+    assert "| Accuracy over all images |" in card
+    assert "| all |" not in card
+
+
+def test_hardware_and_time_in_words():
+    start = {"device": "2 CPU cores", "num_processes": 2}
+    assert _devices(start) == "2 CPU cores for 2 processes"
+    assert _devices({"device": "NVIDIA H200", "num_processes": 1}) == "1 × NVIDIA H200"
+    assert [_duration(seconds) for seconds in (0.3, 1.5, 180)] == ["less than a second", "1.5 seconds", "3.0 minutes"]
+
+
 def test_the_papers_numbers_stay_apart(exported):
     card = ModelCard.load(exported / "README.md")
     measured, papers = card.text.split("### What the papers report")
@@ -159,7 +173,7 @@ def test_how_it_was_trained(exported):
         "seed 7",
         "Started from: `stage1`",
         "epoch 3 of 4, chosen for its balanced accuracy on validation images",
-        "1 × 2 CPU cores",
+        "- Hardware: 2 CPU cores, float32",
         "3.0 minutes",  # of the three epochs up to the checkpoint
         "commit `c0ffee`",
         "2 of its 5 classes had fewer than 20 training images, the rarest 2",
