@@ -186,7 +186,7 @@ class TestCommand:
         explain.main([str(folder), str(image), "--output_dir", str(tmp_path)])
         assert "without the nearest training images: " in (printed := capsys.readouterr().out)
         assert "does not say what it was trained on: name the data set with --dataset" in printed
-        assert "Where expert 2 looked" in (tmp_path / f"{image.stem}.html").read_text()
+        assert "Map of expert 2" in (tmp_path / f"{image.stem}.html").read_text()
         with pytest.raises(SystemExit, match="does not say what it was trained on"):
             explain.main([str(folder), str(image), "--embeddings", str(folder / "embeddings.parquet")])
 
