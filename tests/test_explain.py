@@ -159,7 +159,7 @@ def explained(tmp_path_factory):
 class TestCommand:
     def test_a_training_image_is_its_own_nearest(self, explained):
         _, _, label, page = explained
-        assert page.count("Where expert") == 3
+        assert page.count("Map of expert") == 3
         assert "seven &lt;b&gt;.png" in page
         neighbours = re.findall(r"<b>(\d)</b> · ([\d.]+)\s*<span>row (\d+)", page)
         assert neighbours[0] == (str(label), "0.000", "300")

@@ -196,11 +196,11 @@ def test_what_the_images_are_and_what_a_prediction_costs(exported, image):
     assert not re.search(r"!\[\]", card.text)
 
 
-def own_images(run, folder, data_dir, **published):
+def own_images(run, folder, data_dir, drawn=False, **published):
     """The card of a run on images of the user's own."""
     shutil.copytree(run, folder)
     counts = dict(zip(("train_class_counts", "class_names"), (COUNTS, NAMES), strict=True))
-    splits = {"train": {"images": sum(COUNTS), "digest": "0"}, "test": {"images": 50, "digest": "1"}}
+    splits = {"train": {"images": sum(COUNTS), "digest": "0"}, "test": {"images": 50, "digest": "1", "drawn": drawn}}
     data = {"dataset": "custom", "data_dir": data_dir, "options": {}, "splits": splits, **counts}
     (folder / "best" / "checkpoint.json").write_text(json.dumps({"epoch": 3, "data": data}))
     recipe = json.loads((folder / "recipe.json").read_text()) | {"dataset": "custom"}
@@ -218,6 +218,14 @@ def test_own_images_are_described_by_their_author_or_not_at_all(run, tmp_path):
     assert "What the images show: Leaves of trees, from above." in card.text
     for text in (card.text, str(card.data)):
         assert "a data set of its own" not in text
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_card_says_that_the_test_split_was_drawn(run, tmp_path, drawn):
+    card = own_images(run, tmp_path / "run", str(tmp_path), drawn=drawn)
+    assert (
+        "This split was drawn at random, class by class, from the same images as the training" in card.text
+    ) == drawn
 
 
 @pytest.mark.parametrize("place", ["hf:someone/leaves", "someone/leaves"])

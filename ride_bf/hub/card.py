@@ -92,6 +92,7 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         training=list(_training_facts(saved)),
         split=(saved.results or {}).get("split"),
         measured_on=_measured_on(saved),
+        drawn=_is_drawn(saved),
         main_table=_main_table(saved),
         leakage=describe_leakage(saved.results or {}),
         unknown=_unknown_images(saved),
@@ -224,6 +225,14 @@ def _measured_on(saved: SavedRun) -> str | None:
     if results.get("dataset") == CUSTOM and saved.hub_dataset is not None and not results.get("other_images"):
         return saved.hub_dataset
     return _title(results.get("dataset"))
+
+
+def _is_drawn(saved: SavedRun) -> bool:
+    """Whether the evaluated images were drawn from the same images as those of training."""
+    results = saved.results or {}
+    if saved.data is None or results.get("other_images") or results.get("split") not in saved.data.splits:
+        return False
+    return saved.data.splits[results["split"]].drawn
 
 
 def _told(options: Mapping[str, Any]) -> dict[str, Any]:
