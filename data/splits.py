@@ -15,6 +15,7 @@ from data.sets import CUSTOM, DATA_SETS, PERCEPTUAL, get_data_set
 from data.split_names import SPLIT_NAMES
 from data.streams import ImageStream
 
+_DRAWN = "drawn at random from the training images by ride_bf"  # the description of such a split
 _TEST_FRACTION = 0.2  # of your own images, if they have no test split
 
 
@@ -234,9 +235,15 @@ def _hold_out(
             )
         _tell_classes_without(train, drawn, split)
         splits[split] = train.select(np.flatnonzero(drawn))
+        splits[split].info.description = _DRAWN
         train, groups, stay = train.select(np.flatnonzero(~drawn)), groups[~drawn], stay[~drawn]
     splits["train"] = train
     return DatasetDict({split: splits[split] for split in SPLIT_NAMES if split in splits})
+
+
+def is_drawn(rows: Dataset | ImageStream) -> bool:
+    """Whether the split was drawn from the training images when the data set was loaded."""
+    return isinstance(rows, Dataset) and rows.info.description == _DRAWN
 
 
 def _per_split(values: np.ndarray, splits: Sequence[Dataset]) -> list[np.ndarray]:

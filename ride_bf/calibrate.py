@@ -1,4 +1,4 @@
-"""Make a model's confidence honest: `python -m ride_bf.calibrate MODEL [--coverage 0.9]`.
+"""Calibrate a model's scores: `python -m ride_bf.calibrate MODEL [--coverage 0.9]`.
 
 MODEL is a run's output folder or a checkpoint's folder. On the validation images the command fits a temperature, by
 which logits are divided before the softmax, and one for each shot group where cross-validation shows that it is better.

@@ -1,6 +1,6 @@
 """Show why a model gives its answers: `python -m ride_bf.explain RUN_OR_CHECKPOINT_OR_HUB_ID IMAGE [IMAGE ...]`.
 
-Writes a page for each image: where each expert looked (Grad-CAM), and the nearest training images with their labels and
+Writes a page for each image: a Grad-CAM map of each expert, and the nearest training images with their labels and
 distances. For these, `python -m ride_bf.embed` must have written the features. Files are read as in training and
 evaluation. If a file cannot be read, the command reports it, explains the others, and exits with code 1. See
 docs/explain.md.

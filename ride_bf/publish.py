@@ -2,9 +2,9 @@
 
 DIR is the output folder of a run or the folder of a checkpoint. One commit uploads the weights, the code, the image
 processor, a model card made from the run's files, the results, the plots, the number of training images of each class,
-and the handler for Inference Endpoints. `--dry_run --output_dir OUT` writes these files to a folder instead. First log
-in with `hf auth login` or set HF_TOKEN. If the command fails, run it again: files that are on the Hub already are not
-uploaded again.
+and the handler for Inference Endpoints. `--dry_run --output_dir OUT` writes these files to a folder instead, and the
+files of a Space to `OUT_space` beside it. First log in with `hf auth login` or set HF_TOKEN. If the command fails, run
+it again: files that are on the Hub already are not uploaded again.
 """
 
 import argparse
@@ -36,7 +36,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--onnx", action="store_true", help="add model.onnx; needs requirements-extras.txt")
     parser.add_argument("--space", help="USER/NAME of a Space to publish too, a page for trying the model")
     parser.add_argument("--dry_run", action="store_true", help="upload nothing; list the files")
-    parser.add_argument("--output_dir", type=Path, help="keep the files in this folder; it must be new or empty")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        help="keep the files in this folder, and those of a Space in OUT_space beside it; both must be new or empty",
+    )
     return parser.parse_args(arguments)
 
 
@@ -47,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from data.hub_ids import check_repo_id
     from ride_bf.hub.card import describe_images
-    from ride_bf.hub.export import default_examples, export
+    from ride_bf.hub.export import default_examples, export, list_files
     from ride_bf.hub.run_files import read_saved_run
     from ride_bf.hub.upload import PublishError, check_login, is_private, published_license, upload, write_space
 
@@ -62,8 +66,10 @@ def main(arguments: list[str] | None = None) -> None:
             check_login()
             license = license or published_license(options.repo_id, options.revision)
         folder = options.output_dir or Path(temporary) / "model"
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError(f"{folder} is not empty; name another --output_dir")
+        page = None if options.space is None else folder.with_name(f"{folder.resolve().name}_space")
+        for place in filter(None, (folder, page)):
+            if place.is_dir() and any(place.iterdir()):
+                raise ValueError(f"{place} is not empty; name another --output_dir")
         saved = read_saved_run(options.folder)
         export(
             saved,
@@ -77,19 +83,20 @@ def main(arguments: list[str] | None = None) -> None:
         )
         if options.data_description is None and describe_images(saved) is None:
             print("note: the card does not say what the training images show; pass --data_description SENTENCE")
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
+        print(list_files(options.repo_id, folder))
+        if page is not None:
+            write_space(page, options.repo_id, options.revision)
+            print(list_files(f"Space {options.space}", page))
         if options.dry_run:
-            print(f"Nothing was uploaded. {options.repo_id} would contain these files.")
+            print("Nothing was uploaded.")
             return
         address = upload(folder, options.repo_id, private=options.private, revision=options.revision)
-        if options.space is not None:
-            write_space(Path(temporary) / "space", options.repo_id, options.revision)
-            upload(Path(temporary) / "space", options.space, private=options.private, repo_type="space")
-            page = f"{ENDPOINT}/spaces/{options.space}"
-            print(f"Page: {page}")
+        if page is not None:
+            upload(page, options.space, private=options.private, repo_type="space")
+            link = f"{ENDPOINT}/spaces/{options.space}"
+            print(f"Page: {link}")
             if is_private(options.repo_id):
-                print(f"A private model needs a token: add the secret HF_TOKEN, which may read it, at {page}/settings")
+                print(f"A private model needs a token: add the secret HF_TOKEN, which may read it, at {link}/settings")
         print(f"Published: {address}")
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from html import escape
 
 import numpy as np
@@ -14,7 +15,7 @@ from conftest import ROOT, tiny_config, tiny_model
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from test_evaluate import save_model
-from tiny_run import NAMES, write_run
+from tiny_run import COUNTS, NAMES, write_run
 from transformers import AutoConfig, pipeline
 
 from confidence_ride_bf import Confidence
@@ -32,6 +33,7 @@ from ride_bf.evaluation.metrics import (
     shot_groups,
 )
 from ride_bf.evaluation.results import Predictions, read_results
+from ride_bf.hub.card import Published, make_card
 from ride_bf.hub.export import export
 from ride_bf.hub.onnx import export_onnx
 from ride_bf.hub.run_files import read_saved_run
@@ -359,7 +361,50 @@ def test_the_page_and_the_card_say_it(published, page_code):
         "are calibrated on validation images, and the model gives sets of classes that hold the true one in 90 %"
         in card
     )
-    assert "of at most 5 % of the images of its own classes" in card
+    assert "to reject at most 5 % of the images of its own classes. How many images of none of the classes" in card
+
+
+def with_results(run, **changes):
+    """The run with an evaluation of its calibration and of 40 images of no class."""
+    run = write_run(run)
+    config = load_config(run)
+    config.confidence = CONFIDENCE
+    config.save_pretrained(run / "best")
+    rejected = {"promised": 0.05, "score": "max_logit", "all": 0.04}
+    ece = "expected_calibration_error"
+    test = json.loads((run / "test_results.json").read_text())["test"]
+    results = {
+        **{"dataset": "custom", "split": "test", "class_names": NAMES, "train_class_counts": COUNTS},
+        "metrics": {**test, ece: 0.234},
+        "confidence": {
+            "temperature": changes.get("temperature", CONFIDENCE["temperature"]),
+            **{"before": {"all": {ece: 0.234}}, "after": {"all": {ece: 0.2679}}, "rejected": rejected},
+        },
+        "unknown": {
+            **{"images": 40, "rejected": 0.025, "score": "max_logit"},
+            "scores": {"max_logit": {"all": {"auroc": 0.613}}},
+        },
+    }
+    return replace(read_saved_run(run), results=results, results_name="results.json")
+
+
+def test_the_card_has_the_errors_before_and_after_and_what_became_of_unknown_images(tmp_path):
+    card = make_card(with_results(tmp_path), Published("a/b", "mit", 1, onnx_size=(24, 24)))
+    assert "| Expected calibration error before calibration | 23.4 % |" in card.text
+    assert "| Expected calibration error of the calibrated scores | 26.8 % |" in card.text
+    (shipped,) = (one.metric_value for one in card.data.eval_results if one.metric_type.endswith("calibration_error"))
+    assert shipped == 0.2679
+    text = " ".join(card.text.split())
+    assert "Of 40 test images of none of the classes, 2.5 % were rejected (AUROC of the score: 61.3 %)" in text
+    assert "gives `logits`, `expert_logits` and `probabilities`, checked" in text
+
+
+def test_the_card_takes_nothing_from_the_evaluation_of_another_calibration(tmp_path):
+    card = make_card(with_results(tmp_path, temperature=2.0), Published("a/b", "mit", 1))
+    assert "| Expected calibration error before calibration | 23.4 % |" in card.text
+    assert "| Expected calibration error of the calibrated scores | not measured |" in card.text
+    assert not any("calibration" in one.metric_type for one in card.data.eval_results)
+    assert "61.3" not in card.text
 
 
 @pytest.mark.parametrize("temperature", [1.0, [1.0] * len(NAMES)])

@@ -159,7 +159,7 @@ def explained(tmp_path_factory):
 class TestCommand:
     def test_a_training_image_is_its_own_nearest(self, explained):
         _, _, label, page = explained
-        assert page.count("Where expert") == 3
+        assert page.count("Map of expert") == 3
         assert "seven &lt;b&gt;.png" in page
         neighbours = re.findall(r"<b>(\d)</b> · ([\d.]+)\s*<span>row (\d+)", page)
         assert neighbours[0] == (str(label), "0.000", "300")
@@ -186,7 +186,7 @@ class TestCommand:
         explain.main([str(folder), str(image), "--output_dir", str(tmp_path)])
         assert "without the nearest training images: " in (printed := capsys.readouterr().out)
         assert "does not say what it was trained on: name the data set with --dataset" in printed
-        assert "Where expert 2 looked" in (tmp_path / f"{image.stem}.html").read_text()
+        assert "Map of expert 2" in (tmp_path / f"{image.stem}.html").read_text()
         with pytest.raises(SystemExit, match="does not say what it was trained on"):
             explain.main([str(folder), str(image), "--embeddings", str(folder / "embeddings.parquet")])
 

@@ -79,13 +79,14 @@ def test_bad_input(predictions, labels, message):
 
 def test_report_shows_groups_and_classes_from_the_commonest():
     counts, names = [10, 300], ["rare", "common"]
-    metrics = shot_accuracy([0, 1, 1, 1], [0, 0, 1, 1], counts)
+    metrics = shot_accuracy([0, 1, 1, 1, 1], [0, 0, 1, 1, 1], counts)
     lines = [line.split() for line in accuracy_table(metrics, counts, names).splitlines()]
-    assert lines[1] == ["all", "2", "310", "75.0", "%"]
-    assert lines[2] == ["many-shot", "1", "300", "100.0", "%"]
-    assert lines[3] == ["few-shot", "1", "10", "50.0", "%"]
+    assert lines[1] == ["all", "images", "2", "310", "80.0", "%"]
+    assert lines[2] == ["balanced", "2", "310", "75.0", "%"]
+    assert lines[3] == ["many-shot", "1", "300", "100.0", "%"]
+    assert lines[4] == ["few-shot", "1", "10", "50.0", "%"]
     assert lines[-2:] == [["class", "common", "300", "100.0", "%"], ["class", "rare", "10", "50.0", "%"]]
-    assert shot_summary(metrics).split() == ["all", "75.0", "many", "100.0", "few", "50.0"]
+    assert shot_summary(metrics) == "all images  80.0  balanced  75.0  many 100.0  few  50.0"
 
 
 def test_expert_use_by_hand():

@@ -683,7 +683,7 @@ def test_the_card_says_what_that_of_the_backbone_says(trained, tmp_path, monkeyp
     publish.main([str(copy), "--repo_id", "a/b", "--dry_run", "--output_dir", str(tmp_path / "page")])
     card = (tmp_path / "page/README.md").read_text()
     assert f"So may those of the backbone: {licence}. " in card
-    assert f"- Pre-training: {data}. A class that the backbone saw then is no tail class for it" in card
+    assert f"- Pre-training: {data}. The backbone may know a class with few training images here well" in card
     assert str(tmp_path) not in card
 
 

@@ -21,6 +21,7 @@ from test_streams import write_shards
 from test_training import train
 
 from data import class_counts, evaluation_processor, load_long_tailed
+from data.class_names import name_classes, with_names
 from data.digest import DIGITS, images_digest
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf import compare, decouple, evaluate, publish
@@ -87,6 +88,11 @@ def test_a_checkpoint_says_what_it_was_trained_on(run, images):
             "validation": 18,
             "test": 12,
         }
+    assert {name: split.drawn for name, split in data.splits.items()} == {
+        "train": False,
+        "validation": True,
+        "test": False,
+    }
     assert read_facts(run / "best")["data"] == json.loads(json.dumps(data.as_dict()))
 
 
@@ -101,7 +107,7 @@ def test_evaluation_needs_no_option_and_counts_what_was_trained_on(own, capsys):
     train_split = {"images": 40, "digest": data.splits["train"].digest}
     assert results["training_data"] == {"dataset": "custom", "options": {"validation_fraction": 0.3}, **train_split}
     assert results["other_images"] is False
-    assert re.search(r"^all +3 +40 ", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^all images +3 +40 ", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +132,14 @@ def test_an_option_that_training_was_not_given_is_decided_by_the_images(tmp_path
     message = r"with --validation_fraction 0\.3 that training was not given: train had 58 images in training and has 40"
     with pytest.raises(OtherDataError, match=message):
         load_splits_of(tmp_path, validation_fraction=0.3)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no test split")
+def test_a_drawn_test_split_is_recorded_also_of_renamed_classes(images):
+    splits, _ = name_classes(load_long_tailed("custom", images / "train"), None)
+    for loaded in (splits, with_names(splits, ["a", "b", "c"])):
+        data = describe_data(loaded, "custom", images / "train")
+        assert {name: split.drawn for name, split in data.splits.items()} == {"train": False, "test": True}
 
 
 def test_data_may_be_moved_but_not_changed(own, tmp_path):

@@ -25,7 +25,7 @@ from data import evaluation_processor
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.results import Predictions, describe_machine, write_results
-from ride_bf.hub.card import Published, make_card, published_results
+from ride_bf.hub.card import Published, _devices, _duration, make_card, published_results
 from ride_bf.hub.export import check_same_logits, export
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.hub.upload import RunPublisher
@@ -136,6 +136,20 @@ def test_every_percentage_on_the_card_is_a_measured_one(run, exported):
     assert set(shown) <= {f"{100 * value:.1f} %" for value in values}
 
 
+def test_no_number_is_in_two_rows_of_the_tables(exported):
+    card = (exported / "README.md").read_text()
+    assert card.count("Balanced accuracy (mean over all classes) |") == 1
+    assert "| Accuracy over all images |" in card
+    assert "| all |" not in card
+
+
+def test_hardware_and_time_in_words():
+    start = {"device": "2 CPU cores", "num_processes": 2}
+    assert _devices(start) == "2 CPU cores for 2 processes"
+    assert _devices({"device": "NVIDIA H200", "num_processes": 1}) == "1 × NVIDIA H200"
+    assert [_duration(seconds) for seconds in (0.3, 1.5, 180)] == ["less than a second", "1.5 seconds", "3.0 minutes"]
+
+
 def test_the_papers_numbers_stay_apart(exported):
     card = ModelCard.load(exported / "README.md")
     measured, papers = card.text.split("### What the papers report")
@@ -159,7 +173,7 @@ def test_how_it_was_trained(exported):
         "seed 7",
         "Started from: `stage1`",
         "epoch 3 of 4, chosen for its balanced accuracy on validation images",
-        "1 × 2 CPU cores",
+        "- Hardware: 2 CPU cores, float32",
         "3.0 minutes",  # of the three epochs up to the checkpoint
         "commit `c0ffee`",
         "2 of its 5 classes had fewer than 20 training images, the rarest 2",
@@ -182,11 +196,11 @@ def test_what_the_images_are_and_what_a_prediction_costs(exported, image):
     assert not re.search(r"!\[\]", card.text)
 
 
-def own_images(run, folder, data_dir, **published):
+def own_images(run, folder, data_dir, drawn=False, **published):
     """The card of a run on images of the user's own."""
     shutil.copytree(run, folder)
     counts = dict(zip(("train_class_counts", "class_names"), (COUNTS, NAMES), strict=True))
-    splits = {"train": {"images": sum(COUNTS), "digest": "0"}, "test": {"images": 50, "digest": "1"}}
+    splits = {"train": {"images": sum(COUNTS), "digest": "0"}, "test": {"images": 50, "digest": "1", "drawn": drawn}}
     data = {"dataset": "custom", "data_dir": data_dir, "options": {}, "splits": splits, **counts}
     (folder / "best" / "checkpoint.json").write_text(json.dumps({"epoch": 3, "data": data}))
     recipe = json.loads((folder / "recipe.json").read_text()) | {"dataset": "custom"}
@@ -204,6 +218,14 @@ def test_own_images_are_described_by_their_author_or_not_at_all(run, tmp_path):
     assert "What the images show: Leaves of trees, from above." in card.text
     for text in (card.text, str(card.data)):
         assert "a data set of its own" not in text
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_card_says_that_the_test_split_was_drawn(run, tmp_path, drawn):
+    card = own_images(run, tmp_path / "run", str(tmp_path), drawn=drawn)
+    assert (
+        "This split was drawn at random, class by class, from the same images as the training" in card.text
+    ) == drawn
 
 
 @pytest.mark.parametrize("place", ["hf:someone/leaves", "someone/leaves"])
@@ -596,6 +618,23 @@ def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):
     assert "model.safetensors" in output
     code, _ = publish(run, "--repo_id", "user/dry", "--dry_run", "--output_dir", tmp_path / "out")
     assert "is not empty" in code
+
+
+def test_a_dry_run_shows_the_files_of_the_space_too(run, hub, publish, tmp_path):
+    options = ("--repo_id", "user/dry", "--dry_run", "--output_dir", tmp_path / "out", "--space", "user/page")
+    code, output = publish(run, *options, license=None)
+    assert code == 0, output
+    assert hub.requests == []
+    model, page = output.split("Files of Space user/page:\n")
+    assert "Files of user/dry:" in model
+    assert "model.safetensors" in model
+    written = {str(path.relative_to(tmp_path / "out_space")) for path in (tmp_path / "out_space").rglob("*.*")}
+    assert {"app.py", "README.md", "model.json"} <= written
+    assert all(f"  {name}\n" in page for name in written)
+    assert not (tmp_path / "out" / "app.py").exists()
+    shutil.rmtree(tmp_path / "out")
+    code, _ = publish(run, *options, license=None)
+    assert "out_space is not empty" in code
 
 
 def test_a_token_that_is_refused_is_a_message_without_it(run, hub, publish, monkeypatch):

@@ -86,7 +86,7 @@ def test_a_report_of_an_earlier_version(written, tmp_path):
     earlier["speed"] = {name: value for name, value in results["speed"].items() if name != "timed_batches"}
     earlier["bootstrap"] = {name: value for name, value in results["bootstrap"].items() if name != "without_width"}
     text = write_report(earlier, tmp_path).read_text()
-    assert "surest wrong answers" not in text
+    assert "most confident mistakes" not in text
     assert "They do not" in text
 
 

@@ -124,7 +124,7 @@ def describe_calibration(record: Mapping[str, Any]) -> str:
     if record["split"] == "train":
         lines.append(
             "note: the model was trained on these images and is surer of them than of others. Only temperatures of 1 "
-            "or more are accepted, and they are too low. For an honest confidence, train with --validation_fraction 0.1"
+            "or more are accepted, and they are too low. For calibrated scores, train with --validation_fraction 0.1"
         )
     for name, found in record["temperatures"].items():
         loss = "too few images for one of its own"

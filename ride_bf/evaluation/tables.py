@@ -6,9 +6,13 @@ from ride_bf.evaluation.metrics import shot_groups
 
 
 def shot_summary(metrics: dict) -> str:
-    """Returns the accuracies in percent on one line. Groups without classes are left out."""
+    """Returns the accuracies in percent on one line: over all images, and means over all classes and over each group's.
+
+    Groups without classes are left out.
+    """
     names = {
-        "accuracy": "all",
+        "accuracy": "all images",
+        "balanced_accuracy": "balanced",
         "many_shot_accuracy": "many",
         "medium_shot_accuracy": "medium",
         "few_shot_accuracy": "few",
@@ -19,11 +23,14 @@ def shot_summary(metrics: dict) -> str:
 def accuracy_table(metrics: dict, class_counts: Sequence[int], class_names: Sequence[str], most_rows: int = 20) -> str:
     """Returns a table of the groups and, if there are at most `most_rows` classes, of each class, largest first.
 
-    Between them are the metrics of `class_summary`, if there are any.
+    The row "all images" has the share of the images that are right, "balanced" the mean of the accuracies of all
+    classes, and a group's row the mean of those of its classes. Before the rows of the classes are the metrics of
+    `class_summary`, if there are any.
     """
     groups = shot_groups(class_counts)
     lines = [f"{'group':<12} {'classes':>7} {'training images':>15} {'accuracy':>9}"]
-    lines.append(f"{'all':<12} {len(class_counts):>7} {sum(class_counts):>15} {_percent(metrics['accuracy'])}")
+    for name, metric in (("all images", "accuracy"), ("balanced", "balanced_accuracy")):
+        lines.append(f"{name:<12} {len(class_counts):>7} {sum(class_counts):>15} {_percent(metrics[metric])}")
     for group, members in groups.items():
         if f"{group}_shot_accuracy" in metrics:
             images = sum(count for count, inside in zip(class_counts, members, strict=True) if inside)

@@ -13,6 +13,7 @@ from matplotlib.ticker import PercentFormatter
 from confidence_ride_bf import Confidence
 from data import CUSTOM
 from data.sets import DATA_SETS
+from ride_bf.evaluation.confidence import CONFIDENCE
 from ride_bf.evaluation.leakage import describe_leakage
 from ride_bf.evaluation.metrics import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, shot_groups
 from ride_bf.evaluation.plots import (
@@ -23,19 +24,22 @@ from ride_bf.evaluation.plots import (
     save,
     styled,
 )
+from ride_bf.evaluation.unknown import UNKNOWN
+from ride_bf.hub.onnx import output_names
 from ride_bf.hub.run_files import SavedRun
 from ride_bf.runs.provenance import CORRECTION, describe_parameters
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "model_card.md"
+_CALIBRATION_ERROR = "expected_calibration_error"
 # Metrics of the card's table and metadata, in this order. Metrics that were not measured are left out.
 METRIC_NAMES = {
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy",
+    "accuracy": "Accuracy over all images",
+    "balanced_accuracy": "Balanced accuracy (mean over all classes)",
     "many_shot_accuracy": f"Many-shot accuracy (more than {MANY_SHOT_ABOVE} training images)",
     "medium_shot_accuracy": f"Medium-shot accuracy ({FEW_SHOT_BELOW} to {MANY_SHOT_ABOVE})",
     "few_shot_accuracy": f"Few-shot accuracy (less than {FEW_SHOT_BELOW})",
     "top_5_accuracy": "Top-5 accuracy",
-    "expected_calibration_error": "Expected calibration error",
+    _CALIBRATION_ERROR: "Expected calibration error",
 }
 _PRECISIONS = {"no": "float32"}  # Accelerate's name -> ours
 _MOST_CLASSES_IN_A_TABLE = 20
@@ -81,14 +85,17 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         published=published,
         has_batchformer=_has_batchformer(saved),
         onnx_size=published.onnx_size,
+        onnx_outputs=output_names(saved.config),
         title=published.repo_id.rpartition("/")[2],
         dataset=_dataset_title(saved),
         images=published.data_description or describe_images(saved),
         training=list(_training_facts(saved)),
         split=(saved.results or {}).get("split"),
         measured_on=_measured_on(saved),
+        drawn=_is_drawn(saved),
         main_table=_main_table(saved),
         leakage=describe_leakage(saved.results or {}),
+        unknown=_unknown_images(saved),
         group_table=_group_table(saved),
         class_table=_class_table(saved),
         expert_table=_expert_table(saved),
@@ -103,7 +110,7 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
     name = published.repo_id.rpartition("/")[2]
     results = []
     if saved.results is not None:
-        metrics, measured_on = saved.results["metrics"], _measured_on(saved)
+        metrics, measured_on = _published_metrics(saved), _measured_on(saved)
         results = [
             EvalResult(
                 task_type="image-classification",
@@ -142,6 +149,39 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
         eval_results=results or None,
         widget=widget or None,
     )
+
+
+def _published_metrics(saved: SavedRun) -> dict[str, Any]:
+    """The metrics of the published scores: of a calibrated model, the calibration error after calibration, if known."""
+    metrics = dict(saved.results["metrics"])
+    if saved.config.confidence:
+        metrics.pop(_CALIBRATION_ERROR, None)
+        if (measured := _measured_confidence(saved)) is not None:
+            metrics[_CALIBRATION_ERROR] = measured["after"]["all"][_CALIBRATION_ERROR]
+    return metrics
+
+
+def _measured_confidence(saved: SavedRun) -> dict[str, Any] | None:
+    """What the evaluation measured of the calibration that the model has now; None if it was of another or of none."""
+    measured = (saved.results or {}).get(CONFIDENCE)
+    confidence = Confidence.from_dict(saved.config.confidence, saved.config.num_labels)
+    return measured if measured is not None and measured["temperature"] == confidence.temperature else None
+
+
+def _unknown_images(saved: SavedRun) -> dict[str, str] | None:
+    """How many images of none of the classes the evaluation had, and what became of them; None if that is unknown."""
+    unknown, measured = (saved.results or {}).get(UNKNOWN), _measured_confidence(saved)
+    confidence = Confidence.from_dict(saved.config.confidence, saved.config.num_labels)
+    if unknown is None or measured is None or "rejected" not in unknown:
+        return None
+    promised = measured.get("rejected", {}).get("promised")
+    if (unknown["score"], promised) != (confidence.known_score, confidence.reject_known):
+        return None
+    return {
+        "images": f"{unknown['images']:,}",
+        "rejected": _percent(unknown["rejected"]),
+        "auroc": _percent(unknown["scores"][unknown["score"]]["all"]["auroc"]),
+    }
 
 
 def _has_batchformer(saved: SavedRun) -> bool:
@@ -185,6 +225,14 @@ def _measured_on(saved: SavedRun) -> str | None:
     if results.get("dataset") == CUSTOM and saved.hub_dataset is not None and not results.get("other_images"):
         return saved.hub_dataset
     return _title(results.get("dataset"))
+
+
+def _is_drawn(saved: SavedRun) -> bool:
+    """Whether the evaluated images were drawn from the same images as those of training."""
+    results = saved.results or {}
+    if saved.data is None or results.get("other_images") or results.get("split") not in saved.data.splits:
+        return False
+    return saved.data.splits[results["split"]].drawn
 
 
 def _told(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,15 +297,17 @@ def _pre_training(saved: SavedRun) -> str:
     seen = ", ".join(f"`{name}`" for name in saved.base.datasets)
     silent = "the backbone's card does not say" if saved.base.has_card else "there is no card of the backbone to read"
     known = f"on {seen}, says the backbone's card" if seen else f"on unknown data: {silent}"
-    return f"{known}. A class that the backbone saw then is no tail class for it, however few images it has here"
+    return (
+        f"{known}. The backbone may know a class with few training images here well, if it saw many images of that "
+        "class then"
+    )
 
 
 def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:
     if not saved.starts:
         return
     hardware = [
-        f"{start['num_processes']} × {start['device']}, {_PRECISIONS.get(start['precision'], start['precision'])}"
-        for start in saved.starts
+        f"{_devices(start)}, {_PRECISIONS.get(start['precision'], start['precision'])}" for start in saved.starts
     ]
     yield "Hardware", "; ".join(dict.fromkeys(hardware))
     if saved.training_seconds is not None:
@@ -267,6 +317,14 @@ def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:
     ]
     versions = [", ".join(f"{name} {number}" for name, number in start["versions"].items()) for start in saved.starts]
     yield "Code", "; ".join(dict.fromkeys([*commits, *versions]))
+
+
+def _devices(start: Mapping[str, Any]) -> str:
+    """The device of each process. Processes on the CPU share its cores."""
+    processes, device = start["num_processes"], start["device"]
+    if device.endswith("CPU cores"):
+        return device if processes == 1 else f"{device} for {processes} processes"
+    return f"{processes} × {device}"
 
 
 def _commit(start: Mapping[str, Any]) -> str:
@@ -279,7 +337,7 @@ def _duration(seconds: float) -> str:
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return "less than a second" if seconds < 1 else f"{seconds:.1f} seconds"
 
 
 def _percent(fraction: float | None) -> str:
@@ -309,14 +367,19 @@ def _main_table(saved: SavedRun) -> str | None:
     if saved.results is None:
         return None
     measured = [metric for metric in METRIC_NAMES if metric in saved.results["metrics"] and "_shot_" not in metric]
-    return _table(["Metric", "Value"], [[METRIC_NAMES[metric], _with_interval(saved, metric)] for metric in measured])
+    rows = {METRIC_NAMES[metric]: _with_interval(saved, metric) for metric in measured}
+    title = METRIC_NAMES[_CALIBRATION_ERROR]
+    if saved.config.confidence and title in rows:
+        rows[f"{title} before calibration"] = rows.pop(title)
+        published = _published_metrics(saved).get(_CALIBRATION_ERROR)
+        rows[f"{title} of the calibrated scores"] = "not measured" if published is None else _percent(published)
+    return _table(["Metric", "Value"], list(rows.items()))
 
 
 def _group_table(saved: SavedRun) -> str | None:
     if saved.results is None:
         return None
-    counts = saved.results["train_class_counts"]
-    rows = [["all", len(counts), sum(counts), _with_interval(saved, "balanced_accuracy")]]
+    counts, rows = saved.results["train_class_counts"], []
     for group, members in shot_groups(counts).items():
         if members.any():
             images = sum(count for count, inside in zip(counts, members, strict=True) if inside)

@@ -180,3 +180,10 @@ def _enlarged(folder: Path, name: str) -> str:
 def default_examples(saved: SavedRun) -> list[Path]:
     """Example image files in this repository for the model's data set; empty for other data sets."""
     return sorted(HUB_CARDS.glob(_EXAMPLES[saved.dataset])) if saved.dataset in _EXAMPLES else []
+
+
+def list_files(repository: str, folder: Path) -> str:
+    """Lists the files in `folder` under the name of the repository that they are for, with their sizes in bytes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    rows = (f"{path.stat().st_size:>12,}  {path.relative_to(folder)}" for path in paths)
+    return "\n".join([f"Files of {repository}:", *rows])

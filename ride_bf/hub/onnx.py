@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification
 
 OUTPUTS = ("logits", "expert_logits")
@@ -17,12 +18,17 @@ TOLERANCE = 1e-4  # relative to the largest logit; summing float32 in another or
 _NOTES = {"doc_string", "metadata_props"}
 
 
+def output_names(config: RideBfConfig) -> tuple[str, ...]:
+    """The names of the outputs of a model's ONNX file."""
+    return OUTPUTS if config.confidence is None else (*OUTPUTS, PROBABILITIES)
+
+
 class _Logits(nn.Module):
     def __init__(self, model: RideBfForImageClassification):
         super().__init__()
         self.model = model
         self.confidence = None if model.config.confidence is None else model.confidence
-        self.outputs = OUTPUTS if self.confidence is None else (*OUTPUTS, PROBABILITIES)
+        self.outputs = output_names(model.config)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model(pixel_values)

@@ -18,6 +18,7 @@ from data import CUSTOM, MAX_IMAGE_PIXELS, ImageStream, OnBrokenImage, class_cou
 from data.class_names import names_of, with_names
 from data.digest import images_digest
 from data.sets import SPLIT_OPTIONS, data_options
+from data.splits import is_drawn
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model
@@ -37,10 +38,14 @@ class OtherDataError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitData:
-    """A split: its number of images and their `data.digest.images_digest`."""
+    """A split: its number of images and their `data.digest.images_digest`.
+
+    `drawn` says whether it was drawn from the training images; an earlier version did not record this.
+    """
 
     images: int
     digest: str
+    drawn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,10 @@ def describe_data(
         options={name: _absolute(value) if name in PATH_OPTIONS else value for name, value in _given(options).items()},
         class_names=names_of(splits),
         train_class_counts=class_counts(splits["train"]),
-        splits={name: SplitData(images=len(split), digest=images_digest(split)) for name, split in splits.items()},
+        splits={
+            name: SplitData(images=len(split), digest=images_digest(split), drawn=is_drawn(split))
+            for name, split in splits.items()
+        },
         max_image_pixels=max_image_pixels or MAX_IMAGE_PIXELS,
         names_in_data=names_in_data,
     )
