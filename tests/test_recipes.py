@@ -304,10 +304,11 @@ def test_help_has_every_option_under_a_heading_and_a_whole_sentence_for_it():
 def test_the_networks_options_are_those_of_its_configuration():
     """Names, types and defaults, which `--help` has without importing transformers.
 
-    The backbone's own configuration is no option: it comes with the backbone.
+    Two are no options: the backbone's own configuration comes with the backbone, the confidence is measured later.
     """
     options = inspect.get_annotations(RideBfConfig)
-    del options["backbone_config"]
+    for measured in ("backbone_config", "confidence"):
+        del options[measured]
     assert inspect.get_annotations(NetworkOptions) == options
     assert {name: getattr(RideBfConfig, name) for name in NETWORK_DEFAULTS} == NETWORK_DEFAULTS
     assert RESIDUAL_OPTIONS == configuration_ride_bf.RESIDUAL_OPTIONS
