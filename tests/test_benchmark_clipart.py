@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from data import class_counts, load_long_tailed
@@ -166,6 +167,14 @@ def test_the_table_marks_what_five_pairs_show(folder, tmp_path, trained, capsys)
     assert "| +10.0 ± 0.0 over plain | 4 of 4 |" in table(PART, measured)
     main(["clipart", "--table_only", "--results", str(tmp_path / "results.json")])
     assert "| **+10.0 ± 0.0** over plain | 5 of 5 |" in capsys.readouterr().out
+
+
+def test_the_tables_in_the_docs_are_those_of_the_results():
+    page = (ROOT / "docs/results.md").read_text()
+    measured = json.loads((ROOT / "docs/clipart_lt.json").read_text())["parts"]
+    assert measured
+    for name, part in measured.items():
+        assert table(PARTS[name], part) in page
 
 
 def test_parts():

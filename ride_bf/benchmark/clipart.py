@@ -188,7 +188,10 @@ def measure_part(name: str, part: Part, options: argparse.Namespace, before: dic
         own = {"split": split, "seed": split, **{key: result[key] for key in _KEPT if key in result}}
         methods[method]["runs"] = sorted([*methods[method]["runs"], own], key=lambda run: run["split"])
     methods = {method: (methods | others)[method] for method in part.methods if method in methods | others}
-    return {"command": command(options), "machine": machine(), "options": part.options, "methods": methods}
+    named = argparse.Namespace(
+        **{**vars(options), "backbone": Path(options.backbone).name}
+    )  # no folder of this machine
+    return {"command": command(named), "machine": machine(), "options": part.options, "methods": methods}
 
 
 def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:

@@ -24,10 +24,10 @@ def default_precision() -> str:
 
 
 def command(options: argparse.Namespace) -> str:
-    """Returns the command that repeats the measurement."""
+    """Returns the command that repeats the measurement, without where its files go."""
     words = ["python -m ride_bf.benchmark", options.name]
     for option, value in vars(options).items():
-        if option not in ("name", "results") and value not in (None, False):
+        if option not in ("name", "results", "output_dir", "jobs") and value not in (None, False):
             values = [] if value is True else value if isinstance(value, list | tuple) else [value]
             words += [f"--{option}", *(shlex.quote(str(word)) for word in values)]
     return " ".join(words)
