@@ -60,6 +60,25 @@ weight decay 0.05 and the decay of the learning rate from layer to layer, 0.75, 
     freeze_batch_norm=True,
     weight_decay=0.05,
 )
+_EXPERTS = {
+    "num_experts": 3,
+    "batchformer": "shared_classifier",
+    "batchformer_layer_scale_init_value": 0.0,
+}
+
+
+def _with_experts(recipe: TrainingRecipe, **network: int) -> TrainingRecipe:
+    """A recipe with three experts, which all learn with the logit-adjusted loss, and the gated BatchFormer."""
+    return replace(
+        recipe,
+        name=f"{recipe.name}_experts",
+        description=f"""{recipe.name} with three experts and the gated BatchFormer. Each expert learns with the
+logit-adjusted loss. It has not been measured whether that is better. The recipe is ours.""",
+        network={**recipe.network, **_EXPERTS, **network},
+        loss="expert_logit_adjusted",
+    )
+
+
 LIFT_CLIP_VIT_B16 = TrainingRecipe(
     name="lift_clip_vit_b16",
     description="""ImageNet-LT on CLIP's ViT-B/16, with the settings of LIFT: Shi et al., Long-Tail Learning with
@@ -92,4 +111,12 @@ are python -m ride_bf.evaluate --views five_crop.""",
     warmup_epochs=0,
 )
 
-RECIPES = (PROBE, LORA, FINETUNE, LIFT_CLIP_VIT_B16)
+RECIPES = (
+    PROBE,
+    LORA,
+    FINETUNE,
+    _with_experts(PROBE, expert_adapter_size=256),
+    _with_experts(LORA, num_expert_layers=1),
+    _with_experts(FINETUNE, num_expert_layers=1),
+    LIFT_CLIP_VIT_B16,
+)
