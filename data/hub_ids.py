@@ -26,8 +26,10 @@ def refuse_missing(place: str | Path, kind: str = "folder") -> None:
     if path.exists() or path.parent == Path() or not path.parent.is_dir():
         return
     similar = get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()))
-    remedy = f"; did you mean {' or '.join(str(path.parent / name) for name in similar)}?"
-    if not similar:
+    remedy = "; check the name"
+    if similar:
+        remedy = f"; did you mean {' or '.join(str(path.parent / name) for name in similar)}?"
+    elif is_hub_id(place):
         remedy = f". If it is an id on the Hub, run the command where there is no folder {path.parent}"
     raise ValueError(f"there is no {kind} {place}{remedy}")
 

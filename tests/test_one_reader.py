@@ -166,7 +166,7 @@ def test_a_broken_file_is_named_and_the_others_are_classified(folder, tmp_path, 
     ("place", "message"),
     [
         ("{tmp}", "holds no model: there is no config.json. Name a run's"),
-        ("{tmp}/none", "does not exist"),
+        ("{tmp}/none", "there is no folder"),
     ],
 )
 def test_what_is_no_model_is_said_in_one_line(tmp_path, place, message):
