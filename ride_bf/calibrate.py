@@ -12,7 +12,12 @@ docs/confidence.md.
 
 import argparse
 
-from ride_bf.command_line.data_options import add_data_options, given_data_options
+from ride_bf.command_line.data_options import (
+    add_data_options,
+    add_loader_options,
+    check_loader_options,
+    given_data_options,
+)
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
 
@@ -34,10 +39,10 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="SHARE",
         help="say 'none of the classes' for images that look unlike all, and at most for this share of known images",
     )
-    parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of one process")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    add_loader_options(parser)
     add_data_options(parser)
     options = parser.parse_args(arguments)
+    check_loader_options(parser, options)
     for name in ("coverage", "reject_known"):
         share = getattr(options, name)
         if share is not None and not 0 < share < 1:

@@ -12,7 +12,12 @@ weight scaling).
 import json
 from pathlib import Path
 
-from ride_bf.command_line.data_options import add_data_options, given_data_options
+from ride_bf.command_line.data_options import (
+    add_data_options,
+    add_loader_options,
+    check_loader_options,
+    given_data_options,
+)
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
 
@@ -25,10 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--output_dir", type=Path, required=True, help="folder for the corrected model; it must be new or empty"
     )
     parser.add_argument("--strength", type=float, help="tau; by default chosen on the validation images")
-    parser.add_argument("--batch_size", type=int, default=256, help="images in a batch of one process")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    add_loader_options(parser)
     add_data_options(parser)
     options = parser.parse_args(arguments)
+    check_loader_options(parser, options)
     from transformers.utils import logging
 
     from data import BrokenImageError, FinishedBatches, evaluation_batches

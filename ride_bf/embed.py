@@ -10,7 +10,12 @@ use several processes: `accelerate launch -m ride_bf.embed ...`. See docs/explai
 import argparse
 from pathlib import Path
 
-from ride_bf.command_line.data_options import add_data_options, given_data_options
+from ride_bf.command_line.data_options import (
+    add_data_options,
+    add_loader_options,
+    check_loader_options,
+    given_data_options,
+)
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
 
@@ -23,14 +28,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--splits", nargs="+", metavar="SPLIT", help="splits to embed; default: all that the data set has")
     experts = "the features are those of this expert; default: of all experts, scaled to length 1, one after another"
     add("--expert", type=int, metavar="N", help=experts)
-    add("--batch_size", type=int, default=256, help="images in a batch of one process")
-    add("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    add_loader_options(parser)
     add("--on_broken_image", choices=("stop", "skip"), help="skip: leave out unreadable ones; default: as in training")
     add_data_options(parser)
     options = parser.parse_args(arguments)
-    if options.batch_size < 1 or options.num_workers < 0:
-        numbers = f"{options.batch_size} and {options.num_workers}"
-        parser.error(f"--batch_size must be 1 or more and --num_workers 0 or more, not {numbers}")
+    check_loader_options(parser, options)
     return options
 
 

@@ -13,7 +13,12 @@ few-shot.
 import argparse
 from pathlib import Path
 
-from ride_bf.command_line.data_options import add_data_options, given_data_options
+from ride_bf.command_line.data_options import (
+    add_data_options,
+    add_loader_options,
+    check_loader_options,
+    given_data_options,
+)
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
 
@@ -38,15 +43,12 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "(centre and corners of an image that is 24 pixels larger)"
     )
     add("--views", default="centre", help=views)
-    add("--batch_size", type=int, default=256, help="images in a batch of one process")
-    add("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    add_loader_options(parser)
     add("--on_broken_image", choices=("stop", "skip"), help="skip: leave out unreadable ones; default: as in training")
     add_data_options(parser)
     add("--other_images", action="store_true", help="evaluate on the data set, of equal classes, that the options name")
     options = parser.parse_args(arguments)
-    if options.batch_size < 1 or options.num_workers < 0:
-        numbers = f"{options.batch_size} and {options.num_workers}"
-        parser.error(f"--batch_size must be 1 or more and --num_workers 0 or more, not {numbers}")
+    check_loader_options(parser, options)
     changed = [name for name, value in vars(options).items() if value != parser.get_default(name)]
     idle = {name: "with --predictions" for name in changed if options.predictions and name not in _AGAIN}
     idle |= {"model_prior": "without --test_prior"} if options.model_prior and not options.test_prior else {}

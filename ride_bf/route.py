@@ -9,7 +9,12 @@ accuracy, experts used and multiply-adds on the validation images, and the speed
 import json
 from pathlib import Path
 
-from ride_bf.command_line.data_options import add_data_options, given_data_options
+from ride_bf.command_line.data_options import (
+    add_data_options,
+    add_loader_options,
+    check_loader_options,
+    given_data_options,
+)
 from ride_bf.command_line.messages import errors_as_messages
 from ride_bf.command_line.parser import command_parser
 
@@ -23,11 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--output_dir", type=Path, help="by default the checkpoint's folder, or outputs/NAME for a model from the Hub"
     )
     parser.add_argument("--split", default="validation", help="split to measure the curve on")
-    parser.add_argument("--batch_size", type=int, default=128, help="images in a batch of one process")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    add_loader_options(parser, batch_size=128)
     parser.add_argument("--set_threshold", type=float, help="write this threshold into the model's config.json")
     add_data_options(parser)
     options = parser.parse_args(arguments)
+    check_loader_options(parser, options)
     from transformers.utils import logging
 
     from data import evaluation_batches

@@ -6,15 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from conftest import tiny_model as residual_model
-from processes import TRAIN, run, torchrun
+from processes import run
 from safetensors.torch import load_file
 from test_backbones import AS_A_WHOLE, BACKBONES, VIT, depth, moved, tiny_model
 from test_pretrained import (
-    IN_A_CACHE,
     RESNET,
     after,
+    by_two_processes,
     changed,
     losses,
     probe_options,
@@ -320,10 +319,7 @@ def test_another_run_goes_on_from_it(trained, files, tmp_path):
 def test_two_processes_equal_one(tmp_path, resnet, files):
     """22 training images in batches of 22, so that none has to be repeated."""
     options = lora_options(resnet, files, "--batch_size", 22, "--augmentation", "none", *OWN_BLOCKS)
-    script = tmp_path / "train.py"
-    script.write_text(IN_A_CACHE.format(cache=str(tmp_path / "of_two"), command=str(TRAIN)))
-    command = (script, *options, "--output_dir", tmp_path / "two")
-    run(*torchrun(2, *command), ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
+    by_two_processes(tmp_path, *options)
     one = train(tmp_path / "one", *options)
     assert np.allclose(losses(one), losses(tmp_path / "two"), rtol=1e-5, atol=0)
 

@@ -582,13 +582,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_two_processes_equal_one(tmp_path, vit, images):
-    """22 training images in batches of 22, so that none has to be repeated."""
-    options = probe_options(vit, images, "--batch_size", 22, "--expert_adapter_size", 4)
+def by_two_processes(tmp_path, *options):
+    """A run of two processes, with a cache of their own in `of_two`. Returns its folder."""
     script = tmp_path / "train.py"
     script.write_text(IN_A_CACHE.format(cache=str(tmp_path / "of_two"), command=str(TRAIN)))
     command = (script, *options, "--output_dir", tmp_path / "two")
     run(*torchrun(2, *command), ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
+    return tmp_path / "two"
+
+
+def test_two_processes_equal_one(tmp_path, vit, images):
+    """22 training images in batches of 22, so that none has to be repeated."""
+    options = probe_options(vit, images, "--batch_size", 22, "--expert_adapter_size", 4)
+    by_two_processes(tmp_path, *options)
     one = train(tmp_path / "one", *options)
     assert np.allclose(losses(one), losses(tmp_path / "two"), rtol=1e-5, atol=0)
     sizes = [

@@ -8,6 +8,7 @@ from tiny_run import write_run
 
 COMMANDS = {  # command -> its arguments and the function whose first argument is or names the model
     "evaluate": (["--model", "{place}"], "ride_bf.runs.models.load_model"),
+    "calibrate": (["{place}"], "ride_bf.runs.models.load_model"),
     "classify": (["{place}", "image.png"], "ride_bf.evaluation.classify.ImageClassifier"),
     "embed": (["{place}"], "ride_bf.runs.models.load_model"),
     "explain": (["{place}", "image.png"], "ride_bf.runs.models.load_model"),
@@ -68,3 +69,12 @@ def test_a_folder_without_a_model(command, tmp_path):
         SystemExit, match=r"empty holds no model: there is no config\.json\. Name a run's output folder"
     ):
         call(command, tmp_path / "empty", tmp_path / "out")
+
+
+@pytest.mark.parametrize("wrong", ["--batch_size=0", "--num_workers=-1"])
+@pytest.mark.parametrize("command", ["calibrate", "decouple", "embed", "evaluate", "route"])
+def test_numbers_of_a_loader_are_checked_before_anything_is_read(command, wrong, capsys):
+    arguments = [word.format(place="/nowhere", out="out") for word in COMMANDS[command][0]]
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"ride_bf.{command}").main([*arguments, wrong])
+    assert "--batch_size must be 1 or more and --num_workers 0 or more, not" in capsys.readouterr().err

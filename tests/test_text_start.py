@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import ROOT, tiny_model
+from conftest import tiny_model
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from processes import TRAIN, run, torchrun
 from safetensors.torch import load_file
-from test_pretrained import IN_A_CACHE, write_images
+from test_pretrained import by_two_processes, write_images
 from test_streams import write_shards
 from test_surviving import assert_same_run, interrupted_at
 from test_training import train
@@ -470,10 +469,7 @@ def test_two_processes_start_from_the_same_text(clip, images, names_file, tmp_pa
     """16 training images in batches of 16, so that none has to be repeated."""
     given = ("--recipe", "lift_clip_vit_b16", "--backbone", clip, "--dataset", "custom", "--data_dir", images)
     given += ("--epochs", 2, "--batch_size", 16, "--augmentation", "none", "--class_names", names_file)
-    script = tmp_path / "train.py"
-    script.write_text(IN_A_CACHE.format(cache=str(tmp_path / "of_two"), command=str(TRAIN)))
-    command = (script, *given, "--report_to", "none", "--output_dir", tmp_path / "two")
-    run(*torchrun(2, *command), ACCELERATE_USE_CPU="true", PYTHONPATH=str(ROOT))
+    by_two_processes(tmp_path, *given, "--report_to", "none")
     lift(tmp_path / "one", clip, images, *given[8:])
     left, right = (load_file(tmp_path / name / "last/model.safetensors") for name in ("one", "two"))
     for key in left:

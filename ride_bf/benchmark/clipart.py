@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, shrink, write_lists
+from ride_bf.benchmark.clipart_lists import find_drawings, shrink, write_split
 from ride_bf.benchmark.measure import command, machine, write_results
-from ride_bf.benchmark.runs import Run, train_all
+from ride_bf.benchmark.runs import Run, mean_and_deviation, train_all
 from ride_bf.evaluation.comparison import paired_gain
 
 COLUMNS = {
@@ -152,10 +152,7 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
     drawings = find_drawings(options.data_dir)
     digests = {}
     for split in sorted({*options.splits, *_TUNED_ON}):
-        drawn = draw_split(drawings, split)
-        folder = _lists(options, split)
-        digests[str(split)] = write_lists(folder, drawn["train"], drawn["test"])
-        write_lists(folder / "tune", drawn["tune_train"], drawn["tune_test"])
+        drawn, digests[str(split)] = write_split(_lists(options, split), drawings, split)
         counts = [len(paths) for paths in drawn["train"].values()]
     data = {"classes": len(drawings), "drawings": sum(map(len, drawings.values())), "class_counts_of_split": counts}
     known = results.get("lists", {})
@@ -253,7 +250,7 @@ def table(part: Part, measured: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(headings)} |", "| --- |" + " --- |" * (len(headings) - 1)]
     for method, own in measured["methods"].items():
         cells = [method]
-        cells += [_mean_and_deviation([run[column] for run in own["runs"]]) for column in COLUMNS]
+        cells += [mean_and_deviation([run[column] for run in own["runs"]]) for column in COLUMNS]
         cells += _gain(part, measured["methods"], method)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -274,10 +271,3 @@ def _gain(part: Part, methods: dict[str, Any], method: str) -> list[str]:
     if len(shared) >= 5 and abs(gain["mean"]) > 2 * gain["standard_error"]:
         shown = f"**{shown}**"
     return [f"{shown} over {other}", f"{gain['above_zero']} of {len(shared)}"]
-
-
-def _mean_and_deviation(fractions: list[float]) -> str:
-    if not fractions:
-        return "–"
-    mean = 100 * statistics.mean(fractions)
-    return f"{mean:.1f}" if len(fractions) == 1 else f"{mean:.1f} ± {100 * statistics.stdev(fractions):.1f}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.annotation_lists import CLASS_NAMES
+from data.groups import content_digest
 from data.reading import MAX_IMAGE_PIXELS
 
 _NO_SUBJECT = ("special", "unsorted", "logos", "buttons")  # folders whose drawings share no subject
@@ -40,7 +41,7 @@ def find_drawings(folder: Path) -> Drawings:
         if len(parts) < 2 or parts[0] in _NO_SUBJECT:
             continue
         content = path.read_bytes()
-        digest = hashlib.blake2b(content).digest()
+        digest = content_digest(content)
         width, height = struct.unpack(">II", content[16:24])  # of the first chunk of a PNG file
         if digest in seen or width * height > MAX_IMAGE_PIXELS:
             continue
@@ -83,6 +84,16 @@ def write_lists(folder: Path, train: Drawings, test: Drawings) -> str:
         (folder / name).write_text(text, encoding="utf-8")
         digest.update(text.encode())
     return digest.hexdigest()
+
+
+def write_split(folder: Path, drawings: Drawings, seed: int) -> tuple[dict[str, Drawings], str]:
+    """Draws a split and writes its lists into `folder`, those for tuning into `folder/tune`.
+
+    Returns what `draw_split` returns, and the digest of the lists of training and test.
+    """
+    drawn = draw_split(drawings, seed)
+    write_lists(folder / "tune", drawn["tune_train"], drawn["tune_test"])
+    return drawn, write_lists(folder, drawn["train"], drawn["test"])
 
 
 def shrink(folder: Path, drawings: Drawings, output: Path, shorter_side: int) -> None:

@@ -9,10 +9,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, write_lists
+from ride_bf.benchmark.clipart_lists import find_drawings, write_split
 from ride_bf.benchmark.measure import command, machine, write_results
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.evaluation.comparison import paired_gain
@@ -79,11 +78,11 @@ def run(options: argparse.Namespace) -> None:
 
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Trains each cell of the grid with each seed. Returns the cells with `balanced_accuracy`, one for each seed."""
-    grid = list(cells())
+    grid, of_data = list(cells()), _data_options(name, options)
     wanted = [(cell, seed) for seed in options.seeds for cell in grid]
     runs = []
     for number, (cell, seed) in enumerate(wanted):
-        words = [*cell.options(DATA[name]).split(), *_data_options(name, options, seed), "--seed", str(seed)]
+        words = [*cell.options(DATA[name]).split(), *of_data[seed], "--seed", str(seed)]
         folder = options.output_dir / name / f"cell_{number % len(grid)}" / str(seed)
         shown = ", ".join(f"{key} {value}" for key, value in asdict(cell).items() if value is not None)
         runs.append(Run(name=f"{name}: {shown}, seed {seed}", options=tuple(words), folder=folder))
@@ -93,15 +92,17 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _data_options(name: str, options: argparse.Namespace, seed: int) -> list[str]:
+def _data_options(name: str, options: argparse.Namespace) -> dict[int, list[str]]:
+    """The options that name the data, for each seed. On drawings a seed has a split of its own."""
     if name == "digits":
-        return []
-    drawn = draw_split(find_drawings(options.data_dir), seed)
-    lists = options.output_dir / "lists" / str(seed)
-    if not Path(lists).is_dir():
-        write_lists(lists, drawn["train"], drawn["test"])
-    where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": options.backbone}
-    return [str(word) for key, value in where.items() for word in (f"--{key}", value)]
+        return {seed: [] for seed in options.seeds}
+    drawings, words = find_drawings(options.data_dir), {}
+    for seed in options.seeds:
+        lists = options.output_dir / "lists" / str(seed)
+        write_split(lists, drawings, seed)
+        where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": options.backbone}
+        words[seed] = [str(word) for key, value in where.items() for word in (f"--{key}", value)]
+    return words
 
 
 def table(grid: list[dict[str, Any]]) -> str:

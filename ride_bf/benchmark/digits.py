@@ -12,7 +12,7 @@ import numpy as np
 
 from data import class_counts, load_long_tailed
 from ride_bf.benchmark.measure import machine, write_results
-from ride_bf.benchmark.runs import Run, train_all
+from ride_bf.benchmark.runs import Run, mean_and_deviation, train_all
 from ride_bf.evaluation.metrics import shot_accuracy
 
 ONE_EXPERT = "--num_experts 1 --hidden_sizes 16 32 64 --batchformer none"
@@ -81,7 +81,7 @@ def digits_table(results: dict) -> str:
     """Returns a Markdown table of mean and standard deviation over the seeds, and the gain from the BatchFormer."""
     lines = [f"| | {' | '.join(COLUMNS.values())} | runs |", f"| --- |{' --- |' * (len(COLUMNS) + 1)}"]
     for method, measured in results["methods"].items():
-        cells = [_mean_and_deviation([run[column] for run in measured["runs"]]) for column in COLUMNS]
+        cells = [mean_and_deviation([run[column] for run in measured["runs"]]) for column in COLUMNS]
         lines.append(f"| {method} | {' | '.join(cells)} | {len(measured['runs'])} |")
     gains = {}
     for column, name in COLUMNS.items():
@@ -96,11 +96,6 @@ def digits_table(results: dict) -> str:
     if gains:
         lines += ["", f"Gain from adding the BatchFormer to RIDE, ± standard error: {', '.join(gains.values())}."]
     return "\n".join(lines)
-
-
-def _mean_and_deviation(fractions: list[float]) -> str:
-    mean = 100 * statistics.mean(fractions)
-    return f"{mean:.1f}" if len(fractions) == 1 else f"{mean:.1f} ± {100 * statistics.stdev(fractions):.1f}"
 
 
 def draw_digits(results: dict, picture: Path) -> None:

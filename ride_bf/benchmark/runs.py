@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -60,6 +61,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     seconds = sum(line.get("seconds", 0.0) for line in lines)
     return {**json.loads((folder / TEST_RESULTS).read_text())["test"], "commit": commits[-1], "seconds": seconds}
+
+
+def mean_and_deviation(fractions: Sequence[float]) -> str:
+    """Mean ± standard deviation in percent, for a table. A single number has no deviation; "–" stands for none."""
+    if not fractions:
+        return "–"
+    mean = 100 * statistics.mean(fractions)
+    return f"{mean:.1f}" if len(fractions) == 1 else f"{mean:.1f} ± {100 * statistics.stdev(fractions):.1f}"
 
 
 def _is_finished(run: Run) -> bool:

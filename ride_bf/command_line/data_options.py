@@ -39,6 +39,20 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def add_loader_options(parser: argparse.ArgumentParser, batch_size: int = 256) -> None:
+    """Adds the options of a loader of images; `check_loader_options` checks them once they are parsed."""
+    help = "images in a batch of one process"
+    parser.add_argument("--batch_size", type=int, default=batch_size, help=help)
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+
+
+def check_loader_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the command with an error if they are no numbers of a loader."""
+    if options.batch_size < 1 or options.num_workers < 0:
+        numbers = f"{options.batch_size} and {options.num_workers}"
+        parser.error(f"--batch_size must be 1 or more and --num_workers 0 or more, not {numbers}")
+
+
 def given_data_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, by the names of `ride_bf.runs.provenance.load_splits_of`."""
     split_options = (option.name for option in SPLIT_OPTIONS)

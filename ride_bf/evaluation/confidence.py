@@ -23,6 +23,7 @@ from ride_bf.evaluation.metrics import (
     class_means,
     class_wise_calibration,
     expected_calibration_error,
+    groups_with_images,
     none_for_nan,
     shot_groups,
     wilson_interval,
@@ -152,15 +153,12 @@ def describe_calibration(record: Mapping[str, Any]) -> str:
 
 
 def write_confidence(
-    model: RideBfForImageClassification, confidence: Confidence, record: Mapping[str, Any], folder: Path | str
+    model: RideBfForImageClassification, confidence: Confidence, record: Mapping[str, Any], folder: Path
 ) -> None:
     """Writes the confidence into the configuration of the model in `folder`, and the record beside it.
 
-    The code beside the model becomes the present one, which knows how to use it; the weights are not touched. Raises
-    ValueError for a Hub id.
+    The code beside the model becomes the present one, which knows how to use it; the weights are not touched.
     """
-    if not isinstance(folder, Path):
-        raise ValueError(f"{folder}, on the Hub, cannot be changed; hf download it, and name the folder")
     config = load_config(folder)  # not that of the loaded model, which may have another precision
     config.confidence = confidence.as_dict()
     config.save_pretrained(folder)
@@ -200,8 +198,7 @@ def measure_confidence(
     rare ones, however honest the model is.
     """
     labels = images.labels
-    groups = {"all": np.ones(len(class_counts), dtype=bool), **shot_groups(class_counts)}
-    groups = {name: mask for name, mask in groups.items() if mask[labels].any()}
+    groups = groups_with_images(labels, class_counts)
     after = _calibrated_log_probabilities(images.log_probabilities, confidence)
     results: dict[str, Any] = {
         "temperature": confidence.temperature,

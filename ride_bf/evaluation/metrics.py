@@ -26,6 +26,12 @@ def shot_groups(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
     return {"many": many, "medium": ~many & ~few, "few": few}
 
 
+def groups_with_images(labels: np.ndarray, class_counts: Sequence[int]) -> dict[str, np.ndarray]:
+    """Returns masks (C,) of `all` classes and of the shot groups, without those that have no image of `labels` (N,)."""
+    groups = {"all": np.ones(len(class_counts), dtype=bool), **shot_groups(class_counts)}
+    return {name: mask for name, mask in groups.items() if mask[labels].any()}
+
+
 def shot_accuracy(predictions: Sequence[int], labels: Sequence[int], class_counts: Sequence[int]) -> dict:
     """Computes accuracies, as fractions.
 

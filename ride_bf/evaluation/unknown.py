@@ -12,7 +12,7 @@ from torch import Tensor
 
 from confidence_ride_bf import KNOWN_SCORES
 from ride_bf.evaluation.conformal import Cell, make_cells
-from ride_bf.evaluation.metrics import shot_groups
+from ride_bf.evaluation.metrics import groups_with_images, shot_groups
 
 UNKNOWN = "unknown"  # a key of results.json
 _KEPT = 0.95  # share of the known images that are kept where the false positive rate is measured
@@ -72,11 +72,8 @@ def known_threshold(
 
 def measure_rejected(rejected: np.ndarray, labels: np.ndarray, class_counts: Sequence[int]) -> dict[str, float]:
     """Shares of the known images that are rejected, (N,) bool, over all images and by group of the true class."""
-    found = {"all": float(rejected.mean())}
-    for name, mask in shot_groups(class_counts).items():
-        if mask[labels].any():
-            found[name] = float(rejected[mask[labels]].mean())
-    return found
+    groups = groups_with_images(labels, class_counts)
+    return {name: float(rejected[mask[labels]].mean()) for name, mask in groups.items()}
 
 
 def measure_unknown(
@@ -96,8 +93,7 @@ def measure_unknown(
         class_counts (C,): training images of each class.
         score, threshold: of a model that was calibrated to reject.
     """
-    groups = {"all": np.ones(len(class_counts), dtype=bool), **shot_groups(class_counts)}
-    rows = {name: mask[labels] for name, mask in groups.items() if mask[labels].any()}
+    rows = {name: mask[labels] for name, mask in groups_with_images(labels, class_counts).items()}
     results: dict[str, Any] = {
         "images": len(predictions),
         "scores": {
@@ -111,7 +107,7 @@ def measure_unknown(
             for name in KNOWN_SCORES
         },
         "taken_for": {
-            name: float(mask[predictions].mean()) for name, mask in groups.items() if mask.any() and name != "all"
+            name: float(mask[predictions].mean()) for name, mask in shot_groups(class_counts).items() if mask.any()
         },
     }
     if score is not None:

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from ride_bf.recipes.recipe import TrainingRecipe
 
+_COSINE_HEAD = {"num_experts": 1, "classifier": "cosine", "cosine_scale": 25.0, "batchformer": "none"}
+
 PROBE = TrainingRecipe(
     name="probe",
     description="""Your own images, on the features of a frozen pre-trained backbone, which --backbone names. Each image
@@ -11,13 +13,7 @@ goes through the backbone once. One cosine classifier starts from the mean featu
 logit-adjusted loss. The recipe is ours.""",
     dataset="custom",
     backbone="facebook/dinov2-small",
-    network={
-        "num_experts": 1,
-        "classifier": "cosine",
-        "cosine_scale": 25.0,
-        "batchformer": "none",
-        "standardise_features": True,
-    },
+    network={**_COSINE_HEAD, "standardise_features": True},
     image_size=None,
     crop="whole",
     augmentation="none",
@@ -90,13 +86,7 @@ Published for LIFT, with AdaptFormer and five crops: ImageNet-LT 78.3, Places-LT
 are python -m ride_bf.evaluate --views five_crop.""",
     dataset="imagenet_lt",
     backbone="openai/clip-vit-base-patch16",
-    network={
-        "num_experts": 1,
-        "classifier": "cosine",
-        "cosine_scale": 25.0,
-        "batchformer": "none",
-        "backbone_pooling": "pooler",
-    },
+    network={**_COSINE_HEAD, "backbone_pooling": "pooler"},
     image_size=None,
     augmentation="inaturalist",
     train_only="lora",
