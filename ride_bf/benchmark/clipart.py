@@ -47,6 +47,7 @@ class Part:
         pairs: method -> the method that it is compared with.
         learning_rates: those that each method tries; the first alone is not tried.
         small: whether training reads small copies of the drawings.
+        mixed_precision: that Accelerate trains in.
     """
 
     summary: str
@@ -55,6 +56,7 @@ class Part:
     pairs: dict[str, str]
     learning_rates: tuple[str, ...]
     small: bool = False
+    mixed_precision: str = "no"
 
 
 def _with_batchformers(heads: Mapping[str, str]) -> dict[str, str]:
@@ -86,10 +88,10 @@ _ON_WINDOWS = {
 }
 _FROM_SCRATCH = {
     "cross-entropy": f"{_ONE_EXPERT} --loss cross_entropy --classifier linear",
-    "LDAM-DRW": f"{_ONE_EXPERT} --loss ldam --reweight_epoch 24",
-    "RIDE": "--batchformer none --reweight_epoch 24",
-    "RIDE + BatchFormer": f"{PAPER} --reweight_epoch 24",
-    "RIDE + gated BatchFormer": f"{GATED} --reweight_epoch 24",
+    "LDAM-DRW": f"{_ONE_EXPERT} --loss ldam --reweight_epoch 8",
+    "RIDE": "--batchformer none --reweight_epoch 8",
+    "RIDE + BatchFormer": f"{PAPER} --reweight_epoch 8",
+    "RIDE + gated BatchFormer": f"{GATED} --reweight_epoch 8",
 }
 _TUNED = {
     "all": "--recipe finetune",
@@ -102,8 +104,9 @@ _TUNED = {
 
 PARTS = {
     "scratch": Part(
-        summary="ResNet-32 from scratch, 32 pixels, 30 epochs",
-        options="--recipe cifar100_lt_resnet32 --epochs 30 --schedule cosine --warmup_epochs 3 --augmentation imagenet",
+        summary="ResNet-32 from scratch, 32 pixels, 10 epochs in batches of 128, bfloat16",
+        options="--recipe cifar100_lt_resnet32 --epochs 10 --schedule cosine --warmup_epochs 2 "
+        "--augmentation imagenet",
         methods=_FROM_SCRATCH,
         pairs={
             "LDAM-DRW": "cross-entropy",
@@ -111,12 +114,13 @@ PARTS = {
             "RIDE + BatchFormer": "RIDE",
             "RIDE + gated BatchFormer": "RIDE",
         },
-        learning_rates=("0.1", "0.03", "0.3"),
+        learning_rates=("0.1", "0.03"),
         small=True,
+        mixed_precision="bf16",
     ),
     "frozen": Part(
-        summary="heads on the features of a frozen backbone, 30 epochs in batches of 128",
-        options="--recipe probe",
+        summary="heads on the features of a frozen backbone, 10 epochs in batches of 128",
+        options="--recipe probe --epochs 10",
         methods=_HEADS | _ON_FROZEN,
         pairs={name: "linear, cross-entropy" for name in _HEADS if name != "linear, cross-entropy"}
         | {name: name.rsplit(" + ", 1)[0] for name in _ON_FROZEN},
@@ -170,6 +174,9 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
 
 def measure_part(name: str, part: Part, options: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
     """Chooses the learning rate of each method, then trains it on each split. Keeps earlier runs of other splits."""
+    same = {"options": part.options, "mixed_precision": part.mixed_precision}
+    if any(before.get(key) != value for key, value in same.items()):
+        before = {}
     names = options.methods or part.methods
     methods = {method: _kept(before, method, own) for method, own in part.methods.items() if method in names}
     others = {method: own for method, own in before.get("methods", {}).items() if method not in methods}
@@ -185,10 +192,12 @@ def measure_part(name: str, part: Part, options: argparse.Namespace, before: dic
         own = {"split": split, "seed": split, **{key: result[key] for key in _KEPT if key in result}}
         methods[method]["runs"] = sorted([*methods[method]["runs"], own], key=lambda run: run["split"])
     methods = {method: (methods | others)[method] for method in part.methods if method in methods | others}
+    for method, own in methods.items():
+        own["command"] = command_of(part, method, own)
     named = argparse.Namespace(
         **{**vars(options), "backbone": Path(options.backbone).name}
     )  # no folder of this machine
-    return {"command": command(named), "machine": machine(), "options": part.options, "methods": methods}
+    return {"command": command(named), "machine": machine(), **same, "methods": methods}
 
 
 def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:
@@ -224,7 +233,7 @@ def _run(
     kind = f"tune_{rate}" if tune else "test"
     folder = options.output_dir / name / method.replace(" ", "_") / kind / str(split)
     shown = f"{name}: {method}, split {split}" + (f", learning rate {rate}, held-out training images" if tune else "")
-    return Run(name=shown, options=tuple(map(str, words)), folder=folder)
+    return Run(name=shown, options=tuple(map(str, words)), folder=folder, mixed_precision=part.mixed_precision)
 
 
 def _lists(options: argparse.Namespace, split: int) -> Path:
@@ -238,7 +247,7 @@ def _images(options: argparse.Namespace, part: Part) -> Path:
 def command_of(part: Part, method: str, measured: Mapping[str, Any]) -> str:
     """The training command of a method, but for its data."""
     words = [*part.options.split(), *part.methods[method].split(), "--learning_rate", measured["learning_rate"]]
-    return f"train_accelerate.py {shlex.join(words)}"
+    return f"accelerate launch --mixed_precision {part.mixed_precision} train_accelerate.py {shlex.join(words)}"
 
 
 def table(part: Part, measured: dict[str, Any]) -> str:

@@ -29,11 +29,13 @@ class Run:
         name: what is printed when it is finished.
         options: of the command, but for `--output_dir`.
         folder: for its output. A finished run in it, with the same options, is not trained again.
+        mixed_precision: that Accelerate trains in, as `accelerate launch --mixed_precision` sets it.
     """
 
     name: str
     options: tuple[str, ...]
     folder: Path
+    mixed_precision: str = "no"
 
 
 def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
@@ -77,8 +79,8 @@ def _is_finished(run: Run) -> bool:
 
 
 def _noted(run: Run) -> str:
-    """What is noted of a finished run: its options. The recipe in its folder has what the backbone decides too."""
-    return "".join(f"{option}\n" for option in run.options)
+    """What is noted of a finished run: its options and precision. Its recipe has what the backbone decides too."""
+    return "".join(f"{option}\n" for option in (*run.options, run.mixed_precision))
 
 
 def _train(run: Run) -> float:
@@ -86,6 +88,7 @@ def _train(run: Run) -> float:
     started = time.perf_counter()
     run.folder.mkdir(parents=True, exist_ok=True)
     log = run.folder / _LOG
+    os.environ["ACCELERATE_MIXED_PRECISION"] = run.mixed_precision
     sys.argv = [str(_TRAIN), *run.options, "--output_dir", str(run.folder), "--overwrite_output_dir"]
     with log.open("w") as file:
         for descriptor in (1, 2):
