@@ -105,8 +105,7 @@ _TUNED = {
 PARTS = {
     "scratch": Part(
         summary="ResNet-32 from scratch, 32 pixels, 10 epochs in batches of 128, bfloat16",
-        options="--recipe cifar100_lt_resnet32 --epochs 10 --schedule cosine --warmup_epochs 2 "
-        "--augmentation imagenet",
+        options="--recipe cifar100_lt_resnet32 --epochs 10 --schedule cosine --warmup_epochs 2 --augmentation imagenet",
         methods=_FROM_SCRATCH,
         pairs={
             "LDAM-DRW": "cross-entropy",
