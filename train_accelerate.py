@@ -24,6 +24,7 @@ from data import BrokenImageError
 from ride_bf.command_line.messages import dead_workers_as_messages, errors_as_messages
 from ride_bf.evaluation.predict import evaluate
 from ride_bf.evaluation.tables import accuracy_table, shot_summary
+from ride_bf.methods.windows import set_windows
 from ride_bf.runs.checkpoints import BEST, LAST, CheckpointError, read_facts, save_model, save_training_state
 from ride_bf.runs.models import load_model
 from ride_bf.runs.provenance import DATA, PARAMETERS
@@ -67,6 +68,7 @@ class Trainer(TrainingParts):
         progress, batches = self.progress, self.loaders["train"]
         epoch, first = progress.epochs_done, progress.batches_done
         batches.set_epoch(epoch)
+        set_windows(self.accelerator.unwrap_model(self.model), self.recipe, epoch)
         self.monitor = LossMonitor(
             self.accelerator, self.folder.path, batches.describe, progress.loss_sums, batches=first
         )

@@ -214,6 +214,22 @@ def test_an_epoch_of_the_recipe_may_be_several_of_trainer(tmp_path):
     assert loss.objective.reweighted == [False, False, True, True]
 
 
+def test_trainer_starts_the_batchformer_in_its_epoch(tmp_path):
+    recipe = recipe_for("shared classifier", batchformer_start_epoch=1)
+    trainer = trainer_with(TrainerLoss(recipe, COUNTS), tmp_path, num_train_epochs=2)
+    seen = [copy.deepcopy(trainer.model.batchformer.state_dict())]
+
+    class AfterEpoch(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **kwargs):
+            seen.append(copy.deepcopy(model.batchformer.state_dict()))
+
+    trainer.add_callback(AfterEpoch())
+    trainer.train()
+    weights = [torch.cat([tensor.flatten() for tensor in state.values()]) for state in seen]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+
+
 def test_accumulated_batches_give_the_loss_of_the_whole(tmp_path):
     """Its gradient is that of one batch with all images of the step, the last and smaller batch included."""
     recipe = recipe_for("plain", loss="ldam")

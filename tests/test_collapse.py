@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from conftest import tiny_model
 from processes import TRAIN, run, torchrun
+from safetensors.torch import load_file
 from test_training import SMALL_ARGUMENTS, read_metrics, train
 from torch import nn
 
@@ -192,3 +193,14 @@ def test_two_processes_measure_in_step(tmp_path):
     last = read_metrics(tmp_path / "out")[-1]
     assert last["step"] == 12
     assert -1 < last["batchformer_cosine"] < 1
+
+
+def test_training_starts_the_batchformer_in_its_epoch(tmp_path):
+    options = (*SMALL_ARGUMENTS, "--batchformer", "insert", "--batchformer_start_epoch", 1, "--weight_decay", 0)
+    steps = [load_file(train(tmp_path / str(steps), *options, "--max_steps", steps) / "last" / "model.safetensors")
+             for steps in (1, 2)]  # fmt: skip
+    same = {name: torch.equal(steps[0][name], steps[1][name]) for name in steps[0]}
+    assert all(same[name] for name in same if name.startswith("batchformer."))
+    assert not any(same[name] for name in same if name.startswith("classifiers."))
+    with pytest.raises(SystemExit, match=r"--batchformer_start_epoch 9 cannot act: it needs --epochs above that"):
+        train(tmp_path / "late", *SMALL_ARGUMENTS, "--batchformer", "insert", "--batchformer_start_epoch", 9)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from ride_bf.methods.objectives import make_objective
-from ride_bf.methods.windows import BatchFormerWindows, set_window
+from ride_bf.methods.windows import BatchFormerWindows, set_window, set_windows
 from ride_bf.recipes import RECIPES
 
 PROCESSES, IMAGES, COUNTS = 2, 32, [120, 40, 9, 3, 2]
@@ -155,6 +155,46 @@ def test_a_window_survives_a_copy_and_leaves_no_trace_in_what_is_saved():
 
 def test_a_network_without_batchformer_needs_no_window():
     set_window(tiny_model(batchformer="none"), "global")
+    set_windows(tiny_model(batchformer="none"), batchformer_recipe(batchformer_start_epoch=1), epoch=0)
+
+
+def batchformer_recipe(**changes):
+    return RECIPES["digits_lt_resnet32"].with_overrides(batchformer="insert", **changes)
+
+
+@pytest.mark.parametrize("window", ["local", 4])
+def test_a_late_batchformer_passes_the_features_on_until_its_epoch(window):
+    model = tiny_model(batchformer="insert", batchformer_dropout=0.0).train()
+    recipe = batchformer_recipe(batchformer_start_epoch=2, batchformer_window=window)
+    features = torch.randn(10, 3, 8, requires_grad=True)
+    set_window(model, window)
+    expected = model.batchformer(features)
+    for epoch in (0, 1):
+        set_windows(model, recipe, epoch)
+        output = model.batchformer(features)
+        assert torch.equal(output, features)
+        (gradient,) = torch.autograd.grad(output.square().sum(), features, retain_graph=True)
+        assert torch.equal(gradient, 2 * features)
+        output.sum().backward()
+        # DistributedDataParallel waits for a gradient of each parameter
+        assert all(parameter.grad.abs().max() == 0 for parameter in model.batchformer.parameters())
+    set_windows(model, recipe, 2)
+    assert torch.equal(model.batchformer(features), expected)
+
+
+def test_the_batchformer_in_float32_under_mixed_precision():
+    model = tiny_model(batchformer="insert", batchformer_dropout=0.0).train()
+    features = torch.randn(10, 3, 8)
+    expected = model.batchformer(features)
+    outputs = {}
+    for float32 in (False, True):
+        set_windows(model, batchformer_recipe(batchformer_window=16, batchformer_float32=float32), epoch=0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs[float32] = model.batchformer(features.bfloat16()).float()
+    rounded = model.batchformer(features.bfloat16().float())
+    assert torch.equal(outputs[True], rounded)
+    assert not torch.equal(outputs[False], rounded)
+    torch.testing.assert_close(outputs[False], expected, rtol=0.1, atol=0.1)  # bfloat16 has three digits
 
 
 def test_an_impossible_window_is_refused():

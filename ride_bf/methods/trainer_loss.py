@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils import logging
 
 from ride_bf.methods.objectives import make_objective
-from ride_bf.methods.windows import set_window
+from ride_bf.methods.windows import set_windows
 from ride_bf.recipes import TrainingRecipe
 
 logger = logging.get_logger(__name__)
@@ -68,9 +68,13 @@ class TrainerLoss(TrainerCallback):
                 "TrainerLoss does not know the epoch, so it cannot re-weight: pass the same object to Trainer twice, "
                 "compute_loss_func=loss and callbacks=[loss]"
             )
-        epoch = max(0, self.passes_begun - 1) // self.recipe.passes_per_epoch
         objective = self.objective.to(labels.device)  # of the outputs, too; does nothing after the first batch
-        return objective(outputs, {"labels": labels}, reweight=self.recipe.reweight(epoch))
+        return objective(outputs, {"labels": labels}, reweight=self.recipe.reweight(self.epoch))
+
+    @property
+    def epoch(self) -> int:
+        """The recipe's epoch, from 0."""
+        return max(0, self.passes_begun - 1) // self.recipe.passes_per_epoch
 
     def on_train_begin(
         self,
@@ -86,7 +90,7 @@ class TrainerLoss(TrainerCallback):
         _check_arguments(args)
         _check_columns(args, train_dataloader)
         _check_model(model, self.recipe)
-        _set_window(model, self.recipe, args)
+        _check_window(self.recipe, args)
         reweight_epoch = self.recipe.reweight_epoch
         if reweight_epoch is not None and state.num_train_epochs <= reweight_epoch * self.recipe.passes_per_epoch:
             passes = reweight_epoch * self.recipe.passes_per_epoch
@@ -96,9 +100,18 @@ class TrainerLoss(TrainerCallback):
                 "or set another reweight_epoch in the recipe."
             )
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs,
+    ) -> None:
         # Counted, because `state.epoch` is not a whole number here if a stream of unknown length begins again.
         self.passes_begun += 1
+        if self.recipe.network_value("batchformer") != "none":
+            set_windows(model, self.recipe, self.epoch)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if not self.called:
@@ -163,8 +176,8 @@ def _check_model(model: nn.Module | None, recipe: TrainingRecipe) -> None:
         )
 
 
-def _set_window(model: nn.Module | None, recipe: TrainingRecipe, args: TrainingArguments) -> None:
-    """Sets the recipe's window. Raises ValueError for "global" if one process has several GPUs."""
+def _check_window(recipe: TrainingRecipe, args: TrainingArguments) -> None:
+    """Raises ValueError for the window "global" if one process has several GPUs."""
     if recipe.network_value("batchformer") == "none":
         return
     window = recipe.batchformer_window
@@ -173,7 +186,6 @@ def _set_window(model: nn.Module | None, recipe: TrainingRecipe, args: TrainingA
             f"batchformer_window 'global' cannot reach across the {args.n_gpu} GPUs of one process: start a process "
             "for each GPU (torchrun or accelerate launch), or use recipe.with_overrides(batchformer_window='local')"
         )
-    set_window(model, window)
     held = args.per_device_train_batch_size * args.world_size  # world_size counts processes, not their GPUs
     if window != "local" and window != "global" and window > held:
         logger.warning(

@@ -5,6 +5,7 @@ little communication: only pooled features, a few megabytes, are exchanged.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +32,21 @@ def set_window(model: nn.Module, window: Literal["local", "global"] | int) -> No
             "set_windows(windows), or set the window 'local'"
         )
     module.set_windows(windows_of(window))
+
+
+def set_windows(model: nn.Module, recipe: "TrainingRecipe", epoch: int) -> None:
+    """Prepares the batch-level module of `model`, if it has one, for an epoch (from 0) of a recipe's training.
+
+    Before `batchformer_start_epoch` the module passes the features on unchanged. With `batchformer_float32` it computes
+    in float32 under mixed precision. Raises as `set_window` does.
+    """
+    set_window(model, recipe.batchformer_window)
+    if recipe.batchformer_start_epoch == 0 and not recipe.batchformer_float32:
+        return
+    windows = None if recipe.batchformer_window == "local" else windows_of(recipe.batchformer_window)
+    acts = epoch >= recipe.batchformer_start_epoch
+    if model.batch_module is not None:
+        model.batch_module.set_windows(_CarefulWindows(windows, float32=recipe.batchformer_float32, acts=acts))
 
 
 def windows_of(window: Literal["global"] | int) -> "BatchFormerWindows":
@@ -98,6 +114,22 @@ class BatchFormerWindows:
         stop = min(-(-(first + own) // size) * size, images)  # of the last one
         encoded = _encode_windows(expert_features[start:stop], size, encode)
         return encoded[first - start : first - start + own]
+
+
+@dataclass(frozen=True)
+class _CarefulWindows:
+    """Windows, in float32 if asked for. Unless it `acts`, the module's output has no effect and its gradients are 0."""
+
+    windows: BatchFormerWindows | None  # None: the batch of the process
+    float32: bool
+    acts: bool
+
+    def __call__(self, expert_features: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.autocast(expert_features.device.type, enabled=False) if self.float32 else nullcontext():
+            features = expert_features.float() if self.float32 else expert_features
+            encoded = encode(features) if self.windows is None else self.windows(features, encode)
+        # in a product with 0 the parameters still have gradients, which DistributedDataParallel waits for
+        return encoded if self.acts else expert_features + 0 * encoded
 
 
 def _encode_windows(expert_features: Tensor, size: int, encode: Callable[[Tensor], Tensor]) -> Tensor:

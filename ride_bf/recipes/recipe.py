@@ -375,6 +375,20 @@ class TrainingRecipe:
         must_be="1 or more",
         needs=(not_with("batchformer", "none"),),
     )
+    batchformer_start_epoch: int = option(
+        "number of epochs before the BatchFormer acts; until then it passes the features on unchanged",
+        0,
+        group="BatchFormer",
+        must_be="0 or more",
+        needs=(not_with("batchformer", "none"), _within_epochs("batchformer_start_epoch")),
+        off=0,
+    )
+    batchformer_float32: bool = option(
+        "compute the BatchFormer in float32 under mixed precision",
+        False,
+        group="BatchFormer",
+        needs=(not_with("batchformer", "none"),),
+    )
 
     def __post_init__(self):
         if self.backbone is not None:  # it replaces the residual network that a recipe may describe

@@ -25,7 +25,7 @@ from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.methods.objectives import make_objective
 from ride_bf.methods.teacher import describe_teacher, load_teacher
-from ride_bf.methods.windows import check_windows, describe_windows, set_window
+from ride_bf.methods.windows import check_windows, describe_windows
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.recipes.network_options import NETWORK_DEFAULTS
 from ride_bf.runs.checkpoints import TRAINING_STATE
@@ -343,7 +343,6 @@ def make_model(
     train_only(model, recipe.train_only)
     if recipe.freeze_batch_norm and not freeze_batch_norm(model) and "freeze_batch_norm" in run.given:
         raise ValueError("--freeze_batch_norm cannot act: the network has no batch normalisation; leave it out")
-    set_window(model, recipe.batchformer_window)
     return to_fast_layout(model)
 
 
