@@ -5,7 +5,6 @@ Each run is a normal training command, so users can reproduce every number.
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from data import class_counts, load_long_tailed
 from ride_bf.benchmark.measure import machine, write_results
 from ride_bf.benchmark.runs import Run, mean_and_deviation, train_all
+from ride_bf.evaluation.comparison import paired_gain
 from ride_bf.evaluation.metrics import shot_accuracy
 
 ONE_EXPERT = "--num_experts 1 --hidden_sizes 16 32 64 --batchformer none"
@@ -23,6 +23,7 @@ METHODS = {
     "RIDE": "--batchformer none",
     "RIDE + BatchFormer": "",
 }
+PAIRS = {"RIDE": "cross-entropy", "RIDE + BatchFormer": "RIDE"}  # method -> the one that it is compared with
 NEAREST_NEIGHBOUR = "1-nearest neighbour"
 COLUMNS = {
     "accuracy": "balanced",
@@ -78,23 +79,21 @@ def nearest_neighbour(splits) -> dict:
 
 
 def digits_table(results: dict) -> str:
-    """Returns a Markdown table of mean and standard deviation over the seeds, and the gain from the BatchFormer."""
+    """Returns a Markdown table of mean ± standard deviation over the seeds, and the gains in pairs of runs of a seed."""
     lines = [f"| | {' | '.join(COLUMNS.values())} | runs |", f"| --- |{' --- |' * (len(COLUMNS) + 1)}"]
     for method, measured in results["methods"].items():
         cells = [mean_and_deviation([run[column] for run in measured["runs"]]) for column in COLUMNS]
         lines.append(f"| {method} | {' | '.join(cells)} | {len(measured['runs'])} |")
-    gains = {}
-    for column, name in COLUMNS.items():
-        values = {
-            method: [100 * run[column] for run in results["methods"][method]["runs"]]
-            for method in ("RIDE", "RIDE + BatchFormer")
-        }
-        if min(map(len, values.values())) > 1:
-            error = sum(statistics.variance(runs) / len(runs) for runs in values.values()) ** 0.5
-            gain = statistics.mean(values["RIDE + BatchFormer"]) - statistics.mean(values["RIDE"])
-            gains[name] = f"{name} {gain:+.1f} ± {error:.1f}"
-    if gains:
-        lines += ["", f"Gain from adding the BatchFormer to RIDE, ± standard error: {', '.join(gains.values())}."]
+    for method, other in PAIRS.items():
+        gains = []
+        for column, name in COLUMNS.items():
+            runs = [results["methods"][each]["runs"] for each in (other, method)]
+            gain = paired_gain(*([100 * run[column] for run in own] for own in runs))
+            gains.append(f"{name} {gain['mean']:+.1f} ± {gain['standard_error']:.1f}")
+        lines += [
+            "",
+            f"{method} over {other}, in pairs of runs with the same seed, ± standard error: {', '.join(gains)}.",
+        ]
     return "\n".join(lines)
 
 
