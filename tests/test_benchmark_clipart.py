@@ -12,8 +12,9 @@ from data import class_counts, load_long_tailed
 from ride_bf.benchmark import clipart, collapse
 from ride_bf.benchmark.__main__ import main
 from ride_bf.benchmark.arguments import CLIPART_PARTS
-from ride_bf.benchmark.clipart import PARTS, Part, table
+from ride_bf.benchmark.clipart import PARTS, Part
 from ride_bf.benchmark.clipart_lists import draw_split, find_drawings, shrink, write_lists
+from ride_bf.benchmark.paired import draw_windows, table
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.training.arguments import parse_arguments
 
@@ -230,3 +231,13 @@ def test_runs_are_normal_commands(tmp_path):
     assert (tmp_path / "0/test_results.json").stat().st_mtime_ns == written
     train_all([replace(runs[0], options=(*options, "--seed", "7"))], jobs=1)
     assert (tmp_path / "0/test_results.json").stat().st_mtime_ns > written
+
+
+def test_the_picture_of_the_windows(tmp_path):
+    names = [clipart._BEST_HEAD, *PARTS["windows"].methods]
+    methods = {
+        name: {"runs": [{"split": split, "balanced_accuracy": 0.5 + 0.01 * split} for split in (0, 1)]}
+        for name in names
+    }
+    draw_windows(methods, clipart._BEST_HEAD, clipart._NAMES_ON_WINDOWS, tmp_path / "windows.png")
+    assert Image.open(tmp_path / "windows.png").size == (660, 374)

@@ -21,6 +21,7 @@ def _clipart(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", type=int, nargs="+", default=list(range(5)), help="numbers of the random splits")
     _add_runs(parser, "outputs/clipart")
     _add_results(parser, "clipart_lt.json")
+    parser.add_argument("--picture", type=Path, default=DOCS / "clipart_windows.png", help="for the part `windows`")
     parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
 
 

@@ -16,21 +16,16 @@ from typing import Any
 
 from ride_bf.benchmark.clipart_lists import find_drawings, shrink, write_split
 from ride_bf.benchmark.measure import command, machine, write_results
-from ride_bf.benchmark.runs import Run, mean_and_deviation, train_all
-from ride_bf.evaluation.comparison import paired_gain
+from ride_bf.benchmark.paired import COLUMNS, draw_windows, table
+from ride_bf.benchmark.runs import Run, train_all
 
-COLUMNS = {
-    "balanced_accuracy": "balanced",
-    "many_shot_accuracy": "many",
-    "medium_shot_accuracy": "medium",
-    "few_shot_accuracy": "few",
-}
 _KEPT = (*COLUMNS, "accuracy", "loss", "commit", "seconds")  # of a run's results
 _TUNED_ON = (0,)  # splits on whose training images the learning rates are chosen
 _SMALL = 64  # shorter side of the drawings that a network sees from scratch, twice its own 32 pixels
 
 PAPER = "--batchformer shared_classifier"
 GATED = f"{PAPER} --batchformer_layer_scale_init_value 0"
+_BATCHFORMERS = {"BatchFormer": PAPER, "gated BatchFormer": GATED}
 _ADAPTERS = "--num_experts 3 --expert_adapter_size 256"
 _ONE_EXPERT = "--num_experts 1 --hidden_sizes 16 32 64 --batchformer none"
 _LINEAR = "--classifier linear --classifier_init random"
@@ -63,7 +58,7 @@ def _with_batchformers(heads: Mapping[str, str]) -> dict[str, str]:
     return {
         f"{name} + {kind}": f"{options} {batchformer}".strip()
         for name, options in heads.items()
-        for kind, batchformer in (("BatchFormer", PAPER), ("gated BatchFormer", GATED))
+        for kind, batchformer in _BATCHFORMERS.items()
     }
 
 
@@ -80,11 +75,12 @@ _HEADS = {
 _HEADS_OF_BATCHFORMERS = ("linear, cross-entropy", "cosine from class means, logit-adjusted", "three adapters, RIDE")
 _ON_FROZEN = _with_batchformers({name: _HEADS[name] for name in _HEADS_OF_BATCHFORMERS})
 _BEST_HEAD = "cosine from class means, logit-adjusted"
-_WINDOWS = (8, 32, 128, 512)
+_WINDOWS = (32, 128, 512)  # 512 is the whole batch
+_NAMES_ON_WINDOWS = {kind: {window: f"{kind}, window {window}" for window in _WINDOWS} for kind in _BATCHFORMERS}
 _ON_WINDOWS = {
-    f"{kind}, window {window}": f"{batchformer} --batchformer_window {window}"
-    for kind, batchformer in (("BatchFormer", PAPER), ("gated BatchFormer", GATED))
-    for window in _WINDOWS
+    name: f"{_BATCHFORMERS[kind]} --batchformer_window {window}"
+    for kind, names in _NAMES_ON_WINDOWS.items()
+    for window, name in names.items()
 }
 _FROM_SCRATCH = {
     "cross-entropy": f"{_ONE_EXPERT} --loss cross_entropy --classifier linear",
@@ -126,8 +122,8 @@ PARTS = {
         learning_rates=("0.01", "0.003", "0.03"),
     ),
     "windows": Part(
-        summary="the BatchFormer's window on a frozen backbone, 30 epochs in batches of 512",
-        options="--recipe probe --batch_size 512",
+        summary="the BatchFormer's window on a frozen backbone, 20 epochs in batches of 512",
+        options="--recipe probe --epochs 20 --batch_size 512",
         methods={_BEST_HEAD: "", **_ON_WINDOWS},
         pairs=dict.fromkeys(_ON_WINDOWS, _BEST_HEAD),
         learning_rates=("0.03",),
@@ -148,6 +144,9 @@ def run(options: argparse.Namespace) -> None:
         results = measure(options, results)
     for name, measured in results["parts"].items():
         print(f"\n### {PARTS[name].summary}\n\n{table(PARTS[name], measured)}")
+    if "windows" in results["parts"]:
+        draw_windows(results["parts"]["windows"]["methods"], _BEST_HEAD, _NAMES_ON_WINDOWS, options.picture)
+        print(f"\n{options.picture}")
 
 
 def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
@@ -247,35 +246,3 @@ def command_of(part: Part, method: str, measured: Mapping[str, Any]) -> str:
     """The training command of a method, but for its data."""
     words = [*part.options.split(), *part.methods[method].split(), "--learning_rate", measured["learning_rate"]]
     return f"accelerate launch --mixed_precision {part.mixed_precision} train_accelerate.py {shlex.join(words)}"
-
-
-def table(part: Part, measured: dict[str, Any]) -> str:
-    """A Markdown table in percent: mean ± standard deviation over the splits, and the paired difference of a method.
-
-    A difference of more than two standard errors over at least five runs is bold.
-    """
-    headings = ["", *COLUMNS.values(), "balanced, paired difference", "runs above 0"]
-    lines = [f"| {' | '.join(headings)} |", "| --- |" + " --- |" * (len(headings) - 1)]
-    for method, own in measured["methods"].items():
-        cells = [method]
-        cells += [mean_and_deviation([run[column] for run in own["runs"]]) for column in COLUMNS]
-        cells += _gain(part, measured["methods"], method)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _gain(part: Part, methods: dict[str, Any], method: str) -> list[str]:
-    if method not in part.pairs:
-        return ["", ""]
-    other = part.pairs[method]
-    values = [
-        {run["split"]: 100 * run["balanced_accuracy"] for run in methods[name]["runs"]} for name in (other, method)
-    ]
-    shared = sorted(values[0].keys() & values[1].keys())
-    if not shared:
-        return ["", ""]
-    gain = paired_gain(*([own[split] for split in shared] for own in values))
-    shown = f"{gain['mean']:+.1f} ± {gain['standard_error']:.1f}"
-    if len(shared) >= 5 and abs(gain["mean"]) > 2 * gain["standard_error"]:
-        shown = f"**{shown}**"
-    return [f"{shown} over {other}", f"{gain['above_zero']} of {len(shared)}"]

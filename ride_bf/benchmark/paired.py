@@ -1,0 +1,89 @@
+"""Tables and pictures of the runs on Clipart-LT, apart from what the numbers depend on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ride_bf.benchmark.runs import mean_and_deviation
+from ride_bf.evaluation.comparison import paired_gain
+
+if TYPE_CHECKING:
+    from ride_bf.benchmark.clipart import Part
+
+COLUMNS = {
+    "balanced_accuracy": "balanced",
+    "many_shot_accuracy": "many",
+    "medium_shot_accuracy": "medium",
+    "few_shot_accuracy": "few",
+}
+_COLOURS = ("#c8553d", "#2a9d5c")
+
+
+def table(part: "Part", measured: dict[str, Any]) -> str:
+    """A Markdown table in percent: mean ± standard deviation over the splits, and the paired difference of a method.
+
+    A difference of more than two standard errors over at least five runs is bold.
+    """
+    headings = ["", *COLUMNS.values(), "balanced, paired difference", "runs above 0"]
+    lines = [f"| {' | '.join(headings)} |", "| --- |" + " --- |" * (len(headings) - 1)]
+    for method, own in measured["methods"].items():
+        cells = [method]
+        cells += [mean_and_deviation([run[column] for run in own["runs"]]) for column in COLUMNS]
+        cells += _gain(part, measured["methods"], method)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _gain(part: "Part", methods: dict[str, Any], method: str) -> list[str]:
+    if method not in part.pairs:
+        return ["", ""]
+    other = part.pairs[method]
+    one, another = _paired(methods, other, method)
+    if not one:
+        return ["", ""]
+    gain = paired_gain(one, another)
+    shown = f"{gain['mean']:+.1f} ± {gain['standard_error']:.1f}"
+    if len(one) >= 5 and abs(gain["mean"]) > 2 * gain["standard_error"]:
+        shown = f"**{shown}**"
+    return [f"{shown} over {other}", f"{gain['above_zero']} of {len(one)}"]
+
+
+def _paired(methods: Mapping[str, Any], one: str, another: str) -> tuple[list[float], list[float]]:
+    """Balanced accuracies of two methods in percent, on the splits that both were measured on."""
+    values = [
+        {run["split"]: 100 * run["balanced_accuracy"] for run in methods[name]["runs"]} for name in (one, another)
+    ]
+    shared = sorted(values[0].keys() & values[1].keys())
+    return tuple([own[split] for split in shared] for own in values)
+
+
+def draw_windows(methods: Mapping[str, Any], alone: str, lines: Mapping[str, Mapping[int, str]], picture: Path) -> None:
+    """Plots differences in balanced accuracy against the window, ± standard error over the splits.
+
+    Args:
+        methods: name -> its runs.
+        alone: the method without BatchFormer.
+        lines: name of a line -> number of images in a window -> method.
+        picture: the file that is written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for (line, names), colour in zip(lines.items(), _COLOURS, strict=True):
+        names = {window: name for window, name in names.items() if name in methods}
+        gains = [paired_gain(*_paired(methods, alone, name)) for name in names.values()]
+        means, errors = ([gain[key] for gain in gains] for key in ("mean", "standard_error"))
+        axes.errorbar(list(names), means, errors, label=line, color=colour, marker="o", capsize=3)
+    axes.axhline(0, color="#8a8f98", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    windows = sorted({window for names in lines.values() for window in names})
+    axes.set_xticks(windows, list(map(str, windows)))
+    axes.set(xlabel="images in a window", ylabel="balanced accuracy, points\nabove the head alone")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
