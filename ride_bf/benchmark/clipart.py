@@ -10,7 +10,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Part:
         options: of every run.
         methods: name -> options.
         pairs: method -> the method that it is compared with.
-        learning_rates: those that each method tries; the first alone is not tried.
+        learning_rates: those that each method tries; a single one is taken.
+        own_learning_rates: method -> those that it tries instead.
         small: whether training reads small copies of the drawings.
         mixed_precision: that Accelerate trains in.
     """
@@ -50,6 +51,7 @@ class Part:
     methods: dict[str, str]
     pairs: dict[str, str]
     learning_rates: tuple[str, ...]
+    own_learning_rates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     small: bool = False
     mixed_precision: str = "no"
 
@@ -90,6 +92,7 @@ _FROM_SCRATCH = {
     "RIDE + gated BatchFormer": f"{GATED} --reweight_epoch 8",
 }
 _TUNED = {
+    "frozen": "--recipe probe",
     "all": "--recipe finetune",
     "LoRA": "--recipe lora",
     "all, three experts with own last blocks": "--recipe finetune --num_experts 3 --num_expert_layers 1 "
@@ -129,11 +132,12 @@ PARTS = {
         learning_rates=("0.03",),
     ),
     "tuned": Part(
-        summary="the backbone learns too, 5 epochs",
-        options="--epochs 5",
+        summary="the backbone learns too, 128 pixels, 3 epochs in batches of 32",
+        options="--epochs 3 --image_size 128 --batch_size 32",
         methods=_TUNED,
-        pairs={name: "all" for name in _TUNED if name != "all"},
+        pairs={"all": "frozen", **{name: "all" for name in _TUNED if name not in ("frozen", "all")}},
         learning_rates=("1e-4", "3e-4"),
+        own_learning_rates={"frozen": ("0.01", "0.03")},
     ),
 }
 
@@ -206,18 +210,23 @@ def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:
 
 def _choose_learning_rates(name: str, part: Part, options: argparse.Namespace, methods: dict[str, Any]) -> None:
     """Adds `learning_rate` to the methods that have none: the best by balanced accuracy on held-out training images."""
-    if len(part.learning_rates) == 1:
-        for measured in methods.values():
-            measured["learning_rate"] = part.learning_rates[0]
-        return
-    new = [method for method, measured in methods.items() if "learning_rate" not in measured]
-    tried = [(method, rate, split) for split in _TUNED_ON for method in new for rate in part.learning_rates]
+    new = {
+        method: part.own_learning_rates.get(method, part.learning_rates)
+        for method, own in methods.items()
+        if "learning_rate" not in own
+    }
+    tried = [
+        (method, rate, split)
+        for split in _TUNED_ON
+        for method, rates in new.items()
+        for rate in (rates if len(rates) > 1 else ())
+    ]
     runs = [_run(name, part, options, method, split, rate, tune=True) for method, rate, split in tried]
     for (method, rate, _), result in zip(tried, train_all(runs, options.jobs), strict=True):
         methods[method].setdefault("tuning", {}).setdefault(rate, []).append(result["balanced_accuracy"])
-    for method in new:
-        tuning = methods[method]["tuning"]
-        methods[method]["learning_rate"] = max(part.learning_rates, key=lambda rate: statistics.mean(tuning[rate]))
+    for method, rates in new.items():
+        tuning = methods[method].get("tuning", {})
+        methods[method]["learning_rate"] = max(rates, key=lambda rate: statistics.mean(tuning.get(rate, [0.0])))
 
 
 def _run(
