@@ -21,14 +21,15 @@ class TrainerLoss(TrainerCallback):
     """The loss of a recipe. Pass the same object to Trainer twice: as `compute_loss_func` and in `callbacks`.
 
     In training it is the loss of the recipe, and it re-weights after the recipe's epoch: as a callback it knows the
-    epoch. It also sets the window of the BatchFormer. In evaluation it is the plain cross-entropy of `logits`, as the
+    epoch. It also prepares the BatchFormer for each epoch. In evaluation it is the plain cross-entropy of `logits`, as the
     model's own loss is.
 
     The loss is the mean over the images of a step, with gradient accumulation, in several processes and under
     nn.DataParallel too.
 
     Args:
-        recipe: gives the loss with its options, `reweight_epoch`, `batchformer_loss_weight` and `batchformer_window`.
+        recipe: gives the loss with its options, `reweight_epoch`, and the BatchFormer's loss weight, window, start
+            epoch and precision.
             `TrainingArguments` give everything else, such as the epochs and the learning rate.
         class_counts (C,): training images of each class.
 
