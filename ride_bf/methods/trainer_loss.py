@@ -29,8 +29,7 @@ class TrainerLoss(TrainerCallback):
 
     Args:
         recipe: gives the loss with its options, `reweight_epoch`, and the BatchFormer's loss weight, window, start
-            epoch and precision.
-            `TrainingArguments` give everything else, such as the epochs and the learning rate.
+            epoch and precision. `TrainingArguments` give everything else, such as the epochs and the learning rate.
         class_counts (C,): training images of each class.
 
     Raises ValueError for a class without images and for a recipe that needs more than a loss. At the start of training
