@@ -21,8 +21,8 @@ class TrainerLoss(TrainerCallback):
     """The loss of a recipe. Pass the same object to Trainer twice: as `compute_loss_func` and in `callbacks`.
 
     In training it is the loss of the recipe, and it re-weights after the recipe's epoch: as a callback it knows the
-    epoch. It also prepares the BatchFormer for each epoch. In evaluation it is the plain cross-entropy of `logits`, as the
-    model's own loss is.
+    epoch. It also prepares the BatchFormer for each epoch. In evaluation it is the plain cross-entropy of `logits`, as
+    the model's own loss is.
 
     The loss is the mean over the images of a step, with gradient accumulation, in several processes and under
     nn.DataParallel too.
