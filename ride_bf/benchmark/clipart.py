@@ -77,6 +77,7 @@ _HEADS = {
 _HEADS_OF_BATCHFORMERS = ("linear, cross-entropy", "cosine from class means, logit-adjusted", "three adapters, RIDE")
 _ON_FROZEN = _with_batchformers({name: _HEADS[name] for name in _HEADS_OF_BATCHFORMERS})
 _BEST_HEAD = "cosine from class means, logit-adjusted"
+_CROPPED = {f"{_BEST_HEAD}, centre crop": "--crop backbone"}
 _WINDOWS = (32, 128, 512)  # 512 is the whole batch
 _NAMES_ON_WINDOWS = {kind: {window: f"{kind}, window {window}" for window in _WINDOWS} for kind in _BATCHFORMERS}
 _ON_WINDOWS = {
@@ -119,9 +120,10 @@ PARTS = {
     "frozen": Part(
         summary="heads on the features of a frozen backbone, 10 epochs in batches of 128",
         options="--recipe probe --epochs 10",
-        methods=_HEADS | _ON_FROZEN,
+        methods=_HEADS | _CROPPED | _ON_FROZEN,
         pairs={name: "linear, cross-entropy" for name in _HEADS if name != "linear, cross-entropy"}
-        | {name: name.rsplit(" + ", 1)[0] for name in _ON_FROZEN},
+        | {name: name.rsplit(" + ", 1)[0] for name in _ON_FROZEN}
+        | dict.fromkeys(_CROPPED, _BEST_HEAD),
         learning_rates=("0.01", "0.003", "0.03"),
     ),
     "windows": Part(
