@@ -68,23 +68,37 @@ def test_predictions_that_are_all_right_do_not_make_certain():
 def test_a_group_has_a_temperature_of_its_own_where_that_is_better():
     logits, labels = drawn(6000)
     same = choose_temperatures(2 * logits, labels, GROUPS)
-    assert [found.own for found in same.values()] == [True, False, False, False]
+    assert [found.used for found in same.values()] == ["all"] * 4
     assert temperature_for_each_class(same, GROUPS) == same["all"].temperature == pytest.approx(2, rel=0.05)
     few = torch.from_numpy(GROUPS["few"])[logits.argmax(dim=1)]
     chosen = choose_temperatures(torch.where(few[:, None], 3 * logits, logits), labels, GROUPS)
-    assert chosen["few"].own
+    assert [found.used for found in chosen.values()] == ["all", "none", "none", "own"]
     assert chosen["few"].temperature == pytest.approx(3, rel=0.1)
-    assert chosen["many"].temperature == pytest.approx(1, rel=0.1)
-    assert chosen["few"].loss_after < chosen["few"].loss_before
+    assert chosen["many"].temperature == 1
+    losses = chosen["few"].losses
+    assert losses["own"] < losses["all"] < losses["none"]
     found = temperature_for_each_class(chosen, GROUPS)
     assert found == [chosen[name].temperature for name in ("many", "many", "medium", "medium", "few", "few")]
+
+
+def test_a_group_that_is_calibrated_does_not_pay_for_the_others():
+    """On the digits the temperature of all images made predictions of rare classes too unsure."""
+    logits, labels = drawn(600)
+    few = torch.from_numpy(GROUPS["few"])[logits.argmax(dim=1)]
+    chosen = choose_temperatures(torch.where(few[:, None], logits, 4 * logits), labels, GROUPS)
+    assert chosen["all"].used == chosen["many"].used == "all"
+    assert chosen["all"].temperature > 1.5
+    assert (chosen["few"].used, chosen["few"].temperature) == ("none", 1.0)
+    found = temperature_for_each_class(chosen, GROUPS)
+    assert found[4:] == [1.0, 1.0]
+    assert min(found[:4]) > 1.5
 
 
 def test_calibrated_logits_are_left_alone_and_few_images_decide_nothing():
     logits, labels = drawn(3000)
     assert choose_temperatures(logits, labels, GROUPS)["all"].temperature == pytest.approx(1, rel=0.05)
     few = choose_temperatures(logits[:30], labels[:30], GROUPS)
-    assert not any(found.own for name, found in few.items() if name != "all")
+    assert not any(found.used == "own" for found in few.values())
     with pytest.raises(ValueError, match="4 images are too few to calibrate on; at least 5"):
         choose_temperatures(logits[:4], labels[:4], GROUPS)
 
