@@ -16,6 +16,7 @@ SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("data/sets/*.
 # From the bottom to the top: a folder imports from those before it, and from itself. Losses and samplers know nothing
 # of the recipes, whose options have their names.
 ORDER = (
+    "page_ride_bf",
     "confidence_ride_bf",
     "configuration_ride_bf",
     "backbone_ride_bf",
@@ -34,7 +35,7 @@ ORDER = (
     "ride_bf.benchmark",
 )
 # What travels to the Hub with every model, in one flat folder.
-TRAVELLING = ("confidence_ride_bf", "configuration_ride_bf", "backbone_ride_bf", "modeling_ride_bf")
+TRAVELLING = ("page_ride_bf", "confidence_ride_bf", "configuration_ride_bf", "backbone_ride_bf", "modeling_ride_bf")
 # A metric for the evaluate library, which copies it to a place of its own.
 APART = ("ride_bf.shot_accuracy",)
 

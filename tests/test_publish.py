@@ -88,7 +88,6 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
         "config.json",
         "configuration_ride_bf.py",
         "examples/image.jpg",
-        "examples/shown/image.png",
         "handler.py",
         "model.safetensors",
         "modeling_ride_bf.py",
@@ -96,7 +95,9 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
         "plots/training.png",
         "preprocessor_config.json",
         "recipe.json",
+        "page_ride_bf.py",
         "requirements.txt",
+        "shown/image.png",
         "test_results.json",
     }
     assert traces(exported, run, image.parent) == []
@@ -189,7 +190,7 @@ def test_what_the_images_are_and_what_a_prediction_costs(exported, image):
     assert "Image size: 24 x 24 pixels" in card.text
     assert f"Multiply-adds of a prediction: {round(cost):,}\n" in card.text
     assert "needs PyTorch and Transformers 5.4 or newer" in card.text
-    (picture,) = re.findall(r"!\[image\.jpg, which the model calls .+?\]\((examples/shown/image\.png)\)", card.text)
+    (picture,) = re.findall(r"!\[image\.jpg, which the model calls .+?\]\((shown/image\.png)\)", card.text)
     small, enlarged = Image.open(image).convert("RGB"), Image.open(exported / picture).convert("RGB")
     assert enlarged.size == (120, 90)
     assert enlarged.resize(small.size, Image.Resampling.NEAREST).tobytes() == small.tobytes()
@@ -521,6 +522,61 @@ def test_published_and_loaded_by_a_stranger(run, image, hub, publish, tmp_path):
 
     code, output = publish(run, "--repo_id", "user/name", "--examples", image)
     assert (code, hub.uploads()) == (0, [])
+
+
+PUSHER = """
+import sys, torch
+from transformers import AutoModelForImageClassification
+
+source, target, folder = sys.argv[1:]
+model = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=True)
+model.push_to_hub(f"{target}/same")
+model.half().save_pretrained(f"{folder}/same")
+with torch.no_grad():
+    model.classifiers[0].weight[0, 0] += 1
+for name in ("changed", "twice", "twice"):
+    model.push_to_hub(f"{target}/{name}")
+model.save_pretrained(f"{folder}/pushed", push_to_hub=True, repo_id=f"{target}/saved")
+assert "ride_bf" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_a_model_that_is_pushed_again_has_a_card_that_is_true(run, image, hub, publish, tmp_path, local):
+    code, output = publish(run, "--repo_id", "first/name", "--examples", image, "--license", "cc0-1.0")
+    assert code == 0, output
+    files, target = hub.repositories["first/name"].files, "local" if local else "remote"
+    source = tmp_path / "clone" if local else "first/name"
+    if local:
+        private = {"examples/mine.png": b"mine", "notes.txt": b"mine", "report.html": b"data:image/jpeg;base64,"}
+        for name, content in {**files, **private}.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(content)
+    subprocess.run(
+        [sys.executable, "-c", PUSHER, str(source), target, str(tmp_path)],
+        cwd=tmp_path,
+        env=environment(hub, tmp_path / "home"),
+        check=True,
+        capture_output=True,
+    )
+    card = files["README.md"].decode()
+    same = hub.repositories[f"{target}/same"].files
+    assert same["README.md"].decode() == card.replace('model="first/name"', f'model="{target}/same"')
+    again = {"README.md", "config.json", "model.safetensors"}  # written anew; the rest are the same bytes
+    assert set(same) - {".gitattributes"} == set(files) - {".gitattributes"}
+    assert all(same[name] == content for name, content in files.items() if name not in again)
+    kept = {path.relative_to(tmp_path / "same").as_posix() for path in (tmp_path / "same").rglob("*") if path.is_file()}
+    assert kept == set(files) - {".gitattributes"}  # in half precision too
+    assert (tmp_path / "same" / "README.md").read_text() == card
+    for name in ("changed", "twice", "saved"):
+        changed = hub.repositories[f"{target}/{name}"].files
+        parsed = ModelCard(changed["README.md"].decode())
+        assert (parsed.data.license, parsed.data.base_model) == ("cc0-1.0", "first/name")
+        assert "has not been measured" in parsed.text
+        assert "%" not in parsed.text
+        assert str(tmp_path) not in parsed.content
+        assert {"handler.py", "LICENSE", "requirements.txt"} <= set(changed)
+        assert not {name for name in changed if name.endswith((".png", ".jpg", "results.json", "report.html"))}
 
 
 @pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/"), ("POST", "/preupload/")])

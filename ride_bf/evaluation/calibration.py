@@ -74,9 +74,10 @@ def choose_temperatures(
         groups: name -> mask (C,) of classes. An image belongs to the group of its predicted class.
         never_sharper: no temperature is below 1, for images that the network was trained on.
 
-    Cross-validation over `FOLDS` folds decides: a temperature is used if it lowers the mean cross-entropy of images that
-    it was not fitted on by more than the standard error of the difference. For a group this is asked of the temperature
-    of all images, and then of the group's own. A group of fewer than `FEWEST_IMAGES` images does as all images do.
+    Cross-validation over `FOLDS` folds decides: a temperature is used if it lowers the mean cross-entropy of images
+    that it was not fitted on by more than the standard error of the difference. For a group this is asked of the
+    temperature of all images, and then of the group's own. A group of fewer than `FEWEST_IMAGES` images does as all
+    images do.
     Raises ValueError if there are fewer than `FOLDS` images.
     """
     size = len(labels)

@@ -134,7 +134,9 @@ def describe_calibration(record: Mapping[str, Any]) -> str:
             each = (f"{_USED[kind]} {loss:.4f}" for kind, loss in found["losses"].items())
             losses = f"cross-entropy of held-out images: {', '.join(each)}"
         used = _USED[found["used"]] if name != "all" or found["used"] == "none" else "used"
-        lines.append(f"{name:<7} {found['images']:>7,} images  temperature {found['temperature']:.3f}, {used}; {losses}")
+        lines.append(
+            f"{name:<7} {found['images']:>7,} images  temperature {found['temperature']:.3f}, {used}; {losses}"
+        )
     if all(found["used"] == "none" for found in record["temperatures"].values()):
         lines.append("no temperature is better than none, so the scores stay as they are: they are not calibrated")
     if (sets := record.get("sets")) is not None:

@@ -171,8 +171,9 @@ def _enlarged(folder: Path, name: str) -> str:
         if factor < 2:
             return name
         upright = ImageOps.exif_transpose(image).convert("RGBA")
-    enlarged = f"examples/shown/{Path(name).stem}.png"
-    (folder / "examples" / "shown").mkdir(exist_ok=True)
+    # in no folder of a folder: push_to_hub of transformers cannot upload these
+    enlarged = f"shown/{Path(name).stem}.png"
+    (folder / "shown").mkdir(exist_ok=True)
     upright.resize([factor * side for side in upright.size], Image.Resampling.NEAREST).save(folder / enlarged)
     return enlarged
 

@@ -26,7 +26,16 @@ from ride_bf.hub.export import HUB_CARDS
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Files that an export may have. A later export without them deletes them, such as an ONNX file of old weights.
 _OPTIONAL = (
-    *("recipe.json", "results.json", "test_results.json", "report.html", "class_counts.json", "plots/*", "examples/*"),
+    *(
+        "recipe.json",
+        "results.json",
+        "test_results.json",
+        "report.html",
+        "class_counts.json",
+        "plots/*",
+        "examples/*",
+        "shown/*",
+    ),
     *("model*.safetensors*", "model.onnx*", "checkpoint.json"),
 )
 
