@@ -528,55 +528,69 @@ PUSHER = """
 import sys, torch
 from transformers import AutoModelForImageClassification
 
-source, target, folder = sys.argv[1:]
-model = AutoModelForImageClassification.from_pretrained(source, trust_remote_code=True)
-model.push_to_hub(f"{target}/same")
-model.half().save_pretrained(f"{folder}/same")
+model = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True)
+model.push_to_hub("other/same")
 with torch.no_grad():
     model.classifiers[0].weight[0, 0] += 1
-for name in ("changed", "twice", "twice"):
-    model.push_to_hub(f"{target}/{name}")
-model.save_pretrained(f"{folder}/pushed", push_to_hub=True, repo_id=f"{target}/saved")
+model.push_to_hub("other/changed")
+model.push_to_hub("other/changed")
+model.save_pretrained(f"{sys.argv[1]}/saved", push_to_hub=True, repo_id="other/saved")
 assert "ride_bf" not in sys.modules
 """
 
 
-@pytest.mark.parametrize("local", [False, True])
-def test_a_model_that_is_pushed_again_has_a_card_that_is_true(run, image, hub, publish, tmp_path, local):
-    code, output = publish(run, "--repo_id", "first/name", "--examples", image, "--license", "cc0-1.0")
+def check_card_of_changed(text, place):
+    card = ModelCard(text)
+    assert (card.data.license, card.data.base_model) == ("mit", "user/name")
+    assert "has not been measured" in card.text
+    assert "%" not in card.text
+    assert str(place) not in card.content
+
+
+def test_a_model_that_is_pushed_again_has_a_card_that_is_true(run, image, hub, publish, tmp_path):
+    code, output = publish(run, "--repo_id", "user/name", "--examples", image)
     assert code == 0, output
-    files, target = hub.repositories["first/name"].files, "local" if local else "remote"
-    source = tmp_path / "clone" if local else "first/name"
-    if local:
-        private = {"examples/mine.png": b"mine", "notes.txt": b"mine", "report.html": b"data:image/jpeg;base64,"}
-        for name, content in {**files, **private}.items():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes(content)
+    files = hub.repositories["user/name"].files
     subprocess.run(
-        [sys.executable, "-c", PUSHER, str(source), target, str(tmp_path)],
+        [sys.executable, "-c", PUSHER, str(tmp_path)],
         cwd=tmp_path,
         env=environment(hub, tmp_path / "home"),
         check=True,
         capture_output=True,
     )
-    card = files["README.md"].decode()
-    same = hub.repositories[f"{target}/same"].files
-    assert same["README.md"].decode() == card.replace('model="first/name"', f'model="{target}/same"')
-    again = {"README.md", "config.json", "model.safetensors"}  # written anew; the rest are the same bytes
+    same = hub.repositories["other/same"].files
+    assert same["README.md"].decode() == files["README.md"].decode().replace('model="user/name"', 'model="other/same"')
     assert set(same) - {".gitattributes"} == set(files) - {".gitattributes"}
-    assert all(same[name] == content for name, content in files.items() if name not in again)
-    kept = {path.relative_to(tmp_path / "same").as_posix() for path in (tmp_path / "same").rglob("*") if path.is_file()}
-    assert kept == set(files) - {".gitattributes"}  # in half precision too
-    assert (tmp_path / "same" / "README.md").read_text() == card
-    for name in ("changed", "twice", "saved"):
-        changed = hub.repositories[f"{target}/{name}"].files
-        parsed = ModelCard(changed["README.md"].decode())
-        assert (parsed.data.license, parsed.data.base_model) == ("cc0-1.0", "first/name")
-        assert "has not been measured" in parsed.text
-        assert "%" not in parsed.text
-        assert str(tmp_path) not in parsed.content
+    anew = {"README.md", "config.json", "model.safetensors"}
+    assert all(same[name] == content for name, content in files.items() if name not in anew)
+    for name in ("changed", "saved"):
+        changed = hub.repositories[f"other/{name}"].files
+        check_card_of_changed(changed["README.md"].decode(), tmp_path)
         assert {"handler.py", "LICENSE", "requirements.txt"} <= set(changed)
         assert not {name for name in changed if name.endswith((".png", ".jpg", "results.json", "report.html"))}
+
+
+def test_a_copy_keeps_its_card_and_no_files_of_others(exported, tmp_path):
+    clone = shutil.copytree(exported, tmp_path / "clone")
+    for name, content in {
+        "examples/mine.png": b"",
+        "notes.txt": b"",
+        "report.html": b"data:image/jpeg;base64,",
+    }.items():
+        (clone / name).write_bytes(content)
+    model = RideBfForImageClassification.from_pretrained(clone)
+    model.half().save_pretrained(tmp_path / "same")
+    saved = {path.relative_to(tmp_path / "same") for path in (tmp_path / "same").rglob("*") if path.is_file()}
+    assert saved == {path.relative_to(exported) for path in exported.rglob("*") if path.is_file()}
+    assert (tmp_path / "same" / "README.md").read_text() == (exported / "README.md").read_text()
+    model.config.id2label = {**model.config.id2label, 0: "another"}
+    model.save_pretrained(tmp_path / "renamed")
+    check_card_of_changed((tmp_path / "renamed" / "README.md").read_text(), tmp_path)
+    RideBfForImageClassification(model.config).save_pretrained(clone)  # where it was loaded from: nothing is changed
+    assert (clone / "README.md").read_text() == (exported / "README.md").read_text()
+    (clone / "README.md").unlink()
+    RideBfForImageClassification.from_pretrained(clone).save_pretrained(tmp_path / "bare")
+    assert not (tmp_path / "bare" / "README.md").exists()
 
 
 @pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/"), ("POST", "/preupload/")])
