@@ -35,6 +35,7 @@ from ride_bf.evaluation.metrics import (
 from ride_bf.evaluation.results import Predictions, read_results
 from ride_bf.hub.card import Published, make_card
 from ride_bf.hub.export import export
+from ride_bf.hub.licences import Licence
 from ride_bf.hub.onnx import export_onnx
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.runs.checkpoints import _write_manifest, damage
@@ -403,7 +404,7 @@ def with_results(run, **changes):
 
 
 def test_the_card_has_the_errors_before_and_after_and_what_became_of_unknown_images(tmp_path):
-    card = make_card(with_results(tmp_path), Published("a/b", "mit", 1, onnx_size=(24, 24)))
+    card = make_card(with_results(tmp_path), Published("a/b", Licence("mit"), 1, onnx_size=(24, 24)))
     assert "| Expected calibration error before calibration | 23.4 % |" in card.text
     assert "| Expected calibration error of the calibrated scores | 26.8 % |" in card.text
     (shipped,) = (one.metric_value for one in card.data.eval_results if one.metric_type.endswith("calibration_error"))
@@ -414,7 +415,7 @@ def test_the_card_has_the_errors_before_and_after_and_what_became_of_unknown_ima
 
 
 def test_the_card_takes_nothing_from_the_evaluation_of_another_calibration(tmp_path):
-    card = make_card(with_results(tmp_path, temperature=2.0), Published("a/b", "mit", 1))
+    card = make_card(with_results(tmp_path, temperature=2.0), Published("a/b", Licence("mit"), 1))
     assert "| Expected calibration error before calibration | 23.4 % |" in card.text
     assert "| Expected calibration error of the calibrated scores | not measured |" in card.text
     assert not any("calibration" in one.metric_type for one in card.data.eval_results)

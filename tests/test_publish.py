@@ -27,6 +27,7 @@ from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.results import Predictions, describe_machine, write_results
 from ride_bf.hub.card import Published, _devices, _duration, make_card, published_results
 from ride_bf.hub.export import check_same_logits, export
+from ride_bf.hub.licences import IDENTIFIERS, Licence
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.publish import main as publish_main
@@ -49,7 +50,7 @@ def image(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, image, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    export(read_saved_run(run), folder, "user/name", license="mit", examples=[image])
+    export(read_saved_run(run), folder, "user/name", license=Licence("mit"), examples=[image])
     return folder
 
 
@@ -105,7 +106,7 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
 
 
 def test_the_same_export_twice_is_the_same_bytes(run, exported, image, tmp_path):
-    export(read_saved_run(run), tmp_path, "user/name", license="mit", examples=[image])
+    export(read_saved_run(run), tmp_path, "user/name", license=Licence("mit"), examples=[image])
     for path in exported.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / path.relative_to(exported)).read_bytes(), path
@@ -206,7 +207,7 @@ def own_images(run, folder, data_dir, drawn=False, **published):
     (folder / "best" / "checkpoint.json").write_text(json.dumps({"epoch": 3, "data": data}))
     recipe = json.loads((folder / "recipe.json").read_text()) | {"dataset": "custom"}
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    return make_card(read_saved_run(folder), Published("user/name", "mit", 1, **published))
+    return make_card(read_saved_run(folder), Published("user/name", Licence("mit"), 1, **published))
 
 
 def test_own_images_are_described_by_their_author_or_not_at_all(run, tmp_path):
@@ -267,7 +268,7 @@ def test_without_results_the_card_has_no_numbers(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "test_results.json").unlink()
     saved = read_saved_run(tmp_path / "run")
-    card = make_card(saved, Published("user/name", "mit", 1))
+    card = make_card(saved, Published("user/name", Licence("mit"), 1))
     assert card.data.eval_results is None
     assert not re.search(r"\d %", card.text)
     assert "has not been evaluated" in card.text
@@ -405,6 +406,10 @@ def test_a_run_that_could_not_publish_stops_before_it_starts(tmp_path, monkeypat
         RunPublisher(tmp_path, "user/name", "mit", 0, False, True)
     with pytest.raises(ValueError, match="needs --push_license"):
         RunPublisher(tmp_path, "user/name", None, None, False, True)
+    with pytest.raises(ValueError, match="knows no licence 'foo'"):
+        RunPublisher(tmp_path, "user/name", "foo", None, False, True)
+    with pytest.raises(ValueError, match="--push_license other has no name"):
+        RunPublisher(tmp_path, "user/name", "other", None, False, True)
 
 
 # With a Hub. huggingface_hub reads its endpoint when it is imported: whoever is to see this one has its own process.
@@ -676,6 +681,35 @@ def test_the_licence_is_asked_for_once(run, hub, publish):
     code, output = publish(run, "--repo_id", "user/licensed", "--keep_batchformer", license=None)
     assert code == 0, output
     assert b"license: apache-2.0" in hub.repositories["user/licensed"].files["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--license", "Apache-2"], "knows no licence 'Apache-2'; similar ones are .*apache-2.0"),
+        (["--license", "foo"], "--license other --license_name NAME"),
+        (["--license", "other"], "needs --license_name"),
+        (["--license", "mit", "--license_name", "x"], "the others have neither"),
+        (["--license_link", "https://x.org"], "cannot act without --license other"),
+    ],
+)
+def test_a_licence_that_the_hub_refuses_is_refused_before_anything_is_written(run, tmp_path, options, message):
+    command = [str(run), "--repo_id", "user/name", "--dry_run", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=message):
+        publish_main([*command, *options])
+    assert not (tmp_path / "out").exists()
+
+
+def test_terms_of_ones_own_are_named_and_kept(run, hub, publish):
+    terms = ["--license", "other", "--license_name", "own-terms", "--license_link", "https://x.org/terms"]
+    for options in (terms, []):  # later publications keep them
+        code, output = publish(run, "--repo_id", "user/terms", *options, license=None)
+        assert code == 0, output
+        card = ModelCard(hub.repositories["user/terms"].files["README.md"].decode())
+        assert card.data.to_dict().items() >= {"license": "other", "license_name": "own-terms"}.items()
+        assert card.data.license_link == "https://x.org/terms"
+        assert "The licence of the weights is [`own-terms`](https://x.org/terms)." in card.text
+    assert {"mit", "apache-2.0", "cc-by-nc-4.0", "openrail++"} < IDENTIFIERS
 
 
 def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):
