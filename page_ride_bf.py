@@ -24,7 +24,7 @@ CARD = "README.md"
 _CODE = ("LICENSE", "handler.py", "requirements.txt")  # true of the network, whatever its weights are
 _RESULTS = (
     *("recipe.json", "checkpoint.json", "class_counts.json", "test_results.json", "results.json", "report.html"),
-    *("preprocessor_config.json", "model.onnx", "model.onnx.data", "neighbours.safetensors"),
+    *("preprocessor_config.json", "model.onnx", "model.onnx.data"),
     *("plots/*.png", "examples/*", "shown/*"),
 )
 _WEIGHTS = "model*.safetensors"

@@ -57,14 +57,6 @@ def _input(parser: argparse.ArgumentParser) -> None:
     _add_results(parser, "benchmark_input.json")
 
 
-def _label_errors(parser: argparse.ArgumentParser) -> None:
-    _add_drawings(parser)
-    parser.add_argument("--data", nargs="+", choices=("digits", "clipart"), default=("digits", "clipart"))
-    _add_runs(parser, "outputs/label_errors")
-    _add_results(parser, "label_errors.json")
-    parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
-
-
 def _lists(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lines",
@@ -149,10 +141,6 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     ),
     "digits": (_digits, "Compare the methods on the default images, with several seeds each, as a table and a plot."),
     "input": (_input, "Compare the input pipeline with the classic one, in one process on the same files."),
-    "label_errors": (
-        _label_errors,
-        "Count how many wrong labels are found among the default images and among drawings.",
-    ),
     "lists": (_lists, "Measure reading and caching of lists as long as those of ImageNet-LT and iNaturalist 2018."),
     "train": (_train, "Compare a training step with the authors' implementation and with torchvision's resnet50."),
     "scale": (_scale, "Measure time and memory of a training step for numbers of experts, classes and window sizes."),

@@ -1,9 +1,8 @@
 """What calibrated scores, sets of classes and rejected images are worth, on the default images and on drawings.
 
 A model is trained once. Its held-out images are split many times at random, class by class, into images for calibration
-and for the test. The splits share images, so the error of a mean over them is not less than that of one. The standard
-error of a difference is that of one split: over the test images, by a bootstrap, and over the calibration images, by
-the spread of the splits.
+and for the test. The splits share images, so their spread says nothing of other data. Standard errors are therefore
+from a bootstrap over the test images of a split.
 """
 
 import argparse
@@ -146,7 +145,7 @@ def measure(held: Held) -> dict[str, Any]:
         "splits": SPLITS,
         "groups": {
             name: {
-                **_mean_errors([split["errors"][name] for split in splits]),
+                **{key: _mean(split["errors"][name][key] for split in splits) for key in splits[0]["errors"][name]},
                 **{key: _mean(split["sets"][name][key] for split in splits) for key in splits[0]["sets"][name]},
                 "known_rejected": _mean(split["rejected"][name] for split in splits),
             }
@@ -155,14 +154,6 @@ def measure(held: Held) -> dict[str, Any]:
         "cells": _count_cells([split["cells"] for split in splits]),
         "unknown": {**_measure_unknown(held), "rejected": _mean(split["unknown_rejected"] for split in splits)},
     }
-
-
-def _mean_errors(splits: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the splits, the standard error of a split's difference, and the share of splits where it is a rise."""
-    means = {key: _mean(split[key] for split in splits) for key in splits[0] if key != "variance"}
-    differences = [split[f"{_ERROR}_after"] - split[f"{_ERROR}_before"] for split in splits]
-    variance = _mean(split["variance"] for split in splits) + statistics.variance(differences)
-    return {**means, "standard_error": variance**0.5, "raised": _mean(value > 0 for value in differences)}
 
 
 def _measure_split(held: Held, generator: np.random.Generator) -> dict[str, Any]:
@@ -191,7 +182,7 @@ def _measure_split(held: Held, generator: np.random.Generator) -> dict[str, Any]
         errors[name] = {
             **{f"{key}_before": value for key, value in before.items()},
             **{f"{key}_after": value for key, value in after.items()},
-            "variance": _variance(
+            "standard_error": _standard_error(
                 images.predictions[rows] == images.labels[rows],
                 images.confidences[rows],
                 columns["calibrated_confidences"][rows],
@@ -222,7 +213,9 @@ def _draw(labels: np.ndarray, count: int | None, generator: np.random.Generator)
     return drawn
 
 
-def _variance(right: np.ndarray, before: np.ndarray, after: np.ndarray, generator: np.random.Generator) -> float:
+def _standard_error(
+    right: np.ndarray, before: np.ndarray, after: np.ndarray, generator: np.random.Generator
+) -> float | None:
     """Of the difference of two expected calibration errors of the same images, by a paired bootstrap."""
     differences = []
     for _ in range(_RESAMPLES):
@@ -231,7 +224,7 @@ def _variance(right: np.ndarray, before: np.ndarray, after: np.ndarray, generato
             expected_calibration_error(calibration(confidences[rows], right[rows])) for confidences in (after, before)
         )
         differences.append(next(pair) - next(pair))
-    return float(np.var(differences, ddof=1))
+    return float(np.std(differences, ddof=1))
 
 
 def _judge_cell(cell: dict[str, Any], covered: np.ndarray, labels: np.ndarray) -> str:
@@ -277,8 +270,7 @@ def table(measured: dict[str, Any]) -> str:
         lines.append(row(f"{name} calibration error, before", lambda own, key=key: f"{100 * own[f'{key}_before']:.2f}"))
         lines.append(row("after", lambda own, key=key: f"{100 * own[f'{key}_after']:.2f}"))
         if key == _ERROR:
-            lines.append(row("difference ± its standard error", _difference))
-            lines.append(row("splits where it rises", lambda own: f"{100 * own['raised']:.0f} %"))
+            lines.append(row("difference ± standard error", _difference))
     lines += [
         row("cross-entropy, before", lambda own: f"{own['loss_before']:.2f}"),
         row("after", lambda own: f"{own['loss_after']:.2f}"),

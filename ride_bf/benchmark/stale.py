@@ -23,7 +23,6 @@ _CONFIDENCE = (
     "confidence_ride_bf.py",
     *(f"ride_bf/evaluation/{name}.py" for name in ("calibration", "confidence", "conformal", "unknown")),
 )
-_LABEL_ERRORS = tuple(f"ride_bf/evaluation/{name}.py" for name in ("embedding", "label_errors", "neighbours"))
 # benchmark -> what its numbers depend on
 SOURCES: dict[str, tuple[str, ...]] = {
     "clipart": (*_TRAINING, "ride_bf/benchmark/clipart*.py"),
@@ -31,7 +30,6 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "confidence": (*_TRAINING, *_CONFIDENCE, "ride_bf/benchmark/confidence.py", "ride_bf/benchmark/clipart_lists.py"),
     "digits": (*_TRAINING, "ride_bf/benchmark/digits.py"),
     "input": (*_IMAGES, "ride_bf/benchmark/input.py"),
-    "label_errors": (*_TRAINING, *_LABEL_ERRORS, "ride_bf/benchmark/label_errors.py"),
     "lists": ("data/annotation_lists.py", "data/rows.py", "ride_bf/benchmark/lists.py"),
     "scale": (*_NETWORK, "ride_bf/benchmark/scale.py"),
     "train": (*_NETWORK, "ride_bf/benchmark/train.py", "ride_bf/benchmark/backbone.py"),
