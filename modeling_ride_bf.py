@@ -619,9 +619,11 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
         self._check_labels(labels, batch_size=pixel_values.shape[0])
         return RideBfOutput(**{**outputs, "loss": F.cross_entropy(outputs.logits.float(), labels)})
 
-    def save_pretrained(self, save_directory: str | PathLike, is_main_process: bool = True, **options: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | PathLike, is_main_process: bool = True, *arguments: Any, **options: Any
+    ) -> None:
         """Saves the network as transformers does, with the page of the repository that it was loaded from."""
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
+        super().save_pretrained(save_directory, is_main_process, *arguments, **options)
         if self.keeps_page and is_main_process:
             keep_page(self, save_directory)
 
