@@ -100,7 +100,8 @@ def test_the_training_command_is_read_in_one_sitting():
 @pytest.mark.parametrize("name", TRAVELLING)
 def test_what_travels_to_the_hub_needs_only_torch_and_transformers(name):
     packages = {module.split(".")[0] for module in imports_of(ROOT / f"{name}.py")}
-    allowed = {"torch", "transformers", "huggingface_hub", *TRAVELLING} | sys.stdlib_module_names
+    of_transformers = {"huggingface_hub", "safetensors"}  # which it requires
+    allowed = {"torch", "transformers", *of_transformers, *TRAVELLING} | sys.stdlib_module_names
     assert packages <= allowed
 
 
