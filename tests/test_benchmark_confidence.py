@@ -19,7 +19,7 @@ def test_what_was_put_in_is_measured(monkeypatch):
     monkeypatch.setattr(confidence, "SPLITS", 3)
     monkeypatch.setattr(confidence, "_RESAMPLES", 5)
     logits, labels = drawn(2000)
-    measured = measure(Held(3 * logits, labels, torch.zeros(40, 6), COUNTS, None))
+    measured = measure(Held(3 * logits, labels, torch.full((40, 6), -100.0), COUNTS, None))
     groups = measured["groups"]
     assert list(groups) == ["all", "many", "medium", "few"]
     for of in groups.values():
