@@ -10,6 +10,7 @@ Shapes are written with B images, E experts, C classes and D features.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ try:
     )
     from .confidence_ride_bf import Confidence
     from .configuration_ride_bf import RideBfConfig
+    from .page_ride_bf import keep_page
 except ImportError:
     from backbone_ride_bf import (
         RideBfBackboneTrunk,
@@ -47,6 +49,7 @@ except ImportError:
     )
     from confidence_ride_bf import Confidence
     from configuration_ride_bf import RideBfConfig
+    from page_ride_bf import keep_page
 
 
 @dataclass
@@ -550,6 +553,7 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
 
     # `from_pretrained(folder, batchformer="none")` leaves these out
     _keys_to_ignore_on_load_unexpected = [r"^batchformer\."]  # noqa: RUF012
+    keeps_page = True  # whether a save keeps the card of the repository that the network was loaded from
 
     def __init__(self, config: RideBfConfig):
         super().__init__(config)
@@ -614,6 +618,20 @@ class RideBfForImageClassification(RideBfPreTrainedModel):
             return outputs
         self._check_labels(labels, batch_size=pixel_values.shape[0])
         return RideBfOutput(**{**outputs, "loss": F.cross_entropy(outputs.logits.float(), labels)})
+
+    def save_pretrained(
+        self, save_directory: str | PathLike, is_main_process: bool = True, *arguments: Any, **options: Any
+    ) -> None:
+        """Saves the network as transformers does, with the page of the repository that it was loaded from."""
+        super().save_pretrained(save_directory, is_main_process, *arguments, **options)
+        if self.keeps_page and is_main_process:
+            keep_page(self, save_directory)
+
+    def _upload_modified_files(self, working_dir: str | PathLike, repo_id: str, *arguments: Any, **options: Any) -> Any:
+        """transformers calls this at the end of a push, when it has put a card of its own in place of ours."""
+        if self.keeps_page:
+            keep_page(self, working_dir, repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *arguments, **options)
 
     def _forward_all(self, pixel_values: Tensor, output_hidden_states: bool | None) -> RideBfOutput:
         """Runs every expert on every image."""

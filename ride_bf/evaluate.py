@@ -1,4 +1,4 @@
-"""Evaluate a model on frequent and rare classes: `python -m ride_bf.evaluate --model RUN_OR_CHECKPOINT_OR_HUB_ID`.
+"""Evaluate a model on frequent and rare classes: `python -m ride_bf.evaluate RUN_OR_CHECKPOINT_OR_HUB_ID`.
 
 Writes `results.json`, with the keys that `ride_bf.evaluation.results` describes; `report.html`, a report in a single
 file; and `predictions.npz` and `log_probabilities.npy`, from which `python -m ride_bf.compare` compares models image by
@@ -28,7 +28,9 @@ _AGAIN = ("predictions", "output_dir", "test_prior", "model_prior")  # the optio
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("evaluate", __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="run's output folder, checkpoint's folder or Hub id; its own code is not run")
+    place = "run's output folder, checkpoint's folder or Hub id; its own code is not run"
+    what.add_argument("place", nargs="?", metavar="MODEL", help=place)
+    what.add_argument("--model", help="the same")
     what.add_argument("--predictions", type=Path, metavar="FOLDER", help="evaluation to compute again, without images")
     add = parser.add_argument
     add("--split", default="test", help="split to evaluate: test, or validation while you still tune")
@@ -38,6 +40,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--test_prior", metavar="PRIOR", help=prior)
     add("--model_prior", choices=("train", "uniform"), help="class shares of the logits; default: by the loss")
     add("--unknown_dir", type=Path, metavar="FOLDER", help="images of none of the classes, to tell apart from these")
+    beside = "also the accuracy of the votes of the nearest training images, from the file that ride_bf.embed wrote"
+    add("--neighbours", action="store_true", help=beside)
     views = (
         "views of each image whose mean logits are evaluated: centre (default), flip (also mirrored) or five_crop "
         "(centre and corners of an image that is 24 pixels larger)"
@@ -48,11 +52,15 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add_data_options(parser)
     add("--other_images", action="store_true", help="evaluate on the data set, of equal classes, that the options name")
     options = parser.parse_args(arguments)
+    place = vars(options).pop("place")
+    options.model = options.model or place
     check_loader_options(parser, options)
     changed = [name for name, value in vars(options).items() if value != parser.get_default(name)]
     idle = {name: "with --predictions" for name in changed if options.predictions and name not in _AGAIN}
     idle |= {"model_prior": "without --test_prior"} if options.model_prior and not options.test_prior else {}
     idle |= {"train_images": "with --other_images"} if options.train_images and options.other_images else {}
+    idle |= {"neighbours": f"with --views {options.views}"} if options.neighbours and options.views != "centre" else {}
+    idle |= {"neighbours": "with --split train"} if options.neighbours and options.split == "train" else {}
     for name, where in idle.items():
         parser.error(f"--{name} cannot act {where}; leave it out")
     return options
@@ -64,6 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from data import BrokenImageError
     from data.notices import printed_notices
+    from ride_bf.evaluation.embedding import EMBEDDINGS, read_neighbours
     from ride_bf.evaluation.priors import choose_priors
     from ride_bf.evaluation.report import describe, evaluate_again, evaluate_split
     from ride_bf.runs.engine import start_accelerator
@@ -83,6 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         with accelerator.main_process_first(), printed_notices(accelerator.print):
             data = load_data_to_evaluate(place, options.split, options.other_images, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
+        neighbours = read_neighbours(results_folder(place) / EMBEDDINGS, model) if options.neighbours else None
         known, test_prior = choose_priors(place, options.test_prior, options.model_prior, data)
     output_dir = options.output_dir or results_folder(place)
     with errors_as_messages(BrokenImageError, FloatingPointError, ValueError):
@@ -100,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
             on_broken=data.on_broken(options.on_broken_image),
             test_prior=test_prior,
             unknown_dir=options.unknown_dir,
+            neighbours=neighbours,
         )
     if results is not None:
         print(describe(results, output_dir))

@@ -26,6 +26,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         help="licence of the weights, as an identifier of the Hub, such as mit or cc-by-nc-4.0; by default that of the "
         "model in the repository",
     )
+    parser.add_argument("--license_name", metavar="NAME", help="of terms that have no identifier: --license other")
+    parser.add_argument("--license_link", metavar="ADDRESS", help="where these terms are")
     parser.add_argument("--data_description", metavar="SENTENCE", help="what the training images show, for the card")
     parser.add_argument(
         "--examples", type=Path, nargs="+", help="image files to show on the page; they are published too"
@@ -52,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     from data.hub_ids import check_repo_id
     from ride_bf.hub.card import describe_images
     from ride_bf.hub.export import default_examples, export, list_files
+    from ride_bf.hub.licences import given_licence
     from ride_bf.hub.run_files import read_saved_run
     from ride_bf.hub.upload import PublishError, check_login, is_private, published_license, upload, write_space
 
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         for option, name in (("--repo_id", options.repo_id), ("--space", options.space)):
             if name is not None:
                 check_repo_id(name, option)
-        license = options.license
+        license = given_licence(options.license, options.license_name, options.license_link)
         if not options.dry_run:
             check_login()
             license = license or published_license(options.repo_id, options.revision)

@@ -35,6 +35,7 @@ from ride_bf.evaluation.metrics import (
 from ride_bf.evaluation.results import Predictions, read_results
 from ride_bf.hub.card import Published, make_card
 from ride_bf.hub.export import export
+from ride_bf.hub.licences import Licence
 from ride_bf.hub.onnx import export_onnx
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.runs.checkpoints import _write_manifest, damage
@@ -68,23 +69,37 @@ def test_predictions_that_are_all_right_do_not_make_certain():
 def test_a_group_has_a_temperature_of_its_own_where_that_is_better():
     logits, labels = drawn(6000)
     same = choose_temperatures(2 * logits, labels, GROUPS)
-    assert [found.own for found in same.values()] == [True, False, False, False]
+    assert [found.used for found in same.values()] == ["all"] * 4
     assert temperature_for_each_class(same, GROUPS) == same["all"].temperature == pytest.approx(2, rel=0.05)
     few = torch.from_numpy(GROUPS["few"])[logits.argmax(dim=1)]
     chosen = choose_temperatures(torch.where(few[:, None], 3 * logits, logits), labels, GROUPS)
-    assert chosen["few"].own
+    assert [found.used for found in chosen.values()] == ["all", "none", "none", "own"]
     assert chosen["few"].temperature == pytest.approx(3, rel=0.1)
-    assert chosen["many"].temperature == pytest.approx(1, rel=0.1)
-    assert chosen["few"].loss_after < chosen["few"].loss_before
+    assert chosen["many"].temperature == 1
+    losses = chosen["few"].losses
+    assert losses["own"] < losses["all"] < losses["none"]
     found = temperature_for_each_class(chosen, GROUPS)
     assert found == [chosen[name].temperature for name in ("many", "many", "medium", "medium", "few", "few")]
+
+
+def test_a_group_that_is_calibrated_does_not_pay_for_the_others():
+    """On the digits the temperature of all images made predictions of rare classes too unsure."""
+    logits, labels = drawn(600)
+    few = torch.from_numpy(GROUPS["few"])[logits.argmax(dim=1)]
+    chosen = choose_temperatures(torch.where(few[:, None], logits, 4 * logits), labels, GROUPS)
+    assert chosen["all"].used == chosen["many"].used == "all"
+    assert chosen["all"].temperature > 1.5
+    assert (chosen["few"].used, chosen["few"].temperature) == ("none", 1.0)
+    found = temperature_for_each_class(chosen, GROUPS)
+    assert found[4:] == [1.0, 1.0]
+    assert min(found[:4]) > 1.5
 
 
 def test_calibrated_logits_are_left_alone_and_few_images_decide_nothing():
     logits, labels = drawn(3000)
     assert choose_temperatures(logits, labels, GROUPS)["all"].temperature == pytest.approx(1, rel=0.05)
     few = choose_temperatures(logits[:30], labels[:30], GROUPS)
-    assert not any(found.own for name, found in few.items() if name != "all")
+    assert not any(found.used == "own" for found in few.values())
     with pytest.raises(ValueError, match="4 images are too few to calibrate on; at least 5"):
         choose_temperatures(logits[:4], labels[:4], GROUPS)
 
@@ -389,7 +404,7 @@ def with_results(run, **changes):
 
 
 def test_the_card_has_the_errors_before_and_after_and_what_became_of_unknown_images(tmp_path):
-    card = make_card(with_results(tmp_path), Published("a/b", "mit", 1, onnx_size=(24, 24)))
+    card = make_card(with_results(tmp_path), Published("a/b", Licence("mit"), 1, onnx_size=(24, 24)))
     assert "| Expected calibration error before calibration | 23.4 % |" in card.text
     assert "| Expected calibration error of the calibrated scores | 26.8 % |" in card.text
     (shipped,) = (one.metric_value for one in card.data.eval_results if one.metric_type.endswith("calibration_error"))
@@ -400,7 +415,7 @@ def test_the_card_has_the_errors_before_and_after_and_what_became_of_unknown_ima
 
 
 def test_the_card_takes_nothing_from_the_evaluation_of_another_calibration(tmp_path):
-    card = make_card(with_results(tmp_path, temperature=2.0), Published("a/b", "mit", 1))
+    card = make_card(with_results(tmp_path, temperature=2.0), Published("a/b", Licence("mit"), 1))
     assert "| Expected calibration error before calibration | 23.4 % |" in card.text
     assert "| Expected calibration error of the calibrated scores | not measured |" in card.text
     assert not any("calibration" in one.metric_type for one in card.data.eval_results)

@@ -156,4 +156,4 @@ UNSCALED = {}
 def unscaled():
     from ride_bf.evaluation.calibration import GroupTemperature
 
-    UNSCALED["all"] = GroupTemperature(images=1, temperature=1.0, loss_before=None, loss_after=None, own=False)
+    UNSCALED["all"] = GroupTemperature(images=1, temperature=1.0, losses=None, used="none")

@@ -17,11 +17,11 @@ from test_left_out import TINY
 from test_training import train
 
 from data import load_long_tailed
-from ride_bf import embed
+from ride_bf import embed, evaluate
 from ride_bf.evaluation.embedding import SplitEmbeddings, read_embeddings
 from ride_bf.evaluation.label_errors import Judged, find_label_errors, judge
 from ride_bf.evaluation.neighbours import nearest, nearest_mean_without_itself, vote
-from ride_bf.evaluation.results import Predictions
+from ride_bf.evaluation.results import Predictions, read_results
 from ride_bf.runs.provenance import read_data
 
 SWAPPED = {0: 3, 130: 7, 200: 0, 260: 5, 300: 1}  # row of the training split -> a wrong class
@@ -52,6 +52,33 @@ def embedded(digits):
     place, model, _ = digits
     embed.main([str(model), "--dataset", "custom", "--data_dir", str(place)])
     return pyarrow.parquet.read_table(model / "embeddings.parquet")
+
+
+def test_evaluate_has_the_accuracy_of_the_neighbours_beside_its_own(digits, embedded, tmp_path, capsys):
+    place, model, _ = digits
+    words = [str(model), "--dataset", "custom", "--data_dir", str(place)]  # the model without --model, as elsewhere
+    evaluate.main([*words, "--neighbours", "--output_dir", str(tmp_path / "with")])
+    said = capsys.readouterr().out
+    evaluate.main([*words, "--output_dir", str(tmp_path / "without")])
+    measured = read_results(tmp_path / "with")["neighbours"]
+    assert "neighbours" not in read_results(tmp_path / "without")
+    train, test = (embedded.filter(pyarrow.compute.field("split") == split) for split in ("train", "test"))
+    features = [np.stack(part["feature"].to_numpy()) for part in (train, test)]
+    classifier = KNeighborsClassifier(5, weights="distance", metric="cosine").fit(
+        features[0], train["label"].to_pylist()
+    )
+    right = classifier.predict(features[1]) == np.array(test["label"].to_pylist())
+    assert (measured["count"], measured["metrics"]["accuracy"]) == (5, pytest.approx(right.mean(), abs=0.005))
+    assert {"many_shot_accuracy", "few_shot_accuracy"} <= measured["metrics"].keys()
+    assert "vote of the 5 nearest training images:" in said
+    assert "<th>Neighbours</th>" in (tmp_path / "with" / "report.html").read_text()
+    assert "<th>Neighbours</th>" not in (tmp_path / "without" / "report.html").read_text()
+    save_model(tmp_path / "bare")
+    with pytest.raises(SystemExit, match=r"embeddings\.parquet does not exist; python -m ride_bf\.embed .* writes it"):
+        evaluate.main([str(tmp_path / "bare"), *words[1:], "--neighbours"])
+    shutil.copyfile(model / "embeddings.parquet", tmp_path / "bare" / "embeddings.parquet")
+    with pytest.raises(SystemExit, match="has the features of another model"):
+        evaluate.main([str(tmp_path / "bare"), *words[1:], "--neighbours"])
 
 
 def listed(path):
@@ -211,7 +238,7 @@ class TestLabelErrors:
             "two of three experts": [2, 2, 0],
             "one of three experts": [2, 0, 0],
             "experts of a third opinion": [1, 1, 1],
-            "all, the surest": [2, 2, 2],
+            "all, the clearest": [2, 2, 2],
             "the only one that ran": [2, -1, -1],
         }
         votes, shares = [0, 2, 2, 2, 2, 2], [1, 0.9, 1, 1, 0.8, 0.5]

@@ -388,7 +388,9 @@ class TestAgain:
             ("--predictions x --model y", "not allowed with"),
             ("--model x --model_prior train", "--model_prior cannot act without --test_prior"),
             ("--model x --train_images --other_images", "--train_images cannot act with --other_images"),
-            ("", "one of the arguments --model --predictions is required"),
+            ("--model x --neighbours --views flip", "--neighbours cannot act with --views flip"),
+            ("x --model y", "not allowed with"),
+            ("", "one of the arguments MODEL --model --predictions is required"),
         ],
     )
     def test_options_that_cannot_act(self, arguments, message, capsys):

@@ -1,4 +1,4 @@
-"""The explain command: maps of where each expert looked, and the nearest training images."""
+"""The explain command: maps of each expert, and the nearest training images."""
 
 import re
 

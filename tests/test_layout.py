@@ -16,6 +16,7 @@ SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), *ROOT.glob("data/sets/*.
 # From the bottom to the top: a folder imports from those before it, and from itself. Losses and samplers know nothing
 # of the recipes, whose options have their names.
 ORDER = (
+    "page_ride_bf",
     "confidence_ride_bf",
     "configuration_ride_bf",
     "backbone_ride_bf",
@@ -34,7 +35,7 @@ ORDER = (
     "ride_bf.benchmark",
 )
 # What travels to the Hub with every model, in one flat folder.
-TRAVELLING = ("confidence_ride_bf", "configuration_ride_bf", "backbone_ride_bf", "modeling_ride_bf")
+TRAVELLING = ("page_ride_bf", "confidence_ride_bf", "configuration_ride_bf", "backbone_ride_bf", "modeling_ride_bf")
 # A metric for the evaluate library, which copies it to a place of its own.
 APART = ("ride_bf.shot_accuracy",)
 
@@ -99,7 +100,8 @@ def test_the_training_command_is_read_in_one_sitting():
 @pytest.mark.parametrize("name", TRAVELLING)
 def test_what_travels_to_the_hub_needs_only_torch_and_transformers(name):
     packages = {module.split(".")[0] for module in imports_of(ROOT / f"{name}.py")}
-    allowed = {"torch", "transformers", "huggingface_hub", *TRAVELLING} | sys.stdlib_module_names
+    of_transformers = {"huggingface_hub", "safetensors"}  # which it requires
+    allowed = {"torch", "transformers", *of_transformers, *TRAVELLING} | sys.stdlib_module_names
     assert packages <= allowed
 
 

@@ -27,6 +27,7 @@ from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.results import Predictions, describe_machine, write_results
 from ride_bf.hub.card import Published, _devices, _duration, make_card, published_results
 from ride_bf.hub.export import check_same_logits, export
+from ride_bf.hub.licences import IDENTIFIERS, Licence
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.publish import main as publish_main
@@ -49,7 +50,7 @@ def image(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, image, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    export(read_saved_run(run), folder, "user/name", license="mit", examples=[image])
+    export(read_saved_run(run), folder, "user/name", license=Licence("mit"), examples=[image])
     return folder
 
 
@@ -88,7 +89,6 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
         "config.json",
         "configuration_ride_bf.py",
         "examples/image.jpg",
-        "examples/shown/image.png",
         "handler.py",
         "model.safetensors",
         "modeling_ride_bf.py",
@@ -96,7 +96,9 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
         "plots/training.png",
         "preprocessor_config.json",
         "recipe.json",
+        "page_ride_bf.py",
         "requirements.txt",
+        "shown/image.png",
         "test_results.json",
     }
     assert traces(exported, run, image.parent) == []
@@ -104,7 +106,7 @@ def test_what_is_published_lists_no_place_of_this_machine(run, exported, image):
 
 
 def test_the_same_export_twice_is_the_same_bytes(run, exported, image, tmp_path):
-    export(read_saved_run(run), tmp_path, "user/name", license="mit", examples=[image])
+    export(read_saved_run(run), tmp_path, "user/name", license=Licence("mit"), examples=[image])
     for path in exported.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / path.relative_to(exported)).read_bytes(), path
@@ -189,7 +191,7 @@ def test_what_the_images_are_and_what_a_prediction_costs(exported, image):
     assert "Image size: 24 x 24 pixels" in card.text
     assert f"Multiply-adds of a prediction: {round(cost):,}\n" in card.text
     assert "needs PyTorch and Transformers 5.4 or newer" in card.text
-    (picture,) = re.findall(r"!\[image\.jpg, which the model calls .+?\]\((examples/shown/image\.png)\)", card.text)
+    (picture,) = re.findall(r"!\[image\.jpg, which the model calls .+?\]\((shown/image\.png)\)", card.text)
     small, enlarged = Image.open(image).convert("RGB"), Image.open(exported / picture).convert("RGB")
     assert enlarged.size == (120, 90)
     assert enlarged.resize(small.size, Image.Resampling.NEAREST).tobytes() == small.tobytes()
@@ -205,7 +207,7 @@ def own_images(run, folder, data_dir, drawn=False, **published):
     (folder / "best" / "checkpoint.json").write_text(json.dumps({"epoch": 3, "data": data}))
     recipe = json.loads((folder / "recipe.json").read_text()) | {"dataset": "custom"}
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    return make_card(read_saved_run(folder), Published("user/name", "mit", 1, **published))
+    return make_card(read_saved_run(folder), Published("user/name", Licence("mit"), 1, **published))
 
 
 def test_own_images_are_described_by_their_author_or_not_at_all(run, tmp_path):
@@ -266,7 +268,7 @@ def test_without_results_the_card_has_no_numbers(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "test_results.json").unlink()
     saved = read_saved_run(tmp_path / "run")
-    card = make_card(saved, Published("user/name", "mit", 1))
+    card = make_card(saved, Published("user/name", Licence("mit"), 1))
     assert card.data.eval_results is None
     assert not re.search(r"\d %", card.text)
     assert "has not been evaluated" in card.text
@@ -404,6 +406,10 @@ def test_a_run_that_could_not_publish_stops_before_it_starts(tmp_path, monkeypat
         RunPublisher(tmp_path, "user/name", "mit", 0, False, True)
     with pytest.raises(ValueError, match="needs --push_license"):
         RunPublisher(tmp_path, "user/name", None, None, False, True)
+    with pytest.raises(ValueError, match="knows no licence 'foo'"):
+        RunPublisher(tmp_path, "user/name", "foo", None, False, True)
+    with pytest.raises(ValueError, match="--push_license other has no name"):
+        RunPublisher(tmp_path, "user/name", "other", None, False, True)
 
 
 # With a Hub. huggingface_hub reads its endpoint when it is imported: whoever is to see this one has its own process.
@@ -523,6 +529,75 @@ def test_published_and_loaded_by_a_stranger(run, image, hub, publish, tmp_path):
     assert (code, hub.uploads()) == (0, [])
 
 
+PUSHER = """
+import sys, torch
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True)
+model.push_to_hub("other/same")
+with torch.no_grad():
+    model.classifiers[0].weight[0, 0] += 1
+model.push_to_hub("other/changed")
+model.push_to_hub("other/changed")
+model.save_pretrained(f"{sys.argv[1]}/saved", push_to_hub=True, repo_id="other/saved")
+assert "ride_bf" not in sys.modules
+"""
+
+
+def check_card_of_changed(text, place):
+    card = ModelCard(text)
+    assert (card.data.license, card.data.base_model) == ("mit", "user/name")
+    assert "has not been measured" in card.text
+    assert "%" not in card.text
+    assert str(place) not in card.content
+
+
+def test_a_model_that_is_pushed_again_has_a_card_that_is_true(run, image, hub, publish, tmp_path):
+    code, output = publish(run, "--repo_id", "user/name", "--examples", image)
+    assert code == 0, output
+    files = hub.repositories["user/name"].files
+    subprocess.run(
+        [sys.executable, "-c", PUSHER, str(tmp_path)],
+        cwd=tmp_path,
+        env=environment(hub, tmp_path / "home"),
+        check=True,
+        capture_output=True,
+    )
+    same = hub.repositories["other/same"].files
+    assert same["README.md"].decode() == files["README.md"].decode().replace('model="user/name"', 'model="other/same"')
+    assert set(same) - {".gitattributes"} == set(files) - {".gitattributes"}
+    anew = {"README.md", "config.json", "model.safetensors"}
+    assert all(same[name] == content for name, content in files.items() if name not in anew)
+    for name in ("changed", "saved"):
+        changed = hub.repositories[f"other/{name}"].files
+        check_card_of_changed(changed["README.md"].decode(), tmp_path)
+        assert {"handler.py", "LICENSE", "requirements.txt"} <= set(changed)
+        assert not {name for name in changed if name.endswith((".png", ".jpg", "results.json", "report.html"))}
+
+
+def test_a_copy_keeps_its_card_and_no_files_of_others(exported, tmp_path):
+    clone = shutil.copytree(exported, tmp_path / "clone")
+    for name, content in {
+        "examples/mine.png": b"",
+        "notes.txt": b"",
+        "report.html": b"data:image/jpeg;base64,",
+    }.items():
+        (clone / name).write_bytes(content)
+    model = RideBfForImageClassification.from_pretrained(clone)
+    model.half().save_pretrained(tmp_path / "same")
+    saved = {path.relative_to(tmp_path / "same") for path in (tmp_path / "same").rglob("*") if path.is_file()}
+    assert saved == {path.relative_to(exported) for path in exported.rglob("*") if path.is_file()}
+    assert (tmp_path / "same" / "README.md").read_text() == (exported / "README.md").read_text()
+    model.config.id2label = {**model.config.id2label, 0: "another"}
+    model.save_pretrained(tmp_path / "renamed")
+    check_card_of_changed((tmp_path / "renamed" / "README.md").read_text(), tmp_path)
+    RideBfForImageClassification(model.config).save_pretrained(clone)  # where it was loaded from: nothing is changed
+    assert (clone / "README.md").read_text() == (exported / "README.md").read_text()
+    (clone / "README.md").unlink()
+    RideBfForImageClassification.from_pretrained(clone).save_pretrained(tmp_path / "bare")
+    assert not (tmp_path / "bare" / "README.md").exists()
+
+
 @pytest.mark.parametrize(("method", "part"), [("PUT", "/lfs/"), ("POST", "/commit/"), ("POST", "/preupload/")])
 def test_a_hub_that_breaks_off_leaves_no_half_repository(run, hub, publish, method, part):
     name = f"user/broken-{part.strip('/')}"
@@ -606,6 +681,35 @@ def test_the_licence_is_asked_for_once(run, hub, publish):
     code, output = publish(run, "--repo_id", "user/licensed", "--keep_batchformer", license=None)
     assert code == 0, output
     assert b"license: apache-2.0" in hub.repositories["user/licensed"].files["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--license", "Apache-2"], "knows no licence 'Apache-2'; similar ones are .*apache-2.0"),
+        (["--license", "foo"], "--license other --license_name NAME"),
+        (["--license", "other"], "needs --license_name"),
+        (["--license", "mit", "--license_name", "x"], "the others have neither"),
+        (["--license_link", "https://x.org"], "cannot act without --license other"),
+    ],
+)
+def test_a_licence_that_the_hub_refuses_is_refused_before_anything_is_written(run, tmp_path, options, message):
+    command = [str(run), "--repo_id", "user/name", "--dry_run", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=message):
+        publish_main([*command, *options])
+    assert not (tmp_path / "out").exists()
+
+
+def test_terms_of_ones_own_are_named_and_kept(run, hub, publish):
+    terms = ["--license", "other", "--license_name", "own-terms", "--license_link", "https://x.org/terms"]
+    for options in (terms, []):  # later publications keep them
+        code, output = publish(run, "--repo_id", "user/terms", *options, license=None)
+        assert code == 0, output
+        card = ModelCard(hub.repositories["user/terms"].files["README.md"].decode())
+        assert card.data.to_dict().items() >= {"license": "other", "license_name": "own-terms"}.items()
+        assert card.data.license_link == "https://x.org/terms"
+        assert "The licence of the weights is [`own-terms`](https://x.org/terms)." in card.text
+    assert {"mit", "apache-2.0", "cc-by-nc-4.0", "openrail++"} < IDENTIFIERS
 
 
 def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):

@@ -58,7 +58,7 @@ def written(tmp_path_factory):
     return folder, write_results(folder, facts, predictions(), COUNTS)
 
 
-def test_the_surest_mistakes_come_first():
+def test_the_most_confident_mistakes_come_first():
     images = predictions()
     mistakes = worst_mistakes(images, most=5)
     wrong = images.predictions != images.labels

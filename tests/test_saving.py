@@ -77,6 +77,7 @@ def test_what_is_saved(saved):
         "configuration_ride_bf.py",
         "model.safetensors",
         "modeling_ride_bf.py",
+        "page_ride_bf.py",
         "preprocessor_config.json",
     }
     config = json.loads((folder / "config.json").read_text())

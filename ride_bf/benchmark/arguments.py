@@ -34,6 +34,15 @@ def _collapse(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
 
 
+def _confidence(parser: argparse.ArgumentParser) -> None:
+    _add_drawings(parser)
+    parser.add_argument("--data", nargs="+", choices=("digits", "clipart"), default=("digits", "clipart"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the models of the default images")
+    _add_runs(parser, "outputs/confidence")
+    _add_results(parser, "confidence.json")
+    parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
+
+
 def _digits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     _add_runs(parser, "outputs/benchmark")
@@ -127,6 +136,10 @@ def _add_results(parser: argparse.ArgumentParser, name: str) -> None:
 BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "clipart": (_clipart, "Compare methods, heads and the BatchFormer on real drawings with a long tail, over splits."),
     "collapse": (_collapse, "Count how often the BatchFormer collapses, over windows, learning rates and weights."),
+    "confidence": (
+        _confidence,
+        "Measure calibration, sets of classes and rejected images over splits of held-out images.",
+    ),
     "digits": (_digits, "Compare the methods on the default images, with several seeds each, as a table and a plot."),
     "input": (_input, "Compare the input pipeline with the classic one, in one process on the same files."),
     "lists": (_lists, "Measure reading and caching of lists as long as those of ImageNet-LT and iNaturalist 2018."),

@@ -6,7 +6,7 @@ The drawings are in the public domain, so the benchmark needs no licence.
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,10 +35,28 @@ def find_drawings(folder: Path) -> Drawings:
             f"{folder} has no drawings: apt-get install openclipart-png, or name their folder by --data_dir"
         )
     classes: Drawings = {}
+    for parts in _distinct(folder, paths, with_subject=True):
+        name = f"{parts[0]}/{parts[1] if len(parts) > 2 else 'other'}"
+        classes.setdefault(name, []).append("/".join(parts))
+    return {name: paths for name, paths in sorted(classes.items()) if len(paths) >= _FEWEST}
+
+
+def find_left_out(folder: Path) -> list[str]:
+    """Paths, relative to `folder`, of the drawings that `find_drawings` leaves out because they share no subject.
+
+    Some of them show what a class shows. Equal files count once, and not at all if one of them has a subject.
+    """
+    paths = sorted(path for path in folder.rglob("*.png") if path.is_file())
+    paths.sort(key=lambda path: path.relative_to(folder).parts[0] in _NO_SUBJECT)
+    return ["/".join(parts) for parts in _distinct(folder, paths) if parts[0] in _NO_SUBJECT]
+
+
+def _distinct(folder: Path, paths: Sequence[Path], with_subject: bool = False) -> Iterator[tuple[str, ...]]:
+    """The parts of the paths of distinct drawings, the first of equal files."""
     seen = set()
     for path in paths:
         parts = path.relative_to(folder).parts
-        if len(parts) < 2 or parts[0] in _NO_SUBJECT:
+        if len(parts) < 2 or (with_subject and parts[0] in _NO_SUBJECT):
             continue
         content = path.read_bytes()
         digest = content_digest(content)
@@ -46,9 +64,7 @@ def find_drawings(folder: Path) -> Drawings:
         if digest in seen or width * height > MAX_IMAGE_PIXELS:
             continue
         seen.add(digest)
-        name = f"{parts[0]}/{parts[1] if len(parts) > 2 else 'other'}"
-        classes.setdefault(name, []).append("/".join(parts))
-    return {name: paths for name, paths in sorted(classes.items()) if len(paths) >= _FEWEST}
+        yield parts
 
 
 def draw_split(drawings: Drawings, seed: int) -> dict[str, Drawings]:

@@ -19,10 +19,15 @@ _TRAINING = (
     *(*_NETWORK, *_IMAGES, "train_accelerate.py", "ride_bf/recipes/*.py", "ride_bf/evaluation/metrics.py"),
     *(f"ride_bf/training/{name}.py" for name in _PARTS),
 )
+_CONFIDENCE = (
+    "confidence_ride_bf.py",
+    *(f"ride_bf/evaluation/{name}.py" for name in ("calibration", "confidence", "conformal", "unknown")),
+)
 # benchmark -> what its numbers depend on
 SOURCES: dict[str, tuple[str, ...]] = {
     "clipart": (*_TRAINING, "ride_bf/benchmark/clipart*.py"),
     "collapse": (*_TRAINING, "ride_bf/benchmark/collapse.py"),
+    "confidence": (*_TRAINING, *_CONFIDENCE, "ride_bf/benchmark/confidence.py", "ride_bf/benchmark/clipart_lists.py"),
     "digits": (*_TRAINING, "ride_bf/benchmark/digits.py"),
     "input": (*_IMAGES, "ride_bf/benchmark/input.py"),
     "lists": ("data/annotation_lists.py", "data/rows.py", "ride_bf/benchmark/lists.py"),

@@ -1,4 +1,4 @@
-"""Temperature scaling, with a temperature for a group of classes where cross-validation shows that it is better.
+"""Temperature scaling: none, one for all images, or one for a group of classes, whatever cross-validation shows.
 
 Guo et al.: On Calibration of Modern Neural Networks, 2017, section 4.2: the logits of an image are divided by a
 temperature that minimises the cross-entropy on images that the network was not trained on. The group of an image is the
@@ -6,7 +6,7 @@ shot group of its predicted class, which is known without the label; its logits 
 prediction does not change and the probabilities sum to 1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 FOLDS = 5
-FEWEST_IMAGES = 20  # predicted as a group, for a temperature of its own
+FEWEST_IMAGES = 20  # predicted as a group, so that it decides for itself
 _RANGE = (0.05, 20.0)  # of temperatures
 
 
@@ -23,18 +23,17 @@ class GroupTemperature:
     """The temperature of a group, or of all images.
 
     Attributes:
-        images: how many images it was fitted on.
+        images: how many images it was decided on.
         temperature: the one that is used.
-        loss_before, loss_after: mean cross-entropy of images that the fit did not see, by cross-validation: without a
-            temperature of its own, and with it. None if there are too few images.
-        own: whether it has a temperature of its own; else it is that of all images, and for all images 1.
+        losses: mean cross-entropy of images that the fit did not see, by cross-validation: with "none", with that of
+            "all" images, and with the group's "own". None for a group of too few images.
+        used: which of the three it is.
     """
 
     images: int
     temperature: float
-    loss_before: float | None
-    loss_after: float | None
-    own: bool
+    losses: dict[str, float] | None
+    used: str
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, at_least: float = _RANGE[0]) -> float:
@@ -75,9 +74,11 @@ def choose_temperatures(
         groups: name -> mask (C,) of classes. An image belongs to the group of its predicted class.
         never_sharper: no temperature is below 1, for images that the network was trained on.
 
-    By cross-validation over `FOLDS` folds, the temperature of all images is used if it lowers the mean cross-entropy of
-    images that it was not fitted on. A group has a temperature of its own if that lowers it further, by more than the
-    standard error of the difference. Raises ValueError if there are fewer than `FOLDS` images.
+    Cross-validation over `FOLDS` folds decides: a temperature is used if it lowers the mean cross-entropy of images
+    that it was not fitted on by more than the standard error of the difference. For a group this is asked of the
+    temperature of all images, and then of the group's own. A group of fewer than `FEWEST_IMAGES` images does as all
+    images do.
+    Raises ValueError if there are fewer than `FOLDS` images.
     """
     size = len(labels)
     if size < FOLDS:
@@ -87,52 +88,62 @@ def choose_temperatures(
     members = {name: torch.from_numpy(mask[predicted]) for name, mask in groups.items() if mask.any()}
     folds = torch.from_numpy(np.random.default_rng(0).permutation(size) % FOLDS)
     plain = cross_entropies(logits, labels)
-    scaled = plain.clone()
-    by_group = {name: plain.clone() for name in members}
+    losses = {"none": plain, "all": plain.clone(), "own": plain.clone()}  # (N,) each
     for fold in range(FOLDS):
         seen, held = folds != fold, folds == fold
         shared = fit_temperature(logits[seen], labels[seen], at_least)
-        scaled[held] = cross_entropies(logits[held], labels[held], shared)
-        for name, inside in members.items():
+        losses["all"][held] = cross_entropies(logits[held], labels[held], shared)
+        for inside in members.values():
             if (inside & seen).any():
                 own = fit_temperature(logits[inside & seen], labels[inside & seen], at_least)
                 rows = inside & held
-                by_group[name][rows] = cross_entropies(logits[rows], labels[rows], own)
+                losses["own"][rows] = cross_entropies(logits[rows], labels[rows], own)
 
-    better = bool(scaled.mean() < plain.mean())
-    temperature = fit_temperature(logits, labels, at_least) if better else 1.0
-    before = scaled if better else plain
+    everywhere = torch.ones(size, dtype=torch.bool)
+    used = _best(losses, ("none", "all"), everywhere)
+    temperature = fit_temperature(logits, labels, at_least) if used == "all" else 1.0
     chosen = {
         "all": GroupTemperature(
-            images=size,
-            temperature=temperature,
-            loss_before=plain.mean().item(),
-            loss_after=scaled.mean().item(),
-            own=better,
+            images=size, temperature=temperature, losses=_means(losses, ("none", "all"), everywhere), used=used
         )
     }
     for name, inside in members.items():
         images = int(inside.sum())
         enough = images >= FEWEST_IMAGES
-        gain = (before - by_group[name])[inside]
-        own = enough and bool(gain.mean() > gain.std() / images**0.5)
+        candidates = ("none", "own") if used == "none" else ("none", "all", "own")
+        of_group = _best(losses, candidates, inside) if enough else used
+        own = of_group == "own"
         chosen[name] = GroupTemperature(
             images=images,
-            temperature=fit_temperature(logits[inside], labels[inside], at_least) if own else temperature,
-            loss_before=before[inside].mean().item() if enough else None,
-            loss_after=by_group[name][inside].mean().item() if enough else None,
-            own=own,
+            temperature=fit_temperature(logits[inside], labels[inside], at_least)
+            if own
+            else {"all": temperature, "none": 1.0}[of_group],
+            losses=_means(losses, candidates, inside) if enough else None,
+            used=of_group,
         )
     return chosen
+
+
+def _best(losses: Mapping[str, Tensor], candidates: Sequence[str], rows: Tensor) -> str:
+    """The last of the candidates that is better than those before it by more than the standard error."""
+    best, *others = candidates
+    for other in others:
+        gain = (losses[best] - losses[other])[rows]
+        if gain.mean() > gain.std() / len(gain) ** 0.5:
+            best = other
+    return best
+
+
+def _means(losses: Mapping[str, Tensor], candidates: Sequence[str], rows: Tensor) -> dict[str, float]:
+    return {name: losses[name][rows].mean().item() for name in candidates}
 
 
 def temperature_for_each_class(
     chosen: Mapping[str, GroupTemperature], groups: Mapping[str, np.ndarray]
 ) -> float | list[float]:
-    """The entry `temperature` of `Confidence`: a number, or a list (C,) if a group has a temperature of its own."""
+    """The entry `temperature` of `Confidence`: a number, or a list (C,) if groups differ."""
     temperatures = np.full(len(next(iter(groups.values()))), chosen["all"].temperature)
     for name, mask in groups.items():
         if name in chosen:
             temperatures[mask] = chosen[name].temperature
-    own = any(found.own for name, found in chosen.items() if name != "all")
-    return temperatures.tolist() if own else chosen["all"].temperature
+    return temperatures.tolist() if len(set(temperatures)) > 1 else float(temperatures[0])

@@ -39,6 +39,7 @@ CONFIDENCE = "confidence"  # a key of results.json
 ERRORS = {"expected_calibration_error": "expected", "class_wise_calibration_error": "class-wise"}
 ERRORS |= {"adaptive_calibration_error": "adaptive"}
 GROUPS = ("all", "many", "medium", "few")
+_USED = {"none": "none", "all": "that of all images", "own": "its own"}  # temperatures, in words
 _FOLD = 5  # without validation images, one in so many training images is taken
 _ROWS = 4096  # images whose probabilities are computed at a time, to limit memory
 
@@ -128,12 +129,15 @@ def describe_calibration(record: Mapping[str, Any]) -> str:
             "or more are accepted, and they are too low. For calibrated scores, train with --validation_fraction 0.1"
         )
     for name, found in record["temperatures"].items():
-        loss = "too few images for one of its own"
-        if found["loss_after"] is not None:
-            loss = f"cross-entropy of held-out images {found['loss_before']:.4f}, with it {found['loss_after']:.4f}"
-        used = "used" if found["own"] else "not used"
-        lines.append(f"{name:<7} {found['images']:>7,} images  temperature {found['temperature']:.3f}  {loss}: {used}")
-    if not any(found["own"] for found in record["temperatures"].values()):
+        losses = "too few images to decide for itself"
+        if found["losses"] is not None:
+            each = (f"{_USED[kind]} {loss:.4f}" for kind, loss in found["losses"].items())
+            losses = f"cross-entropy of held-out images: {', '.join(each)}"
+        used = _USED[found["used"]] if name != "all" or found["used"] == "none" else "used"
+        lines.append(
+            f"{name:<7} {found['images']:>7,} images  temperature {found['temperature']:.3f}, {used}; {losses}"
+        )
+    if all(found["used"] == "none" for found in record["temperatures"].values()):
         lines.append("no temperature is better than none, so the scores stay as they are: they are not calibrated")
     if (sets := record.get("sets")) is not None:
         lines.append(f"\nsets that hold the true class of {100 * sets['coverage']:g} % of the images of")

@@ -30,8 +30,10 @@ from torch import Tensor, nn
 from data import BrokenImageError, FinishedBatches
 from data.columns import image_field
 from data.writing import whole_file
+from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.predict import as_predictions, gather_columns, image_facts, rows_of
 from ride_bf.evaluation.results import Predictions
+from ride_bf.runs.models import weights_digest
 
 EMBEDDINGS = "embeddings.parquet"  # in a model's folder
 _METADATA = b"ride_bf"
@@ -166,3 +168,17 @@ def read_embeddings(path: Path, split: str) -> Embedded:
     feature = table["feature"].combine_chunks()
     features = feature.flatten().to_numpy().reshape(len(table), feature.type.list_size)
     return Embedded(source, table["row"].to_numpy(), table["label"].to_pylist(), features)
+
+
+def read_neighbours(path: Path, model: RideBfForImageClassification) -> Embedded:
+    """Reads the training images from a file of `write_embeddings`, as neighbours for the features of a model.
+
+    Raises ValueError if the features are those of another model, and FileNotFoundError, with the remedy, if there is no
+    file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; python -m ride_bf.embed {path.parent} writes it")
+    embedded = read_embeddings(path, "train")
+    if embedded.source.weights != weights_digest(model.ride_bf):
+        raise ValueError(f"{path} has the features of another model; run python -m ride_bf.embed again")
+    return embedded

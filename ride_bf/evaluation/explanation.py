@@ -1,4 +1,4 @@
-"""Pages that show why a model gives an answer: where each expert looked, and the nearest training images."""
+"""Pages that show why a model gives an answer: maps of each expert, and the nearest training images."""
 
 from collections.abc import Iterable
 from itertools import count
@@ -19,11 +19,10 @@ from data.exclusion import below, folder_of
 from data.sets import get_data_set
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.classify import prepare_file
-from ride_bf.evaluation.embedding import chosen_features, read_embeddings
+from ride_bf.evaluation.embedding import chosen_features, read_neighbours
 from ride_bf.evaluation.grad_cam import expert_maps
 from ride_bf.evaluation.neighbours import nearest, vote
 from ride_bf.evaluation.pages import picture_source, thumbnail, write_page
-from ride_bf.runs.models import weights_digest
 from ride_bf.runs.provenance import TrainingData
 
 _SIDE = 224  # of a picture on the page
@@ -42,9 +41,7 @@ class TrainingImages:
     """
 
     def __init__(self, embeddings: Path, split: Dataset, data: TrainingData, model: RideBfForImageClassification):
-        self.embedded = read_embeddings(embeddings, "train")
-        if self.embedded.source.weights != weights_digest(model.ride_bf):
-            raise ValueError(f"{embeddings} has the features of another model; run python -m ride_bf.embed again")
+        self.embedded = read_neighbours(embeddings, model)
         self.images, self.max_image_pixels = undecoded(split), data.max_image_pixels
         self.folder = folder_of(get_data_set(data.dataset).place(data.data_dir))
 
@@ -111,13 +108,13 @@ class Explainer:
         seen = self._seen(pixel_values)
         experts = [
             {
-                "picture": None if looked is None else picture_source(_overlay(seen, looked.numpy())),
-                "nothing": looked is not None and not looked.any(),
-                "prediction": None if looked is None else self.names[int(own.argmax())],
+                "picture": None if found is None else picture_source(_overlay(seen, found.numpy())),
+                "nothing": found is not None and not found.any(),
+                "prediction": None if found is None else self.names[int(own.argmax())],
                 "score": _percent(own.max()),
                 "of_class": _percent(own[label]),
             }
-            for own, looked in zip(of_experts, expert_maps(self.model, pixel_values, label), strict=True)
+            for own, found in zip(of_experts, expert_maps(self.model, pixel_values, label), strict=True)
         ]
         scores, best = probabilities.topk(min(_TOP, len(self.names)))
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -144,10 +141,10 @@ class Explainer:
         return Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def _overlay(picture: Image.Image, looked: np.ndarray) -> Image.Image:
+def _overlay(picture: Image.Image, found: np.ndarray) -> Image.Image:
     """Lays a map (height, width) from 0 to 1 over a picture, whose colours give way to those of the map."""
     picture = _enlarged(picture)
-    strength = np.asarray(Image.fromarray(looked.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR))
+    strength = np.asarray(Image.fromarray(found.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR))
     strength = strength.clip(0, 1)[:, :, None]  # (height, width, 1)
     colours = 255 * matplotlib.colormaps[_COLOURS](strength[:, :, 0])[:, :, :3]
     grey = np.asarray(picture.convert("L"), dtype=np.float32)[:, :, None]

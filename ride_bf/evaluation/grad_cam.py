@@ -1,4 +1,4 @@
-"""Where each expert looked: Grad-CAM for residual networks and for backbones.
+"""Maps of the parts of an image that speak for a class, by expert: Grad-CAM for residual networks and backbones.
 
 Selvaraju et al.: Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, 2017.
 

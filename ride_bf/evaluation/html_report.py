@@ -9,6 +9,7 @@ import numpy as np
 from ride_bf.evaluation.confidence import CONFIDENCE, ERRORS, GROUPS, error_rows
 from ride_bf.evaluation.leakage import describe_leakage
 from ride_bf.evaluation.metrics import shot_groups
+from ride_bf.evaluation.neighbours import NEIGHBOURS
 from ride_bf.evaluation.pages import to_svg, write_page
 from ride_bf.evaluation.plots import FIGURES
 from ride_bf.evaluation.tables import summary_rows
@@ -43,6 +44,7 @@ def _contents(results: dict[str, Any]) -> dict[str, Any]:
         "figures": {name: to_svg(name, draw(results)) for name, draw in FIGURES.items()},
         "tiles": _tiles(results),
         "groups": _group_rows(results),
+        "voters": results.get(NEIGHBOURS, {}).get("count"),
         "summaries": _summaries(results),
         "calibration_errors": _calibration_errors(metrics),
         "test_prior": _test_prior_rows(results),
@@ -128,6 +130,7 @@ def _tiles(results: dict[str, Any]) -> list[dict[str, str]]:
 def _group_rows(results: dict[str, Any]) -> list[dict[str, str]]:
     metrics = results["metrics"]
     groups = {"all": np.ones(len(results["class_names"]), dtype=bool), **shot_groups(results["train_class_counts"])}
+    voted = results.get(NEIGHBOURS, {"metrics": {}})["metrics"]
     rows = []
     for group, members in groups.items():
         prefix = "" if group == "all" else f"{group}_shot_"
@@ -139,6 +142,7 @@ def _group_rows(results: dict[str, Any]) -> list[dict[str, str]]:
                     "classes": f"{members.sum():,}",
                     "accuracy": _percent(metrics[f"{prefix}accuracy"]),
                     "interval": _interval(results, f"{prefix}accuracy"),
+                    "neighbours": _percent(voted.get(f"{prefix}accuracy")),
                     "top_5": _percent(metrics.get(f"{prefix}top_5_accuracy")),
                     "ece": _percent(metrics[f"{prefix}expected_calibration_error"]),
                 }

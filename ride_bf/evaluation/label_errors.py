@@ -91,17 +91,17 @@ def describe(judged: dict[str, Judged], class_counts: Sequence[int]) -> str:
 
 
 def find_label_errors(judged: dict[str, Judged]) -> dict[str, np.ndarray]:
-    """The images whose neighbours and experts agree on another class than the label, by split, the surest first.
+    """The images whose neighbours and experts agree on another class than the label, by split, the clearest first.
 
     The neighbours must vote for another class, and more than half of the experts that ran must be of the same opinion.
-    The surest has the largest product of their share and that of the vote.
+    The clearest case has the largest product of their share and that of the vote.
     """
     found = {}
     for name, of in judged.items():
         ran, same = (of.opinions >= 0).sum(axis=1), (of.opinions == of.votes[:, None]).sum(axis=1)
         agreed = np.flatnonzero((of.votes != of.part.images.labels) & (2 * same > ran))
-        sureness = of.shares[agreed] * same[agreed] / ran[agreed]
-        found[name] = agreed[np.argsort(-sureness, kind="stable")]
+        clearness = of.shares[agreed] * same[agreed] / ran[agreed]
+        found[name] = agreed[np.argsort(-clearness, kind="stable")]
     return found
 
 

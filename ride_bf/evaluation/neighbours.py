@@ -1,16 +1,22 @@
 """What an image is like in feature space: its nearest images, and the class whose mean is nearest."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-NEIGHBOURS = 5  # few, because a rare class has no more
+from ride_bf.evaluation.metrics import shot_accuracy
+
+NEIGHBOURS = "neighbours"  # a key of results.json
+_COUNT = 5  # few, because a rare class has no more
 _EQUAL = 1e-6  # a smaller distance is rounding
 _ROWS_AT_ONCE = 4096  # to limit memory
 
 
 def nearest(
-    features: np.ndarray, queries: np.ndarray | None = None, count: int = NEIGHBOURS
+    features: np.ndarray, queries: np.ndarray | None = None, count: int = _COUNT
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the images of `features` (N, D) that are nearest to `queries` (M, D), nearest first.
 
@@ -38,6 +44,19 @@ def vote(labels: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndar
     winner = of_class.argmax(axis=1)[:, None]
     classes, shares = (np.take_along_axis(values, winner, axis=1)[:, 0] for values in (labels, of_class))
     return classes, shares / votes.sum(axis=1)
+
+
+def measure_neighbours(
+    features: np.ndarray, training: np.ndarray, training_labels: np.ndarray, labels: np.ndarray, counts: Sequence[int]
+) -> dict[str, Any]:
+    """The key `neighbours` of `results.json`: how many nearest training images vote, and the accuracy of their votes.
+
+    `features` (N, D) and `labels` (N,) are of the evaluated images, `training` (M, D) and `training_labels` (M,) of the
+    training images, and `counts` (C,) the training images of each class.
+    """
+    distances, rows = nearest(training, features)
+    votes, _ = vote(training_labels[rows], distances)
+    return {"count": rows.shape[1], "metrics": shot_accuracy(votes, labels, counts)}
 
 
 def nearest_mean_without_itself(features: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -28,8 +28,10 @@ from data import (
 from data.notices import printed_notices
 from ride_bf.evaluation.comparison import read_evaluation
 from ride_bf.evaluation.confidence import CONFIDENCE, confidence_facts, confidence_table, measure_confidence
+from ride_bf.evaluation.embedding import Embedded, chosen_features
 from ride_bf.evaluation.html_report import REPORT, write_report
 from ride_bf.evaluation.leakage import also_trained_on, describe_leakage, measure_leakage
+from ride_bf.evaluation.neighbours import NEIGHBOURS, measure_neighbours
 from ride_bf.evaluation.pages import thumbnail
 from ride_bf.evaluation.predict import as_predictions, gather_columns, image_facts, rows_of
 from ride_bf.evaluation.priors import ModelPrior, TestPrior, given_model_prior, make_test_prior, measure_test_prior
@@ -63,13 +65,15 @@ def evaluate_split(
     on_broken: OnBrokenImage | None = None,
     test_prior: TestPrior | None = None,
     unknown_dir: Path | None = None,
+    neighbours: Embedded | None = None,
 ) -> dict[str, Any] | None:
     """Evaluates a prepared model and writes `results.json`, the predictions and `report.html` into `output_dir`.
 
     `facts` are the keys of `results.json` about the model and the data. If the training images are known, the accuracy
     is also given without those of the split that are among them and, with `train_images`, on the training images.
     `views` is a key of `VIEWS`. Images that cannot be read and that `on_broken` skips are left out. With a `test_prior`
-    the logits are corrected too. The images in and below `unknown_dir` are of none of the classes. Every process calls
+    the logits are corrected too. The images in and below `unknown_dir` are of none of the classes. The
+    training images `neighbours` vote for classes too. Every process calls
     this function. The first one writes the files and returns the contents of `results.json`; the others return None.
     Raises BrokenImageError if no image can be read, and ValueError if there are too many probabilities for a
     `test_prior`.
@@ -94,7 +98,7 @@ def evaluate_split(
         )
 
     started, speeds = time.perf_counter(), []
-    wanted = _columns_of(numbers <= MOST_NUMBERS, confidence, unlabelled is not None)
+    wanted = _columns_of(numbers <= MOST_NUMBERS, confidence, unlabelled is not None, neighbours)
     images, own, read = _read_images(model, loader(split), accelerator, wanted, speeds)
     seconds = time.perf_counter() - started
     _check_order(images, read, split)
@@ -130,6 +134,7 @@ def evaluate_split(
         **trained,
         **({} if confidence is None else {CONFIDENCE: measure_confidence(images, own, confidence, train_class_counts)}),
         **unknown,
+        **_neighbours(images, own, neighbours, train_class_counts),
         "speed": {
             "images_per_second": float(np.median(speeds[1:] or speeds)),
             "timed_batches": len(speeds[1:] or speeds),
@@ -159,7 +164,10 @@ def _mistaken_images(
 
 
 def _columns_of(
-    with_log_probabilities: bool, confidence: Confidence | None, with_known_scores: bool
+    with_log_probabilities: bool,
+    confidence: Confidence | None,
+    with_known_scores: bool,
+    neighbours: Embedded | None = None,
 ) -> Callable[[Any, Tensor], dict[str, Tensor]]:
     """What is kept of a batch: the columns of `Predictions`, and others about confidence and unknown images."""
 
@@ -170,9 +178,22 @@ def _columns_of(
             facts["log_probabilities"] = log_probabilities.half()
         if confidence is not None:
             facts |= confidence_facts(confidence)(outputs, labels)
+        if neighbours is not None:
+            facts["features"] = chosen_features(outputs.expert_features.float(), neighbours.source.expert)
         return facts | known_columns(outputs.logits) if with_known_scores else facts
 
     return columns
+
+
+def _neighbours(
+    images: Predictions, columns: dict[str, np.ndarray], embedded: Embedded | None, class_counts: Sequence[int]
+) -> dict[str, Any]:
+    if embedded is None:
+        return {}
+    numbers = {name: number for number, name in enumerate(embedded.source.class_names)}
+    labels = np.array([numbers[name] for name in embedded.labels])
+    measured = measure_neighbours(columns["features"], embedded.features, labels, images.labels, class_counts)
+    return {NEIGHBOURS: measured}
 
 
 def _read_images(
@@ -273,6 +294,8 @@ def describe(results: dict[str, Any], folder: Path) -> str:
         parts.append(confidence_table(results[CONFIDENCE]))
     if UNKNOWN in results:
         parts.append(unknown_table(results[UNKNOWN]))
+    if (voted := results.get(NEIGHBOURS)) is not None:
+        parts.append(f"vote of the {voted['count']} nearest training images: {shot_summary(voted['metrics'])}")
     if (trained := results.get("training_images")) is not None:
         parts.append(f"on the {trained['num_images']:,} training images: {shot_summary(trained['metrics'])}")
     if (prior := results.get("test_prior")) is not None:

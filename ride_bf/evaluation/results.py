@@ -49,6 +49,8 @@ of the labels. Classes are given by their labels, which are indices into `class_
                             `confidence_ride_bf.KNOWN_SCORES` of groups of the known images, with their `auroc` and
                             `false_positive_rate_95`; `taken_for`, shares predicted as each group; of a model that
                             rejects, its `score` and the share `rejected`; broken_images_left_out
+    neighbours              with `--neighbours`: `count`, how many nearest training images vote for the class of an
+                            image, and the accuracies of these votes, as `metrics`
     metrics                 those of `ride_bf.evaluation.predict.evaluate`, and more
       loss                                      mean cross-entropy of the mean logits
       accuracy, balanced_accuracy               over the images; mean over the classes
@@ -253,9 +255,9 @@ def measure(images: Predictions, class_counts: Sequence[int]) -> dict[str, Any]:
 
 
 def worst_mistakes(images: Predictions, most: int = 24) -> list[dict[str, Any]]:
-    """Returns the wrong predictions with the highest confidence, first the surest."""
+    """Returns the wrong predictions with the highest confidence, the most confident first."""
     wrong = np.flatnonzero(images.predictions != images.labels)
-    surest = wrong[np.argsort(-images.confidences[wrong], kind="stable")][:most]
+    most_confident = wrong[np.argsort(-images.confidences[wrong], kind="stable")][:most]
     return [
         {
             "image": int(row),
@@ -263,7 +265,7 @@ def worst_mistakes(images: Predictions, most: int = 24) -> list[dict[str, Any]]:
             "predicted": int(images.predictions[row]),
             "confidence": float(images.confidences[row]),
         }
-        for row in surest
+        for row in most_confident
     ]
 
 

@@ -25,6 +25,7 @@ from ride_bf.evaluation.plots import (
     styled,
 )
 from ride_bf.evaluation.unknown import UNKNOWN
+from ride_bf.hub.licences import Licence
 from ride_bf.hub.onnx import output_names
 from ride_bf.hub.run_files import SavedRun
 from ride_bf.runs.provenance import CORRECTION, describe_parameters
@@ -63,7 +64,7 @@ class Published:
     """The result of an export: the parameters that it kept and left out, and the files beside the weights."""
 
     repo_id: str
-    license: str | None  # None: not chosen yet
+    license: Licence | None  # None: not chosen yet
     parameters: int
     parameters_left_out: int = 0
     data_description: str | None = None  # what the training images show, in the author's words
@@ -131,7 +132,7 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
         for example in published.examples
     ]
     return ModelCardData(
-        license=published.license,
+        **({} if published.license is None else published.license.as_metadata()),
         base_model=saved.base_model,
         datasets=[saved.hub_dataset] if saved.hub_dataset else None,
         library_name="transformers",

@@ -17,6 +17,7 @@ from ride_bf.evaluation.classify import ImageClassifier
 from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.hub.card import Example, Published, make_card, write_plots
+from ride_bf.hub.licences import Licence
 from ride_bf.hub.run_files import SavedRun
 from ride_bf.runs.checkpoints import FACTS
 from ride_bf.runs.models import load_model, load_processor
@@ -40,7 +41,7 @@ def export(
     folder: Path,
     repo_id: str,
     *,
-    license: str | None = None,
+    license: Licence | None = None,
     data_description: str | None = None,
     examples: Sequence[Path] = (),
     keep_batchformer: bool = False,
@@ -52,8 +53,8 @@ def export(
     are any; the training data and the class counts; the handler for Inference Endpoints and its requirements; the
     licence of the code; and the image files `examples` with the model's answers. The BatchFormer is left out unless
     `keep_batchformer`, because it takes no part in predictions. No file contains a path of this machine. The same
-    arguments give the same bytes. `license` is that of the weights, as an identifier of the Hub; `data_description`
-    says what the training images show.
+    arguments give the same bytes. `license` is that of the weights; `data_description` says what the
+    training images show.
 
     Raises ValueError for examples that are not images, RuntimeError if the logits of the exported model differ from
     those of the checkpoint, and ModuleNotFoundError, which says what to install, if `onnx` needs a missing package.
@@ -171,8 +172,9 @@ def _enlarged(folder: Path, name: str) -> str:
         if factor < 2:
             return name
         upright = ImageOps.exif_transpose(image).convert("RGBA")
-    enlarged = f"examples/shown/{Path(name).stem}.png"
-    (folder / "examples" / "shown").mkdir(exist_ok=True)
+    # in no folder of a folder: push_to_hub of transformers cannot upload these
+    enlarged = f"shown/{Path(name).stem}.png"
+    (folder / "shown").mkdir(exist_ok=True)
     upright.resize([factor * side for side in upright.size], Image.Resampling.NEAREST).save(folder / enlarged)
     return enlarged
 

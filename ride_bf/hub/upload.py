@@ -22,11 +22,21 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is ht
 
 from data.hub_ids import check_repo_id
 from ride_bf.hub.export import HUB_CARDS
+from ride_bf.hub.licences import OTHER, Licence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Files that an export may have. A later export without them deletes them, such as an ONNX file of old weights.
 _OPTIONAL = (
-    *("recipe.json", "results.json", "test_results.json", "report.html", "class_counts.json", "plots/*", "examples/*"),
+    *(
+        "recipe.json",
+        "results.json",
+        "test_results.json",
+        "report.html",
+        "class_counts.json",
+        "plots/*",
+        "examples/*",
+        "shown/*",
+    ),
     *("model*.safetensors*", "model.onnx*", "checkpoint.json"),
 )
 
@@ -77,7 +87,7 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = 
     return commit.commit_url
 
 
-def published_license(repo_id: str, revision: str | None) -> str:
+def published_license(repo_id: str, revision: str | None) -> Licence:
     """The licence on the card of the model that the repository has. Raises ValueError without one."""
     try:
         card = metadata_load(hf_hub_download(repo_id, "README.md", revision=revision)) or {}
@@ -88,7 +98,7 @@ def published_license(repo_id: str, revision: str | None) -> str:
             f"{repo_id} has no licence yet: pass --license, an identifier of the Hub such as mit or cc-by-nc-4.0. The "
             "terms of the training images may limit the choice"
         )
-    return card["license"]
+    return Licence(card["license"], card.get("license_name"), card.get("license_link"))
 
 
 def is_private(repo_id: str) -> bool:
@@ -134,7 +144,7 @@ class RunPublisher:
         private: bool,
         is_main_process: bool,
     ):
-        """Raises ValueError for an invalid Hub id, if there is no licence or no login, and for an `every` below 1."""
+        """Raises ValueError for an invalid Hub id or licence, without licence or login, and for an `every` below 1."""
         if repo_id is None and (every is not None or private):
             raise ValueError("push_every and push_private need push_to_hub, the name of a repository: USER/NAME")
         if every is not None and every < 1:
@@ -143,6 +153,9 @@ class RunPublisher:
             check_repo_id(repo_id, "--push_to_hub")
             if license is None:
                 raise ValueError("--push_to_hub needs --push_license, an identifier of the Hub such as mit")
+            if license == OTHER:
+                raise ValueError(f"--push_license {OTHER} has no name: publish the finished run by ride_bf.publish")
+            Licence(license)
             check_login()
         self.run, self.every, self.private = run.absolute(), every, private
         self.repo_id = repo_id if is_main_process else None

@@ -79,6 +79,7 @@ def load_model(
             place, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
         check_weights(report, leftovers=True)
+    model.keeps_page = False  # a checkpoint has none, and ride_bf.publish makes one
     return to_fast_layout(model)
 
 
