@@ -153,7 +153,7 @@ def launch_on_two_machines(script, output_dir, *options):
 
 
 def test_two_machines_equal_one(tmp_path):
-    """The same bits as four processes of one machine. Only the first process of all prints."""
+    """The same bits as four processes of one machine."""
     code, printed = launch(4, TRAIN, tmp_path / "one", "--batch_size", 32, "--epochs", 2).finish()
     assert code == 0, printed[-3000:]
     ends = [machine.finish() for machine in launch_on_two_machines(TRAIN, tmp_path / "two", "--epochs", 2)]
@@ -161,7 +161,6 @@ def test_two_machines_equal_one(tmp_path):
     for checkpoint in ("last", "best"):
         assert_same_weights(tmp_path / "one" / checkpoint, tmp_path / "two" / checkpoint)
     assert without_speed(tmp_path / "one") == without_speed(tmp_path / "two")
-    assert ["Test images, checkpoint" in printed for _, printed in ends] == [True, False]
 
 
 @pytest.mark.parametrize("rank", [1, 3], ids=["on the first machine", "on the second machine"])
@@ -174,8 +173,9 @@ def test_a_killed_process_ends_those_of_the_other_machine(tmp_path, rank):
     ends = [machine.finish(timeout=60) for machine in machines]
     assert time.monotonic() - started < 30
     assert all(code != 0 for code, _ in ends)
-    printed = "".join(of_ours(printed) for _, printed in ends)
-    assert printed.count("error: another process of this command has ended") == 1, printed[-5000:]
+    said = [of_ours(printed).count("error: another process of this command has ended") for _, printed in ends]
+    # If the launcher that keeps the store ends first, the other machine cannot know that the message is out.
+    assert sorted(said) in ([0, 1], [1, 1]), ends
     assert f"rank      : {rank} (local_rank: 1)" in ends[rank // 2][1].partition("Root Cause")[2]
 
 
