@@ -416,6 +416,9 @@ class RideBfPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.std)
 
+    def get_input_embeddings(self) -> None:
+        """There are none: a backbone's belong to its trunk. Without this, transformers raises NotImplementedError."""
+
     def _set_gradient_checkpointing(self, enable: bool = True, **options: Any) -> None:
         """transformers calls this to switch it on or off."""
         if self.config.backbone_config is None:

@@ -191,7 +191,8 @@ class Trainer(TrainingParts):
             progress.evaluations_without_gain = 0 if accuracy > best else progress.evaluations_without_gain + 1
             if accuracy >= best:  # if equal, the later one: it has trained longer
                 progress.best = {**self.facts(), "balanced_accuracy": accuracy}
-                save_model(self.folder.path / BEST, self.accelerator, network, self.processor, progress.best)
+                whole = self.weights.whole(network)
+                save_model(self.folder.path / BEST, self.accelerator, whole, self.processor, progress.best)
         set_train_mode(self.model)
         self.clock.start()
         return {f"validation_{name}": value for name, value in metrics.items()}
@@ -230,7 +231,7 @@ class Trainer(TrainingParts):
             save_training_state(
                 self.folder.path,
                 self.accelerator,
-                self.weights.evaluated,
+                self.weights.whole(self.weights.evaluated),
                 self.processor,
                 self.facts(),
                 self.run.keep_last,
@@ -250,7 +251,8 @@ class Trainer(TrainingParts):
         """Evaluates the chosen checkpoint on the test images, prints the report and writes `test_results.json`."""
         output_dir, counts, names = self.folder.path, self.class_counts, self.class_names
         chosen = BEST if "validation" in self.loaders else LAST
-        model = self.accelerator.prepare_model(load_model(output_dir / chosen), evaluation_mode=True)
+        model = load_model(output_dir / chosen)
+        model = self.accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
         facts = read_facts(output_dir / chosen)
         results = {
             "recipe": self.recipe.name,

@@ -133,7 +133,7 @@ def test_accelerate_launch_starts_one_process_of_several(words, monkeypatch):
 
 @pytest.mark.parametrize(
     ("environment", "message"),
-    [({}, "has started 2 processes, but each"), ({"ACCELERATE_USE_FSDP": "true"}, "FSDP cannot act")],
+    [({}, "has started 2 processes, but each"), ({"ACCELERATE_USE_FSDP": "true"}, "FSDP_VERSION=1 cannot act")],
 )
 def test_two_processes_that_would_be_something_else(tmp_path, environment, message):
     environment = {"ACCELERATE_USE_CPU": "true" if environment else "false", **environment}

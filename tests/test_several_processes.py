@@ -4,21 +4,23 @@ import itertools
 import json
 import random
 import signal
+import socket
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
-from processes import Command, torchrun
+from processes import TRAIN, Command, torchrun
 from safetensors.torch import load_file
-from test_training import SMALL_ARGUMENTS, read_metrics, train
+from test_surviving import without_speed
+from test_training import SMALL_ARGUMENTS, assert_same_weights, read_metrics, train
 from torch.distributed import HashStore
 
 from ride_bf.command_line import processes as run_processes
 from ride_bf.training.interruption import Interruption
 
-# The training command, in which the process of rank 1 does something as it ends its third step.
+# The training command, in which the process of one rank does something as it ends its third step.
 IN_STEP_THREE = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
@@ -28,7 +30,7 @@ from data import BrokenImageError
 after_step = train_accelerate.Trainer.after_step
 
 def does_something(trainer):
-    if os.environ["RANK"] == "1" and trainer.progress.steps_done == 3:
+    if os.environ["RANK"] == "{rank}" and trainer.progress.steps_done == 3:
         {what}
     after_step(trainer)
 
@@ -45,7 +47,7 @@ def launch(processes, script, output_dir, *options):
 def in_step_three(tmp_path, what, *options):
     """What four processes print, and the seconds from the third step to the end of the last of them."""
     script = tmp_path / "script.py"
-    script.write_text(IN_STEP_THREE.format(root=str(ROOT), what=what))
+    script.write_text(IN_STEP_THREE.format(root=str(ROOT), rank=1, what=what))
     process = launch(4, script, tmp_path / "out", "--batch_size", 32, *options)
     process.wait_until((tmp_path / "out/last/checkpoint.json").exists)
     started = time.monotonic()
@@ -63,7 +65,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     """Long before a step that logs, evaluates or saves."""
     what = "os.kill(os.getpid(), signal.SIGTERM)"
     script = tmp_path / "script.py"
-    script.write_text(IN_STEP_THREE.format(root=str(ROOT), what=what))
+    script.write_text(IN_STEP_THREE.format(root=str(ROOT), rank=1, what=what))
     code, printed = launch(4, script, tmp_path / "out", "--batch_size", 32, "--logging_steps", 100).finish()
     assert code != 0
     assert printed.count("SIGTERM: stopped after step 5; the checkpoint is") == 1, printed[-3000:]
@@ -132,6 +134,51 @@ def test_a_process_that_ends_is_reported_once(tmp_path, what, said):
     assert ("SIGKILL" in root_cause) == ("SIGKILL" in what)
 
 
+def launch_on_two_machines(script, output_dir, *options):
+    """The launchers of two machines with two processes each, by the committed configuration, on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = ("--config_file", ROOT / "configs/several_machines.yaml", "--mixed_precision", "no")
+    network = ("--num_processes", 4, "--main_process_ip", "127.0.0.1", "--main_process_port", port)
+    command = (script, *SMALL_ARGUMENTS, "--output_dir", output_dir, "--batch_size", 32, *options)
+    forks = {"PET_START_METHOD": "fork", "PET_RUN_PATH": "1"}  # of torchrun, which accelerate launch calls
+    return [
+        Command(
+            *("accelerate.commands.launch", *config, *network, "--machine_rank", machine, *command),
+            **(forks | {"ACCELERATE_USE_CPU": "true"}),
+        )
+        for machine in (0, 1)
+    ]
+
+
+def test_two_machines_equal_one(tmp_path):
+    """The same bits as four processes of one machine."""
+    code, printed = launch(4, TRAIN, tmp_path / "one", "--batch_size", 32, "--epochs", 2).finish()
+    assert code == 0, printed[-3000:]
+    ends = [machine.finish() for machine in launch_on_two_machines(TRAIN, tmp_path / "two", "--epochs", 2)]
+    assert [code for code, _ in ends] == [0, 0], "".join(printed for _, printed in ends)[-5000:]
+    for checkpoint in ("last", "best"):
+        assert_same_weights(tmp_path / "one" / checkpoint, tmp_path / "two" / checkpoint)
+    assert without_speed(tmp_path / "one") == without_speed(tmp_path / "two")
+
+
+@pytest.mark.parametrize("rank", [1, 3], ids=["on the first machine", "on the second machine"])
+def test_a_killed_process_ends_those_of_the_other_machine(tmp_path, rank):
+    script = tmp_path / "script.py"
+    script.write_text(IN_STEP_THREE.format(root=str(ROOT), rank=rank, what="os.kill(os.getpid(), signal.SIGKILL)"))
+    machines = launch_on_two_machines(script, tmp_path / "out", "--save_steps", 1)
+    machines[0].wait_until((tmp_path / "out/last/checkpoint.json").exists)
+    started = time.monotonic()
+    ends = [machine.finish(timeout=60) for machine in machines]
+    assert time.monotonic() - started < 30
+    assert all(code != 0 for code, _ in ends)
+    said = [of_ours(printed).count("error: another process of this command has ended") for _, printed in ends]
+    # If the launcher that keeps the store ends first, the other machine cannot know that the message is out.
+    assert sorted(said) in ([0, 1], [1, 1]), ends
+    assert f"rank      : {rank} (local_rank: 1)" in ends[rank // 2][1].partition("Root Cause")[2]
+
+
 def test_a_mistake_in_the_options_is_said_once(tmp_path):
     for options, said in (
         (("--epochs", -1), "epochs must be 1 or more"),
@@ -168,15 +215,24 @@ train_accelerate.main()
 NOT_COMPARED = {"images_per_second", "seconds", "batchformer_cosine"}
 
 
-def assert_equal_to_rounding(left, right):
-    one, other = (load_file(out / "last/model.safetensors") for out in (left, right))
+def assert_weights_equal_to_rounding(left, right):
+    one, other = (load_file(checkpoint / "model.safetensors") for checkpoint in (left, right))
+    assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(
             one[name], other[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: name + text
         )
+
+
+def assert_metrics_equal_to_rounding(left, right):
+    for name in left.keys() - NOT_COMPARED:
+        assert left[name] == pytest.approx(right[name], rel=1e-4), name
+
+
+def assert_equal_to_rounding(left, right):
+    assert_weights_equal_to_rounding(left / "last", right / "last")
     for line, same in zip(read_metrics(left), read_metrics(right), strict=True):
-        for name in line.keys() - NOT_COMPARED:
-            assert line[name] == pytest.approx(same[name], rel=1e-4), name
+        assert_metrics_equal_to_rounding(line, same)
     tested = [json.loads((out / "test_results.json").read_text())["test"] for out in (left, right)]
     for name in tested[0]:
         assert tested[0][name] == pytest.approx(tested[1][name], rel=1e-4), name

@@ -58,7 +58,7 @@ def _is_first_to_fail(error: Exception) -> bool:
     try:
         return first_value(_FAILED, str(get_rank())) == str(get_rank())
     except RuntimeError:  # the store is gone, with the process or the launcher that kept it
-        return True
+        return is_first_of_machine() or not _has_lost_another(error)
 
 
 def _has_lost_another(error: Exception) -> bool:

@@ -17,7 +17,8 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 LAST, BEST, OLDER = "last", "best", "checkpoints"
 TRAINING_STATE = "training_state"  # subfolder that a checkpoint needs for resuming
-_STATE_FILE = f"{TRAINING_STATE}/optimizer.bin"  # written by Accelerator.save_state
+# Written by Accelerator.save_state, the second one if the network is divided among the processes
+_STATE_FILES = (f"{TRAINING_STATE}/optimizer.bin", _SHARDED_STATE := f"{TRAINING_STATE}/optimizer_0/.metadata")
 _MANIFEST = "files.json"  # every file's length and checksum, written last
 FACTS = "checkpoint.json"
 # Words in the errors of torch and safetensors when a file cannot be written
@@ -266,7 +267,17 @@ def is_checkpoint(folder: Path) -> bool:
 
 def is_training_state(folder: Path) -> bool:
     """Whether training can resume from `folder`, if it is undamaged."""
-    return (folder / _STATE_FILE).is_file()
+    return any((folder / name).is_file() for name in _STATE_FILES)
+
+
+def check_loadable(folder: Path, sharded: bool) -> None:
+    """Raises ValueError if FSDP wrote the training state in `folder` and cannot read it, or the other way round."""
+    if (folder / _SHARDED_STATE).is_file() != sharded:
+        written, remedy = ("without FSDP", "--multi_gpu") if sharded else ("under FSDP", "configs/fsdp.yaml")
+        raise ValueError(
+            f"{folder} was written {written}, and its optimizer can only be read that way; launch with {remedy}, or "
+            f"start a new run with --init_from {folder}"
+        )
 
 
 def damage(folder: Path) -> str | None:

@@ -12,9 +12,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import str_to_bool
 
+_FSDP = "ACCELERATE_USE_FSDP"
 # A launcher's variable -> what it asks for. All of these split the network over the processes.
 _SPLIT_NETWORKS = {
-    "ACCELERATE_USE_FSDP": "FSDP",
+    _FSDP: "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
@@ -25,18 +26,20 @@ _PRECISIONS = ("no", "fp16", "bf16")
 _ON_CPU = "on CPUs start them with ACCELERATE_USE_CPU=true torchrun --nproc_per_node"
 
 
-def start_accelerator(**options: Any) -> Accelerator:
+def start_accelerator(*, can_shard: bool = False, **options: Any) -> Accelerator:
     """Returns `Accelerator(**options)`, once it is sure that it runs what was asked for.
 
     Compares the variables that launchers set, and `options`, with the Accelerator's state. Raises ValueError, with
-    what to take instead, if they differ.
+    what to take instead, if they differ. `can_shard`: whether the command can divide its network among the processes.
     """
     environment = os.environ
     precision = options.get("mixed_precision") or environment.get("ACCELERATE_MIXED_PRECISION", "no")
-    _check_network_is_whole(environment)
+    backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    shards = can_shard and _asks(environment, _FSDP)
+    _check_network_is_whole(environment, but_for=_FSDP if shards else None)
     _check_gpus(environment)
-    _check_names(precision, environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower())
-    accelerator = Accelerator(**options)
+    _check_names(precision, backend)
+    accelerator = _start_sharded(environment, precision, backend, options) if shards else Accelerator(**options)
     _check_processes(accelerator, environment)
     _check_precision(accelerator, precision)
     if "gradient_accumulation_steps" in options:
@@ -48,14 +51,35 @@ def _asks(environment: Mapping[str, str], name: str) -> bool:
     return bool(str_to_bool(environment.get(name) or "false"))
 
 
-def _check_network_is_whole(environment: Mapping[str, str]) -> None:
+def _check_network_is_whole(environment: Mapping[str, str], but_for: str | None) -> None:
     for variable, engine in _SPLIT_NETWORKS.items():
-        if _asks(environment, variable):
+        if variable != but_for and _asks(environment, variable):
             raise ValueError(
                 f"{engine} cannot act ({variable}={environment[variable]}): every process holds the whole network. "
                 "Launch with --multi_gpu, or distributed_type: MULTI_GPU in the configuration file; a network that is "
-                "too large trains with --train_only heads or a smaller --batch_size"
+                "too large trains under FSDP2 (configs/fsdp.yaml), or with --train_only lora or heads"
             )
+
+
+def _start_sharded(
+    environment: Mapping[str, str], precision: str, backend: str, options: dict[str, Any]
+) -> Accelerator:
+    """An Accelerator that divides the network among the processes."""
+    from ride_bf.runs.sharding import shard_on_cpu, sharding_plugin  # of a run that asks for it
+
+    if precision == "fp16":
+        raise ValueError("fp16 cannot act under FSDP: its loss scaling is not tested there; use --mixed_precision bf16")
+    if backend != "no":
+        raise ValueError(f"dynamo_backend {backend} cannot act under FSDP; set it to no")
+    plugin = sharding_plugin(environment)
+    accelerator = Accelerator(fsdp_plugin=plugin, **options)
+    if accelerator.num_processes == 1:
+        raise ValueError(
+            "FSDP cannot act: one process has nobody to share its network with; launch several, or without FSDP"
+        )
+    if accelerator.device.type == "cpu":
+        shard_on_cpu(accelerator, plugin)
+    return accelerator
 
 
 def _check_gpus(environment: Mapping[str, str]) -> None:

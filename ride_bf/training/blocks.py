@@ -1,9 +1,12 @@
 """The blocks of a backbone in a network: the shared ones in the trunk, then those that each expert has for itself."""
 
+from collections.abc import Iterator
+
+from torch import nn
 from transformers import PreTrainedModel
 
 from backbone_ride_bf import FAMILIES, Family
-from modeling_ride_bf import RideBfForImageClassification
+from modeling_ride_bf import RideBfBlock, RideBfForImageClassification
 
 
 def backbone_parts(model: RideBfForImageClassification, needed_by: str) -> tuple[Family, list[PreTrainedModel]]:
@@ -20,7 +23,27 @@ def backbone_parts(model: RideBfForImageClassification, needed_by: str) -> tuple
             f"{needed_by} needs the blocks of the backbone, and those of {trunk.family_name} are not known; leave it "
             f"out, or use one of {', '.join(FAMILIES)}"
         )
-    return trunk.family, [trunk.backbone, *(expert.tail for expert in model.ride_bf.experts if expert.tail is not None)]
+    return trunk.family, _parts(model)
+
+
+def _parts(model: RideBfForImageClassification) -> list[PreTrainedModel]:
+    tails = (expert.tail for expert in model.ride_bf.experts)
+    return [model.ride_bf.trunk.backbone, *(tail for tail in tails if tail is not None)]
+
+
+def blocks(model: RideBfForImageClassification) -> Iterator[nn.Module]:
+    """The blocks of any network.
+
+    Of a backbone whose blocks are not known, these are the modules that transformers keeps together on a device.
+    """
+    family = None if model.config.backbone_config is None else model.ride_bf.trunk.family
+    if family is None:
+        names = {RideBfBlock.__name__, *(model._no_split_modules or ())}
+        yield from (module for module in model.modules() if type(module).__name__ in names)
+        return
+    for part in _parts(model):
+        for block in family.blocks_of(part):
+            yield from block.children() if type(block) is nn.Sequential else (block,)
 
 
 def depths_from_top(model: RideBfForImageClassification, needed_by: str) -> dict[str, int]:

@@ -48,6 +48,7 @@ def run_cost(
     batches_per_epoch: int,
     draws_per_epoch: int,
     num_processes: int = 1,
+    sharded: bool = False,
     max_steps: int | None = None,
 ) -> str:
     """Describes the steps, the arithmetic, and the memory of each process.
@@ -60,6 +61,7 @@ def run_cost(
         draws_per_epoch: images that the sampler draws in an epoch, over all processes. A loader that ends earlier, as
             that of a stream may, shows only the images in its batches.
         num_processes: number of processes that share a batch.
+        sharded: whether they share the network too. The blocks that are gathered at the moment are not counted.
         max_steps: the run ends after this many steps.
     """
     held = recipe.batch_size // num_processes // recipe.gradient_accumulation_steps
@@ -72,6 +74,8 @@ def run_cost(
     total, states = counts["all"], 2 if recipe.optimizer == "adamw" else 1
     # weights, gradients, the optimizer's states, average
     copies = 4 * (total + (1 + states) * counts["trained"] + (total if recipe.ema_decay else 0))
+    if sharded:
+        copies /= num_processes
     activations = held * activation_bytes(model, recipe.image_size)
     epochs = f"{recipe.epochs} epochs of {images_per_epoch:,} images"
     if steps < number_of_steps(recipe, batches_per_epoch):

@@ -29,6 +29,10 @@ class WeightAverage:
         """The network to evaluate and save. With LoRA, each access makes a copy that has it merged."""
         return merged(self.model if self.averaged is None else self.averaged.module)
 
+    def whole(self, network: nn.Module) -> nn.Module:
+        """`network`, which is `evaluated`, as the main process saves it. Every process must call this."""
+        return network
+
     def update(self) -> None:
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)

@@ -13,10 +13,11 @@ from ride_bf.training.freezing import is_of_adapter
 _BATCH_MODULE = "batchformer."
 
 
-def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> Optimizer:
+def make_optimizer(model: nn.Module, recipe: TrainingRecipe, sharded: bool = False) -> Optimizer:
     """The optimizer of the recipe for every parameter that is not frozen.
 
     Parameters with the same learning rate and weight decay form a group. It is fused: one pass over memory per update.
+    Only SGD is not, if the network is to be `sharded`, because PyTorch has no fused SGD for that.
     With `layer_learning_rate_decay`, a block of the backbone has a lower rate the farther it is from the classifiers.
     """
     layer_decay = recipe.layer_learning_rate_decay
@@ -30,7 +31,8 @@ def make_optimizer(model: nn.Module, recipe: TrainingRecipe) -> Optimizer:
     parameters = [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
     if recipe.optimizer == "adamw":
         return AdamW(parameters, lr=recipe.learning_rate, fused=True)
-    return SGD(parameters, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+    options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "fused": None if sharded else True}
+    return SGD(parameters, lr=recipe.learning_rate, **options)
 
 
 def rate_factor(name: str, recipe: TrainingRecipe) -> float:

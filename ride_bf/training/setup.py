@@ -28,7 +28,7 @@ from ride_bf.methods.teacher import describe_teacher, load_teacher
 from ride_bf.methods.windows import check_windows, describe_windows
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.recipes.network_options import NETWORK_DEFAULTS
-from ride_bf.runs.checkpoints import TRAINING_STATE
+from ride_bf.runs.checkpoints import TRAINING_STATE, check_loadable
 from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
@@ -55,6 +55,7 @@ from ride_bf.training.lora import add_lora
 from ride_bf.training.optimizer import Schedule, make_optimizer
 from ride_bf.training.progress import Progress
 from ride_bf.training.running_statistics import RunningStatistics
+from ride_bf.training.sharding import check_sharding, prepare_network
 from ride_bf.training.start_weights import check_frozen_classes, initialise_from
 from ride_bf.training.text_start import check_names_are_words, prompt_for, text_class_vectors
 from ride_bf.training.tracking import check_tracker, start_tracker
@@ -145,7 +146,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     if teacher is not None:
         accelerator.print(describe_teacher(teacher))
     objective = to_fast_layout(make_objective(recipe, counts, teacher)).to(accelerator.device)
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe, sharded=accelerator.is_fsdp2)
     describe(run, recipe, model, counts, splits, accelerator)
     if run.dry_run:
         cost = run_cost(
@@ -154,6 +155,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
             batches_per_epoch=len(run_loaders.make()["train"]),
             draws_per_epoch=draws_per_epoch(counts, recipe),
             num_processes=accelerator.num_processes,
+            sharded=accelerator.is_fsdp2,
             max_steps=run.max_steps,
         )
         accelerator.print(cost)
@@ -180,14 +182,14 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     schedule = Schedule(optimizer, recipe, steps_per_epoch)
     progress = Progress()
     synchronise_batch_norm(model, recipe, accelerator.num_processes)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    weights = WeightAverage(accelerator.unwrap_model(model), recipe.ema_decay)
+    model, optimizer, weights = prepare_network(accelerator, model, optimizer, recipe.ema_decay)
     statistics = RunningStatistics(accelerator, *weights.networks)
     # Were the schedule prepared, Accelerate would step it once for every process.
     accelerator.register_for_checkpointing(schedule, progress, weights)
     if folder.checkpoint is not None:
         if (before := read_data(folder.checkpoint)) is not None:
             check_same_data(folder.checkpoint, before, data)
+        check_loadable(folder.checkpoint, sharded=accelerator.is_fsdp2)
         accelerator.load_state(str(folder.checkpoint / TRAINING_STATE))
         statistics.restore(progress.running_statistics)
         accelerator.print(
@@ -238,6 +240,7 @@ def make_accelerator(run: RunArguments, recipe: TrainingRecipe) -> Accelerator:
     trackers = [] if run.report_to == "none" else [run.report_to]
     check_tracker(run.report_to)
     return start_accelerator(
+        can_shard=True,
         log_with=trackers or None,
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         project_config=ProjectConfiguration(project_dir=str(output_dir), logging_dir=str(output_dir / TENSORBOARD)),
@@ -257,6 +260,7 @@ def check_processes(run: RunArguments, recipe: TrainingRecipe, accelerator: Acce
             f"--batch_size to a multiple of {shares}"
         )
     check_synchronised(recipe, accelerator)
+    check_sharding(recipe, accelerator)
     check_windows(recipe, accelerator.num_processes, skips_images=run.on_broken_image == "skip")
 
 
