@@ -23,6 +23,7 @@ from data.batches import derived_seed
 from data.custom import NOT_ON_THE_HUB
 from data.hub_ids import is_hub_id, refuse_missing
 from data.notices import notify, some
+from data.prepare import LABEL_COUNTS
 from data.split_names import SPLIT_NAMES, as_data_files, split_of
 from data.tables import NOT_DOWNLOADED, as_text, class_names, is_lfs_pointer, known_splits
 from data.tar_archives import TarArchives
@@ -149,7 +150,7 @@ def load_streams(
         stored = {
             split: rows.select_columns(list(columns)).rename_columns(renamed) for split, rows in undecoded.items()
         }
-        counted = _count(builder, stored, image_column, label_column)
+        counted = _prepared_counts(place, archives, label_column) or _count(builder, stored, image_column, label_column)
     except (tarfile.TarError, UnicodeDecodeError, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(_what_is_wrong(place, archives, error)) from error
     except ValueError as error:
@@ -329,6 +330,20 @@ def _count(
         with whole_file(path) as written:
             written.write_text(json.dumps({split: list(counts.items()) for split, counts in counted.items()}))
     return {split: Counter(dict(pairs)) for split, pairs in json.loads(path.read_text()).items()}
+
+
+def _prepared_counts(
+    place: str | Path, archives: dict[str, list[Path]] | None, label_column: str
+) -> dict[str, Counter] | None:
+    """Reads the counts that `data.prepare` wrote beside its archives; None if they are not of these archives."""
+    path = Path(place) / LABEL_COUNTS
+    if archives is None or label_column != "cls" or not path.is_file():
+        return None
+    written = json.loads(path.read_text())
+    sizes = {file.name: file.stat().st_size for files in archives.values() for file in files}
+    if sizes != written["bytes"]:
+        return None
+    return {split: Counter(dict(pairs)) for split, pairs in written["counts"].items()}
 
 
 def _is_whole(row: dict) -> bool:
