@@ -23,6 +23,11 @@ class Augmentation:
     jitter: float = 0.0
     varies: bool = True
 
+    @property
+    def crops_at_random(self) -> bool:
+        """Whether a random part of each image is taken and resized, first of all."""
+        return self.crop is _random_resized_crop
+
 
 def _random_resized_crop(size: int) -> list[Callable]:
     from torchvision.transforms import v2

@@ -162,14 +162,22 @@ class FinishedBatches:
         return self.batches_from(0)
 
     def batches_from(self, start: int) -> Iterator[dict]:
-        """Yields the epoch's batches without the first `start`, which are not read."""
-        loader = skip_first_batches(self.loader, start) if start else self.loader
-        stop = None if self.num_batches is None else self.num_batches - start
-        for index, batch in enumerate(islice(loader, stop), start):
+        """Yields the epoch's batches without the first `start`.
+
+        Their images are not read, or of a stream, which has no other way to find its place, read but not decoded.
+        """
+        for index, batch in enumerate(self._from(start), start):
             if self.seed is not None:
                 torch.manual_seed(derived_seed(*self.seed, self.epoch, index))
             if batch:  # empty if all images of a last batch are broken (`leave_out_broken`)
                 yield self.finish(batch)
+
+    def _from(self, start: int) -> Iterator[dict]:
+        if hasattr(self.loader.dataset, "skip_batches"):
+            skipped = self.loader.dataset.skip_batches(start)
+            return islice(self.loader, start - skipped, self.num_batches - skipped)
+        loader = skip_first_batches(self.loader, start) if start else self.loader
+        return islice(loader, None if self.num_batches is None else self.num_batches - start)
 
     def describe(self, batch: Mapping[str, Tensor]) -> list[str]:
         """Describes each image of a batch from this loader by its path and class; for a stream, by its class only."""

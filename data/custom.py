@@ -10,7 +10,7 @@ from datasets import DatasetDict
 from data import folders, tables
 from data.annotation_lists import CLASS_NAMES, load_own_lists
 from data.columns import image_field
-from data.hub_ids import hub_id_of, is_hub_id, refuse_missing
+from data.hub_ids import did_you_mean, hub_id_of, is_hub_id, refuse_missing
 from data.hub_loading import is_gated, load_from_hub, why_not
 from data.notices import notify, some
 from data.rows import check_utf8
@@ -61,7 +61,7 @@ def load_custom(
             refuse_missing(data_dir, "file or folder")
             _refuse(named, data_dir, "allow_empty_classes", "no class folders")
             return _load_from_hub(str(data_dir), columns, skip_empty_rows)
-        raise FileNotFoundError(f"{place} does not exist; {EXPECTED}")
+        raise FileNotFoundError(f"{place} does not exist{did_you_mean(place) or f'; {EXPECTED}'}")
     text = split_files(place, ".txt")
     found = _find_tables(place)
     if "train" in text:

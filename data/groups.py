@@ -184,7 +184,7 @@ def perceptual_hashes(split: Dataset) -> np.ndarray:
 
     def compute() -> np.ndarray:
         # Processes, not threads: `read_image` silences warnings, and that is for the whole program.
-        with ProcessPoolExecutor(mp_context=_forking(), initializer=_hash_these, initargs=(undecoded(split),)) as pool:
+        with ProcessPoolExecutor(mp_context=forking(), initializer=_hash_these, initargs=(undecoded(split),)) as pool:
             hashes = pool.map(_phash, range(len(split)), chunksize=_CHUNK)
             quiet = len(split) < _PROGRESS_FROM // 10
             bar = tqdm(hashes, "comparing images by their looks", total=len(split), unit="image", disable=quiet)
@@ -223,7 +223,7 @@ def _phash(index: int) -> int:
     return int(np.packbits(bits).view(">u8")[0])
 
 
-def _forking() -> multiprocessing.context.BaseContext | None:
+def forking() -> multiprocessing.context.BaseContext | None:
     """Processes that share the memory of this one, where there are such."""
     return multiprocessing.get_context("fork") if sys.platform == "linux" else None
 

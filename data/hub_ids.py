@@ -25,13 +25,17 @@ def refuse_missing(place: str | Path, kind: str = "folder") -> None:
     path = Path(place)
     if path.exists() or path.parent == Path() or not path.parent.is_dir():
         return
-    similar = get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()))
-    remedy = "; check the name"
-    if similar:
-        remedy = f"; did you mean {' or '.join(str(path.parent / name) for name in similar)}?"
-    elif is_hub_id(place):
-        remedy = f". If it is an id on the Hub, run the command where there is no folder {path.parent}"
+    hint = f". If it is an id on the Hub, run the command where there is no folder {path.parent}"
+    remedy = did_you_mean(path) or (hint if is_hub_id(place) else "; check the name")
     raise ValueError(f"there is no {kind} {place}{remedy}")
+
+
+def did_you_mean(path: Path) -> str:
+    """Returns "; did you mean ...?" with similar names in the folder of a missing path, or "" without such names."""
+    if not path.parent.is_dir():
+        return ""
+    similar = get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()))
+    return f"; did you mean {' or '.join(str(path.parent / name) for name in similar)}?" if similar else ""
 
 
 def hub_id_of(place: str | Path | None) -> str | None:

@@ -25,7 +25,7 @@ from transformers import BitImageProcessor
 from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_seed
 from data.columns import undecoded
 from data.formats import MAX_IMAGE_PIXELS
-from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate
+from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate, TrainStream
 from data.transforms import OnBrokenImage, collate_prepared, evaluation_transform, leave_out_broken, only_whole
 
 
@@ -113,7 +113,12 @@ def training_batches(
             raise ValueError("a sampler cannot draw from a stream; with --streaming set --sampler instance")
         rows = split.rows.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
         rows = split_dataset_by_node(rows, accelerator.process_index, accelerator.num_processes).repeat(None)
-        loader = DataLoader(rows, collate_fn=StreamCollate(transform, split.codes, leave_out=True), **options)
+        num_workers = min(num_workers, rows.num_shards)  # `datasets` gives each worker shards of its own
+        loader = DataLoader(
+            TrainStream(rows, options["batch_size"], num_workers),
+            collate_fn=StreamCollate(transform, split.codes, leave_out=True, seed=step_seed),
+            **options | _worker_options(num_workers),
+        )
         # By default Accelerate lets the first process read for all. Here each process already has its own share.
         loader = prepare_data_loader(
             loader, accelerator.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False

@@ -11,7 +11,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from data.formats import MAX_IMAGE_PIXELS, image_formats
 
+try:
+    import simplejpeg
+except ImportError:  # it has no wheel for a rare platform
+    simplejpeg = None
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # torchvision plans to remove its decoders
@@ -61,7 +65,11 @@ class BrokenImageError(ValueError):
     """An image cannot be read or used. The message names the file and what is wrong with it."""
 
 
-def read_image(image: dict, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
+def read_image(
+    image: dict,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    decode: Callable[[Image.Image, bytes, bytes], Any] | None = None,
+) -> Any:
     """Returns the pixels of an image, upright, as uint8 (3, height, width).
 
     `image` is a value of a `datasets.Image(decode=False)` column: its "bytes", or None there and the "path" of a file.
@@ -71,6 +79,8 @@ def read_image(image: dict, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
     Large JPEG files are decoded in full. libjpeg could scale them down while decoding, but resizing the result does not
     give the same pixels as resizing the full image, and a bare `pipeline` resizes the full image.
 
+    `decode(image, content, note)` takes the place of `decode_upright`; what it returns is returned.
+
     Raises BrokenImageError if the file is missing, is not an image, is cut off, has more than `max_image_pixels`, or
     has pixels of 32 bits.
     """
@@ -78,7 +88,7 @@ def read_image(image: dict, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Tensor:
     try:
         content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         with warnings.catch_warnings(action="ignore"):  # about large images and damaged metadata
-            return _with_image(content, max_image_pixels, _decode)
+            return _with_image(content, max_image_pixels, decode or decode_upright)
     except DECODER_ERRORS as error:
         name = image["path"] or "an image stored in the data set"
         if isinstance(error, UnidentifiedImageError):  # its message has a memory address, which changes
@@ -102,7 +112,6 @@ def stored_format(content: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> t
     """Returns PIL's name of the format of an image that `read_image` can read, and its EXIF orientation, 1 to 8."""
 
     def describe(image: Image.Image, content: bytes, note: bytes) -> tuple[str, int]:
-        # an MPO is a JPEG file that contains more images
         return "JPEG" if image.format == "MPO" else image.format, orientation(image, note)
 
     with warnings.catch_warnings(action="ignore"):
@@ -147,20 +156,38 @@ def _open(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=image_formats())
 
 
-def _decode(image: Image.Image, content: bytes, note: bytes) -> Tensor:
-    # torchvision is faster than PIL, with equal pixels, for a JPEG that need not be turned. PIL converts CMYK.
-    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and orientation(image, note) == 1:
+def decode_upright(image: Image.Image, content: bytes, note: bytes = b"") -> Tensor:
+    """Returns the pixels of an opened image and its file, upright, as uint8 (3, height, width).
+
+    `note` are EXIF data of the image that PIL does not know.
+    """
+    # simplejpeg and torchvision are faster than PIL, with equal pixels, for a JPEG that need not be turned. PIL
+    # converts CMYK.
+    if is_plain_jpeg(image) and orientation(image, note) == 1:
         pixels = _decode_jpeg(content)
         if pixels is not None:
             return pixels
     image.load()
+    return rgb_pixels(turned_upright(image, note))
+
+
+def is_plain_jpeg(image: Image.Image) -> bool:
+    """Whether an opened image is a grey or an RGB JPEG; an MPO is a JPEG file that contains more images."""
+    return image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB")
+
+
+def turned_upright(image: Image.Image, note: bytes = b"") -> Image.Image:
+    """Turns a loaded image as its EXIF orientation says."""
     # PIL turns a TIFF image while it loads it, and then forgets the orientation
     turn = _TURNS.get(orientation(image, note))
-    return rgb_pixels(image if turn is None else image.transpose(turn))
+    return image if turn is None else image.transpose(turn)
 
 
 def _decode_jpeg(content: bytes) -> Tensor | None:
-    """Decodes a JPEG file with torchvision. Returns None if torchvision cannot, because PIL reads more kinds."""
+    """Decodes a JPEG file without PIL. Returns None if that fails: PIL reads more kinds, and names what is wrong."""
+    if simplejpeg is not None:
+        with suppress(ValueError, RuntimeError):  # it stops at damage that the others may decode
+            return torch.from_numpy(simplejpeg.decode_jpeg(content)).permute(2, 0, 1)
     if decode_jpeg is None:
         return None
     try:

@@ -5,20 +5,25 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import ClassLabel, Features, Image, IterableDataset, load_dataset_builder
 from torch import Tensor
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from torch.utils.data import get_worker_info
 from tqdm.auto import tqdm
 
+from data.batches import derived_seed
 from data.custom import NOT_ON_THE_HUB
 from data.hub_ids import is_hub_id, refuse_missing
 from data.notices import notify, some
+from data.prepare import LABEL_COUNTS
 from data.split_names import SPLIT_NAMES, as_data_files, split_of
 from data.tables import NOT_DOWNLOADED, as_text, class_names, is_lfs_pointer, known_splits
 from data.tar_archives import TarArchives
@@ -55,6 +60,43 @@ class ImageStream:
         return sum(self.counts)
 
 
+class TrainStream(TorchIterableDataset):
+    """The rows of a stream that never ends, each with `draw`, the numbers that identify it in a run.
+
+    `draw` is the epoch, the worker and the number of the row in that worker's epoch. So the augmentation depends on
+    nothing else, and a resumed run goes on with the same images. The state that `datasets` keeps of a stream would not
+    do: it loses the images in the shuffle buffer.
+
+    Args:
+        rows: the part of a process, in an order that depends only on the epoch.
+        batch_size: rows in a batch.
+        num_workers: of the loader. At most `rows.num_shards`: then batch i is one of worker i % num_workers.
+    """
+
+    def __init__(self, rows: IterableDataset, batch_size: int, num_workers: int):
+        self.rows, self.batch_size, self.num_workers = rows, batch_size, max(1, num_workers)
+        self._skipped = torch.zeros((), dtype=torch.int64).share_memory_()  # workers outlive an epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.rows.set_epoch(epoch)
+
+    def skip_batches(self, number: int) -> int:
+        """Leaves out the first batches of the next epoch. Returns how many, at most `number`: as many of each worker.
+
+        Their images are read, because tar archives have no index, but not decoded.
+        """
+        self._skipped.fill_(number // self.num_workers)
+        return int(self._skipped) * self.num_workers
+
+    def __iter__(self) -> Iterator[dict]:
+        info = get_worker_info()
+        worker = 0 if info is None else info.id
+        first = int(self._skipped) * self.batch_size
+        for number, row in enumerate(self.rows):
+            if number >= first:
+                yield {**row, "draw": (self.rows.epoch, worker, number)}
+
+
 @dataclass(frozen=True)
 class StreamCollate:
     """Makes a batch of a stream's rows, prepared with `transform`, for `DataLoader(collate_fn)`."""
@@ -66,19 +108,22 @@ class StreamCollate:
 
     If they are left out and only one image of a batch can be read, the batch also has a second augmentation of it.
     """
+    seed: tuple[int, ...] | None = None
+    """Numbers that, with the `draw` of a row, seed its augmentation. None: rows without `draw`; nothing is seeded."""
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        prepared = self._prepare(rows)
+        prepared = [self._prepare(row) for row in rows]
         if not self.leave_out:
             return collate_prepared(prepared)
         alone = only_whole(prepared)
-        return leave_out_broken(prepared if alone is None else [*prepared, *self._prepare([rows[alone]])])
+        return leave_out_broken(prepared if alone is None else [*prepared, self._prepare(rows[alone], 1)])
 
-    def _prepare(self, rows: list[dict]) -> list[dict]:
-        prepared = self.transform(
-            {"image": [row["image"] for row in rows], "label": [self.codes[row["label"]] for row in rows]}
-        )
-        return [dict(zip(prepared, values, strict=True)) for values in zip(*prepared.values(), strict=True)]
+    def _prepare(self, row: dict, *again: int) -> dict:
+        with torch.random.fork_rng(devices=[], enabled=self.seed is not None):  # the training step may use it too
+            if self.seed is not None:
+                torch.default_generator.manual_seed(derived_seed(*self.seed, *row["draw"], *again))
+            prepared = self.transform({"image": [row["image"]], "label": [self.codes[row["label"]]]})
+        return {name: values[0] for name, values in prepared.items()}
 
 
 def load_streams(
@@ -105,7 +150,7 @@ def load_streams(
         stored = {
             split: rows.select_columns(list(columns)).rename_columns(renamed) for split, rows in undecoded.items()
         }
-        counted = _count(builder, stored, image_column, label_column)
+        counted = _prepared_counts(place, archives, label_column) or _count(builder, stored, image_column, label_column)
     except (tarfile.TarError, UnicodeDecodeError, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(_what_is_wrong(place, archives, error)) from error
     except ValueError as error:
@@ -285,6 +330,20 @@ def _count(
         with whole_file(path) as written:
             written.write_text(json.dumps({split: list(counts.items()) for split, counts in counted.items()}))
     return {split: Counter(dict(pairs)) for split, pairs in json.loads(path.read_text()).items()}
+
+
+def _prepared_counts(
+    place: str | Path, archives: dict[str, list[Path]] | None, label_column: str
+) -> dict[str, Counter] | None:
+    """Reads the counts that `data.prepare` wrote beside its archives; None if they are not of these archives."""
+    path = Path(place) / LABEL_COUNTS
+    if archives is None or label_column != "cls" or not path.is_file():
+        return None
+    written = json.loads(path.read_text())
+    sizes = {file.name: file.stat().st_size for files in archives.values() for file in files}
+    if sizes != written["bytes"]:
+        return None
+    return {split: Counter(dict(pairs)) for split, pairs in written["counts"].items()}
 
 
 def _is_whole(row: dict) -> bool:

@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, BitImageProcessor
 from transformers.image_utils import PILImageResampling
 
 from data.augmentations import AUGMENTATIONS, AUTO_AUGMENT
+from data.crops import Reader, ScaledCrop
 from data.formats import MAX_IMAGE_PIXELS
 from data.reading import BrokenImageError, read_image
 
@@ -56,12 +57,13 @@ class _Rows:
     """Height and width of a prepared image; None if they depend on the image. Then broken images are not skipped."""
     on_broken: OnBrokenImage
     max_image_pixels: int
+    read: Reader = read_image
 
     def __call__(self, rows: dict) -> dict:
         pixel_values, labels = [], []
         for image, label in zip(rows["image"], rows["label"], strict=True):
             try:
-                pixel_values.append(self.prepare(read_image(image, self.max_image_pixels)))
+                pixel_values.append(self.prepare(self.read(image, self.max_image_pixels)))
                 labels.append(label)
             except BrokenImageError as error:
                 self.on_broken(image, error)
@@ -79,14 +81,16 @@ def train_transform(
     on_broken: OnBrokenImage | None = None,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     processor: BitImageProcessor | None = None,
+    jpeg_scaling: bool = False,
 ) -> Callable[[dict], dict]:
     """Returns a function for `Dataset.with_transform`. The column `image` must be undecoded (see `undecoded`).
 
     It turns rows of `image` and `label` into `labels` and uint8 `pixel_values` (3, image_size, image_size). The images
     are cropped and varied in geometry by `augmentation`, a key of `AUGMENTATIONS`, and then by `auto_augment`, a key of
     `AUTO_AUGMENT`. `data.batches.TrainBatch` does the flips, the colours and the normalisation. Images of more than
-    `max_image_pixels` are broken. An augmentation that does not vary the images prepares them as `processor` does.
-    Raises ValueError for an unknown name.
+    `max_image_pixels` are broken. An augmentation that does not vary the images prepares them as `processor` does. With
+    `jpeg_scaling` large JPEG files are decoded at a lower scale, as far as the crop allows; see `data.crops`. Raises
+    ValueError for an unknown name, and for `jpeg_scaling` with an augmentation without random crops.
     """
     for value, known, kind in ((augmentation, AUGMENTATIONS, "augmentation"), (auto_augment, AUTO_AUGMENT, "policy")):
         if value not in known:
@@ -96,9 +100,15 @@ def train_transform(
         if processor is None:
             raise ValueError(f"the augmentation {augmentation!r} leaves images to the image processor: pass processor")
         crop = [_ProcessorSteps(processor)]
-    steps = v2.Compose([*crop, *AUTO_AUGMENT[auto_augment]()])
+    read: Reader = read_image
+    if jpeg_scaling:
+        if not AUGMENTATIONS[augmentation].crops_at_random:
+            raise ValueError(f"the augmentation {augmentation!r} takes no random crops: set jpeg_scaling to False")
+        read, crop = ScaledCrop(image_size), []
+    steps = [*crop, *AUTO_AUGMENT[auto_augment]()]
+    prepare = v2.Compose(steps) if steps else v2.Identity()
     size = (image_size, image_size) if AUGMENTATIONS[augmentation].varies else prepared_size(processor)
-    return _Rows(steps, size, on_broken or OnBrokenImage(), max_image_pixels)
+    return _Rows(prepare, size, on_broken or OnBrokenImage(), max_image_pixels, read)
 
 
 def evaluation_processor(

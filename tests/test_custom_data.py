@@ -239,6 +239,10 @@ def table_with(tmp_path, text, name="train.csv", encoding="utf-8"):
 
 WRONG = {
     "no place": (lambda tmp: None, ["--data_dir: a folder, a table or the id"]),
+    "a typo in a path": (
+        lambda tmp: (tmp / "photos").mkdir() or tmp / "fotos",
+        ["fotos does not exist; did you mean", "photos?"],
+    ),
     "a folder that is not there": (lambda tmp: tmp / "nothing", ["nothing does not exist", "train/CLASS/*.jpg"]),
     "an id that the Hub does not give out": (
         lambda tmp: "user/name",

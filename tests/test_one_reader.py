@@ -347,6 +347,7 @@ def test_an_upright_jpeg_takes_the_fast_decoder(monkeypatch, orientation, fast):
         decoded.append(given)
         return decode_jpeg(*given, **named)
 
+    monkeypatch.setattr(reading, "simplejpeg", None)
     monkeypatch.setattr(reading, "decode_jpeg", counted)
     read_image({"bytes": content, "path": None})
     assert bool(decoded) is fast
@@ -379,6 +380,7 @@ def test_one_limit_for_every_format(module, tmp_path, monkeypatch, name):  # noq
             assert pil_s == Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # the header says it
     monkeypatch.setattr(reading, "decode_jpeg", None)
+    monkeypatch.setattr(reading, "simplejpeg", None)
     said = r"2,400 pixels, and at most 2,399 are read; .*set --max_image_pixels 2400$"
     for pil_s in (89_478_485, 10, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pil_s)

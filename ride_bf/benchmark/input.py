@@ -3,28 +3,44 @@
 The classic pipeline is PIL with torchvision's v1 transforms, as in the authors' code: decoding, augmentation, ToTensor
 and Normalize, image by image. Ours is the work of a loader's worker; the work on the device is timed separately. Both
 use a DataLoader without workers and take turns, and the best round counts. data.synthesize draws the images.
+
+A second table compares ways to decode JPEG files of several sizes for training: all pixels by torchvision, all pixels
+as `data.reading` does it, and with --jpeg_scaling. It counts the processor's time, so that other work on the machine
+matters less. The ways take turns, and the median of the rounds counts.
 """
 
 import argparse
+import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as classic
 
-from data import TrainBatch, evaluation_processor, evaluation_transform, load_long_tailed, train_transform, undecoded
+from data import (
+    TrainBatch,
+    evaluation_processor,
+    evaluation_transform,
+    load_long_tailed,
+    reading,
+    train_transform,
+    undecoded,
+)
 from data.batches import EvaluationBatch
 from data.reading import read_image
-from data.synthesize import synthesize
-from ride_bf.benchmark.measure import machine, write_results
+from data.synthesize import make_image, synthesize
+from ride_bf.benchmark.measure import command, machine, write_results
 from ride_bf.recipes import RECIPES
 
 BATCH = 64
+JPEG_SIZES = {(500, 375): 64, (1600, 1200): 24, (4000, 3000): 8}  # (width, height) -> number of files
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,11 +51,12 @@ def run(options: argparse.Namespace) -> None:
         rows = load_long_tailed("imagenet_lt", options.data_dir or folder)["train"]
         rows = undecoded(rows.shuffle(seed=0).select(range(min(options.images, len(rows)))))
         results = {
-            "command": "python -m ride_bf.benchmark input",
+            "command": command(options),
             "machine": f"{machine()}, one process and thread",
             "images": len(rows),
             "mean_kilobytes": statistics.mean(Path(image["path"]).stat().st_size for image in rows["image"]) / 1000,
             "images_per_second": measure(rows, options.rounds),
+            "jpeg": [measure_jpeg(kind, files, options.rounds) for kind, files in jpeg_files(rows, options)],
         }
     write_results(options.results, "input", results)
     print(table(results))
@@ -101,6 +118,62 @@ def measure(rows, rounds: int) -> dict[str, float]:
     return {name: count / min(seconds[name]) for name, (_, count) in ways.items()}
 
 
+def jpeg_files(rows, options: argparse.Namespace) -> Iterator[tuple[str, list[bytes]]]:
+    """Yields a description and files: those of --data_dir, or drawn ones of several sizes."""
+    if options.data_dir is not None:
+        yield "of --data_dir", [Path(image["path"]).read_bytes() for image in rows["image"]]
+        return
+    for (width, height), number in JPEG_SIZES.items():
+        files = []
+        for index in range(number):
+            # the finest detail of a large photo is less than that of a small one
+            drawn = make_image(np.random.default_rng((0, index)), index, (min(width, 800), min(height, 600)))
+            buffer = io.BytesIO()
+            drawn.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+            files.append(buffer.getvalue())
+        yield f"{width} x {height}", files
+
+
+def measure_jpeg(kind: str, files: list[bytes], rounds: int) -> dict[str, Any]:
+    """Measures the images per second of processor time for each way to decode training images, and their difference."""
+    recipe = RECIPES["imagenet_lt_resnet50"]
+    rows = {"image": [{"bytes": content, "path": None} for content in files], "label": [0] * len(files)}
+    full, scaled = (
+        train_transform(recipe.augmentation, recipe.image_size, jpeg_scaling=scaling) for scaling in (False, True)
+    )
+
+    def by_torchvision() -> None:
+        decoder, reading.simplejpeg = reading.simplejpeg, None
+        try:
+            full(rows)
+        finally:
+            reading.simplejpeg = decoder
+
+    ways = {
+        "by torchvision": by_torchvision,
+        "all pixels": lambda: full(rows),
+        "jpeg_scaling": lambda: scaled(rows),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds):
+        for name, call in ways.items():
+            torch.manual_seed(turn)  # the same crops
+            started = time.process_time()
+            call()
+            seconds[name].append(time.process_time() - started)
+    torch.manual_seed(0)
+    before = full(rows)["pixel_values"]
+    torch.manual_seed(0)
+    apart = [(a.int() - b.int()).abs().float() for a, b in zip(before, scaled(rows)["pixel_values"], strict=True)]
+    return {
+        "images": kind,
+        "number": len(files),
+        "mean_kilobytes": statistics.mean(map(len, files)) / 1000,
+        "images_per_second": {name: len(files) / statistics.median(of_way) for name, of_way in seconds.items()},
+        "mean_difference_of_scaling": statistics.mean(difference.mean().item() for difference in apart),
+    }
+
+
 def table(results: dict) -> str:
     """Returns the measurements as Markdown, with the ratios that matter."""
     speed = results["images_per_second"]
@@ -115,5 +188,16 @@ def table(results: dict) -> str:
             f"| {name} | {speed[f'{name}, classic']:.0f} | {speed[f'{name}, ours']:.0f} | {ratio:.2f} | {share:.0f} % "
             f"| {speed[f'{name}, left to the device']:.0f} |"
         )
-    lines.append(f"\nDecoding alone: {speed['decoding alone']:.0f} images/s, {results['mean_kilobytes']:.0f} kB each.")
+    lines.append(
+        f"\nDecoding alone: {speed['decoding alone']:.0f} images/s, {results['mean_kilobytes']:.0f} kB each.\n"
+    )
+    lines.append("| JPEG files | kB | by torchvision | all pixels | jpeg_scaling | grey levels apart |")
+    lines.append("|" + " --- |" * 6)
+    for of_size in results["jpeg"]:
+        full, *others = of_size["images_per_second"].values()
+        shown = " | ".join(f"{other:.0f} ({other / full:.2f} x)" for other in others)
+        lines.append(
+            f"| {of_size['images']} | {of_size['mean_kilobytes']:.0f} | {full:.0f} | {shown} "
+            f"| {of_size['mean_difference_of_scaling']:.2f} |"
+        )
     return "\n".join(lines)

@@ -13,7 +13,10 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _DOCS = _ROOT / "docs"
 _NETWORK = ("configuration_ride_bf.py", "backbone_ride_bf.py", "modeling_ride_bf.py", "ride_bf/methods/**/*.py")
-_IMAGES = ("data/reading.py", "data/transforms.py", "data/augmentations.py", "data/batches.py", "data/loaders.py")
+_IMAGES = (
+    *("data/reading.py", "data/crops.py", "data/transforms.py", "data/augmentations.py", "data/batches.py"),
+    "data/loaders.py",
+)
 _PARTS = ("backbone", "batch_norm", "blocks", "ema", "features", "freezing", "heads", "lora", "optimizer")
 _TRAINING = (
     *(*_NETWORK, *_IMAGES, "train_accelerate.py", "ride_bf/recipes/*.py", "ride_bf/evaluation/metrics.py"),

@@ -191,6 +191,18 @@ class TrainingRecipe:
         "crops, flips and colour changes of training images", "imagenet", choices=lambda: AUGMENTATIONS
     )
     auto_augment: str = _image("additional random operations on training images", "none", choices=lambda: AUTO_AUGMENT)
+    jpeg_scaling: bool = _image(
+        "decode large JPEG files at 1/2, 1/4 or 1/8 of their width and height for training, as far as the random crop "
+        "still has image_size pixels: faster, and nearly the same pixels",
+        False,
+        needs=(
+            Need(
+                "an --augmentation with random crops, imagenet or inaturalist",
+                ("augmentation",),
+                lambda augmentation: AUGMENTATIONS[augmentation].crops_at_random,
+            ),
+        ),
+    )
     mixup_alpha: float = _image("alpha of mixup, which blends images; 0: no mixup", 0.0, must_be="0 or more")
     cutmix_alpha: float = _image(
         "alpha of CutMix, which pastes a part of another image; 0: no CutMix", 0.0, must_be="0 or more"

@@ -26,7 +26,7 @@ from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
 from ride_bf.training.effects import check_effects
 
 # What may change when a run is resumed: --allow_changes.
-SOUND_CHANGES = ("num_processes", "mixed_precision", "data_dir", "epochs")
+SOUND_CHANGES = ("num_processes", "num_workers", "mixed_precision", "data_dir", "epochs")
 
 _HEADINGS = {
     "run": "What to run, and how.",
@@ -164,6 +164,8 @@ class RunArguments:
         of_data = self.data_options()
         of_data.pop("skip_empty_rows", None)  # the training images show whether it has left out any
         of_data["class_names"] = self.class_names
+        if self.dataset_options.get("streaming"):
+            of_data["num_workers"] = self.num_workers  # each reads archives of its own, in turn
         return {"seed": self.seed, **of_data, "init_from": self.init_from, "teacher": self.teacher}
 
 

@@ -134,6 +134,7 @@ class RunLoaders:
             self.on_broken,
             run.max_image_pixels,
             self.processor,
+            recipe.jpeg_scaling,
         )
         finish = TrainBatch(
             recipe.augmentation, recipe.image_mean, recipe.image_std, recipe.mixup_alpha, recipe.cutmix_alpha
@@ -160,6 +161,7 @@ class RunLoaders:
         else:
             names = ("augmentation", "auto_augment", "image_size", "image_mean", "image_std")
             facts = self._reading() | {name: getattr(recipe, name) for name in names} | {"seed": run.seed}
+            facts |= {"jpeg_scaling": True} if recipe.jpeg_scaling else {}
 
             def loader(split: Dataset) -> FinishedBatches:
                 return view_batches(split, batch_size=run.eval_batch_size, accelerator=accelerator, **self._augmented())
