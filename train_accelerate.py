@@ -178,10 +178,7 @@ class Trainer(TrainingParts):
         }
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluates on the validation images and saves the checkpoint `best` if its balanced accuracy is the best.
-
-        All processes evaluate and save the same network.
-        """
+        """Evaluates on the validation images, all processes the same network, and saves `best` if it is the best."""
         progress = self.progress
         progress.seconds += self.clock.lap()
         with self.statistics.averaged():
@@ -258,14 +255,12 @@ class Trainer(TrainingParts):
             "recipe": self.recipe.name,
             "seed": self.run.seed,
             "checkpoint": chosen,
-            "epoch": facts["epoch"],
-            "step": facts["step"],
+            **{name: facts[name] for name in ("epoch", "step")},
             "class_names": names,
             "train_class_counts": counts,
             "test": evaluate(model, self.loaders["test"], self.accelerator, counts),
         }
-        broken = read_broken_images(output_dir)
-        if broken:
+        if broken := read_broken_images(output_dir):
             results["broken_images"] = broken
             self.accelerator.print(
                 f"\n{len(broken)} images could not be read and were left out, the first: {broken[0]}"

@@ -86,7 +86,7 @@ def test_a_run_that_is_stopped_in_mid_epoch(archives, tmp_path, monkeypatch, wor
 def test_two_processes_and_three_archives(archives, tmp_path):
     """Stopped and resumed in mid-epoch; then each of the seven test images is counted once."""
     script = tmp_path / "script.py"
-    script.write_text(IN_STEP_THREE.format(root=str(ROOT), what="os.kill(os.getpid(), signal.SIGTERM)"))
+    script.write_text(IN_STEP_THREE.format(root=str(ROOT), rank=1, what="os.kill(os.getpid(), signal.SIGTERM)"))
     environment = {"ACCELERATE_USE_CPU": "true", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     run(*torchrun(2, TRAIN, *options(archives), "--output_dir", tmp_path / "whole"), **environment)
     stopped = Command(*torchrun(2, script, *options(archives), "--output_dir", tmp_path / "out"), **environment)

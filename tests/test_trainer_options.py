@@ -262,7 +262,8 @@ CONFIGURATIONS = sorted((ROOT / "configs").glob("*.yaml"))
 def test_accelerate_reads_the_configurations(path):
     known = vars(launch_command_parser().parse_args(["train_accelerate.py"]))
     content = yaml.safe_load(path.read_text())
-    for name in set(content) - {"compute_environment", "distributed_type", "use_cpu"}:
+    options = content | content.pop("fsdp_config", {})
+    for name in set(options) - {"compute_environment", "distributed_type", "use_cpu"}:
         assert name in known, name
     assert load_config_from_file(str(path)).num_processes == content["num_processes"]
 
