@@ -415,7 +415,7 @@ class TestBroken:
 
 def test_finished_batches_pass_epochs_on_and_may_end_early():
     class Endless:
-        epoch = 0
+        epoch, dataset = 0, ()
 
         def __iter__(self):
             while True:
