@@ -2,64 +2,22 @@
 
 DIR is the output folder of a run or the folder of a checkpoint. One commit uploads the weights, the code, the image
 processor, a model card made from the run's files, the results, the plots, the number of training images of each class,
-and the handler for Inference Endpoints. Nothing of the training images is published, except small copies of some by
-`--publish_neighbours`. `--dry_run --output_dir OUT` writes these files to a folder instead, and the
-files of a Space to `OUT_space` beside it. First log in with `hf auth login` or set HF_TOKEN. If the command fails, run
-it again: files that are on the Hub already are not uploaded again.
+and the handler for Inference Endpoints. No training images are published, except small copies of some by
+`--publish_neighbours`. `--dry_run --output_dir OUT` writes these files to a folder instead, and the files of a Space to
+`OUT_space` beside it. First log in with `hf auth login` or set HF_TOKEN. If the command fails, run it again: files that
+are on the Hub already are not uploaded again.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
-from ride_bf.command_line.data_options import add_data_options, given_data_options
+from ride_bf.command_line.data_options import given_data_options
 from ride_bf.command_line.messages import errors_as_messages
-from ride_bf.command_line.parser import command_parser
-
-
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = command_parser("publish", __doc__)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="output folder of a run, or folder of a checkpoint")
-    parser.add_argument("--repo_id", required=True, help="USER/NAME of the repository on the Hub")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch to publish to; it is created if it does not exist")
-    parser.add_argument(
-        "--license",
-        help="licence of the weights, as an identifier of the Hub, such as mit or cc-by-nc-4.0; by default that of the "
-        "model in the repository",
-    )
-    parser.add_argument("--license_name", metavar="NAME", help="of terms that have no identifier: --license other")
-    parser.add_argument("--license_link", metavar="ADDRESS", help="where these terms are")
-    parser.add_argument("--data_description", metavar="SENTENCE", help="what the training images show, for the card")
-    parser.add_argument(
-        "--examples", type=Path, nargs="+", help="image files to show on the page; they are published too"
-    )
-    parser.add_argument(
-        "--keep_batchformer", action="store_true", help="keep the BatchFormer's weights, for further training"
-    )
-    parser.add_argument("--onnx", action="store_true", help="add model.onnx; needs requirements-extras.txt")
-    parser.add_argument(
-        "--publish_neighbours",
-        action="store_true",
-        help="publish small copies of training images, at most 50 a class, so that the page shows the nearest ones; "
-        "python -m ride_bf.embed must have written the features",
-    )
-    parser.add_argument("--space", help="USER/NAME of a Space to publish too, a page for trying the model")
-    parser.add_argument("--dry_run", action="store_true", help="upload nothing; list the files")
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        help="keep the files in this folder, and those of a Space in OUT_space beside it; both must be new or empty",
-    )
-    add_data_options(parser)
-    options = parser.parse_args(arguments)
-    if (given := given_data_options(options)) and not options.publish_neighbours:
-        parser.error(f"--{next(iter(given))} cannot act without --publish_neighbours")
-    return options
+from ride_bf.command_line.publish_options import parse_options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse_options(arguments)
+    options = parse_options(__doc__, arguments)
     from huggingface_hub.constants import ENDPOINT
     from transformers.utils import logging
 
