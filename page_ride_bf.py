@@ -31,6 +31,7 @@ _WEIGHTS = "model*.safetensors"
 # Entries of a configuration that a save may change without changing the network
 _NO_MATTER = ("_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype", "transformers_version")
 _EMPTY_CARD = "This model card has been automatically generated"  # what transformers writes
+_TRAINING_IMAGES = re.compile(r"## Published training images\n.*?(?=## )", re.DOTALL)  # which are not copied
 _USE = re.compile(r'(pipeline\("image-classification", model=)"([^"]+)"')  # in our cards
 
 
@@ -49,7 +50,8 @@ so the results on the card there are not of this one. It has not been measured: 
 def keep_page(model: PreTrainedModel, folder: str | Path, repo_id: str | None = None) -> None:
     """Completes `folder`, where a network was just saved, by the page of the repository that it was loaded from.
 
-    If weights and configuration are as they were, it is the whole page. Otherwise the numbers there are of another
+    If weights and configuration are as they were, it is the whole page, without the training images that may be
+    published there. Otherwise the numbers there are of another
     network, and the card says only what this one was made from. A card that is in `folder` already stays, unless
     transformers wrote it, or it is the old one of a network that has changed. Nothing is done for a network that was
     not loaded, or from a place without a card. `repo_id` is where the folder is uploaded to. If anything fails, a
@@ -81,7 +83,7 @@ def _keep_page(model: PreTrainedModel, folder: Path, place: str, repo_id: str | 
     present = ModelCard.load(folder / CARD).text.strip() if (folder / CARD).is_file() else _EMPTY_CARD
     if _EMPTY_CARD not in present and (unchanged or present != card.text.strip()):
         return
-    text = str(card) if unchanged else _card_of_changed(card, place, repo_id)
+    text = _TRAINING_IMAGES.sub("", str(card)) if unchanged else _card_of_changed(card, place, repo_id)
     text = text if repo_id is None else _USE.sub(rf'\1"{repo_id}"', text)
     (folder / CARD).write_text(text, encoding="utf-8")
 

@@ -410,13 +410,18 @@ class EndpointHandler:
         """The first two of `answer`."""
         return self.answer(images)[:2]
 
-    @torch.inference_mode()
     def answer(self, images: list | tuple) -> Answers:
-        """Returns what the model says about images, which are anything that `read_image` takes.
+        """The first of `answer_with_features`."""
+        return self.answer_with_features(images)[0]
 
-        Raises BadRequestError, with the index of the image if there are several.
+    @torch.inference_mode()
+    def answer_with_features(self, images: list | tuple) -> tuple[Answers, torch.Tensor]:
+        """Returns what the model says about N images, which are anything that `read_image` takes.
+
+        The second value are the experts' features (N, E, D). Raises BadRequestError, with the index of the image if
+        there are several.
         """
-        mean, experts = [], []
+        mean, experts, features = [], [], []
         reduce_above = self._reduce_above(images)
         for start in range(0, len(images), IMAGES_AT_ONCE):
             batch = range(start, len(images))[:IMAGES_AT_ONCE]
@@ -424,13 +429,15 @@ class EndpointHandler:
             outputs = self.model(torch.cat(pixel_values).to(self.device, self.model.dtype))
             mean.append(outputs.logits.float().cpu())
             experts.append(outputs.expert_logits.float().cpu())
+            features.append(outputs.expert_features.float().cpu())
         logits, expert_logits, confidence = torch.cat(mean), torch.cat(experts), self.model.confidence
-        return Answers(
+        answers = Answers(
             probabilities=confidence.probabilities(logits),
             expert_probabilities=(expert_logits / confidence.temperatures(logits)[:, None]).softmax(dim=-1),
             in_set=None if confidence.coverage is None else confidence.prediction_sets(logits),
             rejected=None if confidence.reject_known is None else confidence.rejected(logits),
         )
+        return answers, torch.cat(features)
 
     def _reduce_above(self, images: list | tuple) -> int | None:
         """How many pixels a JPEG file may have to be read in full; None if all images of the request are."""

@@ -1,5 +1,7 @@
 """From a run's folder to a page on the Hub, and from there to a stranger's process."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -21,18 +23,22 @@ from test_training import train
 from tiny_run import COUNTS, NAMES, write_run
 from traces import traces
 
-from data import evaluation_processor
+from data import evaluation_processor, load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
+from ride_bf import embed
 from ride_bf.evaluation.compute import inference_cost, profile
+from ride_bf.evaluation.embedding import read_embeddings
 from ride_bf.evaluation.results import Predictions, describe_machine, write_results
 from ride_bf.hub.card import Published, _devices, _duration, make_card, published_results
 from ride_bf.hub.export import check_same_logits, export
 from ride_bf.hub.licences import IDENTIFIERS, Licence
+from ride_bf.hub.neighbours import NEIGHBOURS, _most_of_a_class
 from ride_bf.hub.run_files import read_saved_run
 from ride_bf.hub.upload import RunPublisher
 from ride_bf.publish import main as publish_main
 from ride_bf.recipes import RECIPES
 from ride_bf.runs.environment import web_address
+from ride_bf.runs.provenance import describe_data
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +372,143 @@ def test_examples_must_be_images_with_names_of_their_own(run, image, tmp_path):
 
 
 IMPOSSIBLE = ("name", "a/b/c", "user/na me", "user/", "-/x", "user/a--b", "user/name.git", "user/.name", "user/café")
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory):
+    """A run on photographs with metadata, of which one breaks after they were embedded: its folder and theirs."""
+    place = tmp_path_factory.mktemp("own")
+    names, rng = ["ant", "bee", "cicada", "dragonfly", "earwig"], np.random.default_rng(3)
+    exif = Image.Exif()
+    exif[0x010E] = "taken by Sekretarius"
+    for split in ("train", "test"):
+        for number, name in enumerate(names):
+            for index in range(6 - number if split == "train" else 1):
+                path = place / "photographs" / split / name / f"{name}_{index}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                colours = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+                Image.fromarray(colours).resize((200, 150)).save(path, exif=exif, comment="taken by Sekretarius")
+    folder = write_run(place / "run", names=names)
+    data = describe_data(load_long_tailed("custom", place / "photographs"), "custom", place / "photographs")
+    facts = {"epoch": 3, "data": data.as_dict(), "train_class_counts": data.train_class_counts}
+    (folder / "best" / "checkpoint.json").write_text(json.dumps(facts))
+    (folder / "test_results.json").unlink()
+    embed.main([str(folder)])
+    (place / "photographs/train/bee/bee_2.jpg").write_bytes(b"broken by Sekretarius")
+    return folder, place / "photographs"
+
+
+def published_neighbours(folder):
+    tensors = load_file(folder / NEIGHBOURS)
+    pictures = np.split(tensors["pictures"].numpy(), tensors["picture_ends"].tolist()[:-1])
+    return tensors["features"], tensors["labels"].tolist(), [picture.tobytes() for picture in pictures]
+
+
+def dry_run(run, folder, *more):
+    return [str(run), "--repo_id", "user/name", "--dry_run", "--output_dir", str(folder), *more]
+
+
+@pytest.fixture(scope="module")
+def without_and_with(own_run, tmp_path_factory):
+    """The files that are published without training images and with them, and what the command says of the latter."""
+    place = tmp_path_factory.mktemp("published")
+    publish_main(dry_run(own_run[0], place / "bare"))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        publish_main(dry_run(own_run[0], place / "shown", "--publish_neighbours"))
+    return place / "bare", place / "shown", said.getvalue()
+
+
+class TestTrainingImages:
+    def test_they_stay_here_unless_asked_for(self, own_run, without_and_with):
+        run, place = own_run
+        bare, shown, said = without_and_with
+        assert said.count(f"  {NEIGHBOURS}\n") == 1
+        assert f"{NEIGHBOURS} has small copies of 19 of the 20 training images, at most 50 a class" in said
+        assert "1 cannot be read and were left out" in said
+        *_, pictures = published_neighbours(shown)
+        photographs = [path.read_bytes() for path in place.rglob("*.jpg")]
+        for path in (path for path in bare.rglob("*") if path.is_file()):
+            content = path.read_bytes()
+            assert not any(other in content for other in (*pictures, *photographs)), path
+            other = (shown / path.relative_to(bare)).read_bytes()
+            assert path.name == "README.md" or content == other, path  # the option changes no other file
+        assert not (bare / NEIGHBOURS).exists()
+        for folder in (bare, shown):
+            assert traces(folder, run, place) == []
+            for path in folder.rglob("*.*"):
+                assert not path.is_file() or not re.search(rb"Sekretarius|bee_\d", path.read_bytes()), path
+        cards = [(folder / "README.md").read_text() for folder in (bare, shown)]
+        assert "raining images]" not in cards[0]
+        assert NEIGHBOURS not in cards[0]
+        assert "has small copies of 19 of the 20 training images, at most 50 a class and 96 pixels a\nside" in cards[1]
+
+    def test_they_are_those_of_the_embeddings(self, own_run, without_and_with):
+        run, place = own_run
+        features, labels, pictures = published_neighbours(without_and_with[1])
+        assert sorted(labels) == [0] * 6 + [1] * 4 + [2] * 4 + [3] * 3 + [4] * 2
+        split = load_long_tailed("custom", place)["train"]
+        embedded = read_embeddings(run / "best" / "embeddings.parquet", "train")
+        assert features.dtype == torch.float16
+        seen = set()
+        for feature, label, content in zip(features, labels, pictures, strict=True):
+            place_of = int((embedded.features @ feature.float().numpy()).argmax())
+            np.testing.assert_allclose(feature, embedded.features[place_of], atol=1e-3)
+            assert embedded.labels[place_of] == split.features["label"].int2str(label)
+            picture = Image.open(io.BytesIO(content))
+            assert (picture.format, picture.size) == ("JPEG", (96, 72))
+            assert set(picture.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+            expected = split[int(embedded.rows[place_of])]["image"].resize((96, 72))
+            assert np.abs(np.asarray(picture, dtype=int) - np.asarray(expected, dtype=int)).mean() < 10
+            seen.add(place_of)
+        assert len(seen) == 19
+
+    def test_few_of_a_class_and_always_the_same(self, own_run, tmp_path, monkeypatch):
+        monkeypatch.setattr("ride_bf.hub.neighbours._MOST_OF_A_CLASS", 3)
+        for name in ("one", "two"):
+            publish_main(dry_run(own_run[0], tmp_path / name, "--publish_neighbours"))
+        assert (tmp_path / "one" / NEIGHBOURS).read_bytes() == (tmp_path / "two" / NEIGHBOURS).read_bytes()
+        labels = published_neighbours(tmp_path / "one")[1]
+        assert np.bincount(labels).tolist() == [3, 3, 3, 3, 2]
+
+    @pytest.mark.parametrize(("most", "expected"), [(10_000, 50), (122, 50), (121, 49), (42, 13), (3, 1)])
+    def test_the_file_stays_small(self, most, expected):
+        assert _most_of_a_class([500, 60, 20, 2], most) == expected
+
+    def test_what_is_missing_is_named(self, own_run, run, tmp_path):
+        options = dry_run(run, tmp_path / "out", "--publish_neighbours")
+        with pytest.raises(
+            SystemExit, match=r"embeddings.parquet does not exist; python -m ride_bf.embed .*/best writes"
+        ):
+            publish_main(options)
+        with pytest.raises(SystemExit, match="2"):
+            publish_main(dry_run(run, tmp_path / "out", "--data_dir", str(tmp_path)))
+        moved = shutil.copytree(own_run[0], tmp_path / "moved")
+        facts = json.loads((moved / "best" / "checkpoint.json").read_text())
+        facts["data"]["data_dir"] = str(tmp_path / "gone")
+        (moved / "best" / "checkpoint.json").write_text(json.dumps(facts))
+        with pytest.raises(SystemExit, match=r"which are not there: .* give their new place with --data_dir"):
+            publish_main(dry_run(moved, tmp_path / "a", "--publish_neighbours"))
+        publish_main(dry_run(moved, tmp_path / "b", "--publish_neighbours", "--data_dir", str(own_run[1])))
+        assert len(published_neighbours(tmp_path / "b")[1]) == 19
+
+    def test_a_copy_of_the_model_has_none(self, without_and_with, tmp_path):
+        bare, shown, _ = without_and_with
+        RideBfForImageClassification.from_pretrained(shown).save_pretrained(tmp_path / "copy")
+        assert not (tmp_path / "copy" / NEIGHBOURS).exists()
+        assert (tmp_path / "copy" / "README.md").read_text() == (bare / "README.md").read_text()
+
+    def test_a_later_publication_without_them_deletes_them(self, own_run, hub, publish):
+        code, output = publish(own_run[0], "--repo_id", "user/shown-images", "--publish_neighbours")
+        assert code == 0, output
+        assert NEIGHBOURS in hub.repositories["user/shown-images"].files
+        assert "Deleted" not in output
+        code, output = publish(own_run[0], "--repo_id", "user/shown-images")
+        assert code == 0, output
+        assert NEIGHBOURS not in hub.repositories["user/shown-images"].files
+        assert f"Deleted from user/shown-images, because this export does not have them: {NEIGHBOURS}\n" in output
+        assert "Earlier commits still have" in output
+        assert "HfApi().super_squash_history('user/shown-images')" in output
+        assert output.splitlines()[-1].startswith("Published: ")
 
 
 @pytest.mark.parametrize("option", ["--repo_id", "--space"])

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import io
 import json
 import os
 import re
@@ -15,15 +16,21 @@ import urllib.request
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 from hostile_images import hostile_images, resident_mebibytes, right_images, watched
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
+from test_evaluate import save_model
 from tiny_run import COUNTS, NAMES, write_run
 
+from data import load_long_tailed
+from ride_bf import embed
+from ride_bf.evaluation.embedding import chosen_features, read_embeddings
 from ride_bf.evaluation.metrics import shot_groups
+from ride_bf.evaluation.neighbours import nearest
 from ride_bf.hub.export import export
 from ride_bf.hub.run_files import read_saved_run
 
@@ -179,6 +186,56 @@ def test_thousands_of_classes_make_a_drawing_of_bounded_size(space):
     assert "<b>class 7777</b>: 136 training images" in html
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A model of the digits beside its features."""
+    place = tmp_path_factory.mktemp("digits")
+    save_model(place / "model", depths=[1, 1, 1], hidden_sizes=[8, 16, 32])
+    embed.main([str(place / "model"), "--dataset", "digits_lt", "--splits", "train"])
+    return place / "model"
+
+
+@pytest.mark.parametrize("expert", [None, 1])
+def test_the_page_shows_the_published_training_images(space, digits, tmp_path, expert):
+    predict, page = space
+    words = [] if expert is None else ["--expert", "1"]
+    model, rows = shutil.copytree(digits, tmp_path / "model"), load_long_tailed("digits_lt")
+    if words:
+        embed.main([str(model), "--dataset", "digits_lt", "--splits", "train", *words])
+    export(read_saved_run(model), tmp_path / "shown", "user/name", neighbours={"dataset": "digits_lt"})
+    shown = predict.load(str(tmp_path / "shown"))
+    file = io.BytesIO()
+    rows["test"][0]["image"].save(file, "PNG")
+    prediction = shown.predict(file.getvalue())
+    assert len(prediction.nearest) == 5
+    # the published ones, compared by the command that compares all of them
+    embedded = read_embeddings(model / "embeddings.parquet", "train")
+    _, features = shown.handler.answer_with_features([file.getvalue()])
+    distances, _ = nearest(shown.training_images.features.numpy(), chosen_features(features, expert).numpy())
+    np.testing.assert_allclose([image.similarity for image in prediction.nearest], 1 - distances[0], atol=1e-3)
+    # a training image is nearest to itself
+    row = next(row for row, label in enumerate(embedded.labels) if label == "9")
+    file = io.BytesIO()
+    rows["train"][int(embedded.rows[row])]["image"].save(file, "PNG")
+    first = shown.predict(file.getvalue()).nearest[0]
+    assert (first.name, first.similarity) == ("9", pytest.approx(1, abs=1e-3))
+    assert Image.open(io.BytesIO(first.picture)).size == (96, 96)
+    html = page.result(shown, prediction)
+    assert html.count('<img alt="Training image of the class ') == 5
+    assert "Nearest training images" in html
+
+
+def test_a_model_without_training_images_and_a_damaged_file(space, model, folder, tmp_path):
+    predict, page = space
+    prediction = model.predict(right_images()["rgb.png"])
+    assert prediction.nearest is None
+    assert "<img" not in page.result(model, prediction)
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / predict.NEIGHBOURS).write_bytes(b"cut off")
+    with pytest.raises(predict.NoModelError, match=r"neighbours.safetensors is damaged: .* Publish the model again"):
+        predict.load(str(tmp_path / "copy"))
+
+
 def test_without_counts_there_is_no_tail(space, model, folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "class_counts.json").unlink()
@@ -311,12 +368,15 @@ def test_long_names_leave_room_for_their_bars(space, width):
     handler = type("Handler", (), {"labels": LONG})
     model = predict.Model("m", None, handler, ValueError, counts=COUNTS)
     answers = [predict.Answer(label, name, 0.2) for label, name in enumerate(LONG)]
-    html = page.result(model, predict.Prediction(answers, answers[:3]))
+    picture = (ROOT / "hub_cards" / "examples" / "digit_5.png").read_bytes()
+    images = [predict.Neighbour(label, name.replace(" ", "_"), 0.9, picture) for label, name in enumerate(LONG)]
+    html = page.result(model, predict.Prediction(answers, answers[:3], nearest=images))
     style = (SPACE / "style.css").read_text()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FOR_CONTAINERS)
         shown = browser.new_page(viewport={"width": width, "height": 800})
         shown.set_content(f"<style>{style}</style><body class='gradio-container' style='font-size:16px'>{html}")
+        assert shown.locator("img").evaluate_all("all => all.map(one => one.getBoundingClientRect().width)") == [96] * 5
         tracks = shown.locator(".lt-track").evaluate_all("all => all.map(one => one.getBoundingClientRect().width)")
         assert min(tracks) >= 60
         assert shown.evaluate("document.documentElement.scrollWidth") <= width

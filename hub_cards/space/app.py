@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # needed if the working directory is another one; on a Space it is this one
 
 import page  # noqa: E402
-from predict import Model, NoModelError, NoPredictionError, Prediction, load  # noqa: E402
+from predict import Model, Neighbour, NoModelError, NoPredictionError, Prediction, load  # noqa: E402
 
 _CACHE_SECONDS = 3600  # how long an uploaded image is kept
 # A screen reader announces what changes only in a region that was live before
@@ -67,7 +67,12 @@ def as_json(model: Model, prediction: Prediction) -> dict[str, Any]:
         "group": model.group(prediction.top[0].label),
         **({} if prediction.in_set is None else {"set": [answer.name for answer in prediction.in_set]}),
         **({} if prediction.rejected is None else {"none_of_the_classes": prediction.rejected}),
+        **({} if prediction.nearest is None else {"nearest_training_images": _as_json(prediction.nearest)}),
     }
+
+
+def _as_json(images: list[Neighbour]) -> list[dict[str, Any]]:
+    return [{"label": image.name, "similarity": image.similarity} for image in images]
 
 
 def build(model: Model) -> gr.Blocks:

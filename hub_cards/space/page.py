@@ -1,8 +1,9 @@
 """The parts of the page in HTML: a model's answer for an image, or the reason why there is none."""
 
+import base64
 from html import escape
 
-from predict import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, Answer, Model, Prediction
+from predict import FEW_SHOT_BELOW, MANY_SHOT_ABOVE, Answer, Model, Neighbour, Prediction
 
 _MOST_NAMES = 12  # of a set
 MOST_BARS = 240  # in the drawing of the tail; with more classes, only every n-th is drawn
@@ -33,6 +34,8 @@ def failure(title: str, message: str) -> str:
 def result(model: Model, prediction: Prediction) -> str:
     """The answer. app.py makes its place a live region; of a new answer a screen reader reads the headline."""
     sections = [_headline(model, prediction), _bars(model, prediction.top), _votes(model, prediction)]
+    if prediction.nearest:
+        sections.append(_nearest(model, prediction.nearest))
     if model.counts:
         sections.append(_tail(model, prediction.top[0]))
     return "".join(
@@ -125,6 +128,20 @@ def _vote(model: Model, number: int, vote: Answer | None, best: int) -> str:
         f'<div class="lt-vote lt-{_tone(model, vote.label)} lt-{agrees}">{title}'
         f'<b title="{escape(vote.name)}">{escape(vote.name)}</b>'
         f"<span>{_percent(vote.probability)}</span></div>"
+    )
+
+
+def _nearest(model: Model, images: list[Neighbour]) -> str:
+    rows = "".join(
+        f'<li class="lt-{_tone(model, image.label)}"><img alt="Training image of the class {escape(image.name)}" '
+        f'src="data:image/jpeg;base64,{base64.b64encode(image.picture).decode()}">'
+        f"<b>{escape(image.name)}</b><span>{image.similarity:.3f}</span></li>"
+        for image in images
+    )
+    return (
+        '<h2>Nearest training images</h2><p class="lt-note">Of the published ones, with their classes and the '
+        "similarity of their features: 1 for equal features. Compare similarities of one model only.</p>"
+        f'<ul class="lt-nearest">{rows}</ul>'
     )
 
 

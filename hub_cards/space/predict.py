@@ -11,12 +11,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 TOP_K = 5
+MOST_NEAREST = 5  # training images, as few as a rare class may have
+NEIGHBOURS = "neighbours.safetensors"
 MANY_SHOT_ABOVE, FEW_SHOT_BELOW = 100, 20
 
 
@@ -30,17 +35,32 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """A training image: its class, by index and name, and a JPEG file of it.
+
+    `similarity` is the cosine of its features with those of the image that is classified.
+    """
+
+    label: int
+    name: str
+    similarity: float
+    picture: bytes
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The likeliest classes, best first, and that of each expert; None for an expert that was not needed.
 
     `in_set` are the classes of which one is the true one in a promised share of the cases, and `rejected` is whether
-    the image is of none of the classes; None if the model does not say.
+    the image is of none of the classes; None if the model does not say. `nearest` are the training images with the most
+    similar features, nearest first; None if none are published.
     """
 
     top: list[Answer]
     experts: list[Answer | None]
     in_set: list[Answer] | None = None
     rejected: bool | None = None
+    nearest: list[Neighbour] | None = None
 
 
 class NoModelError(ValueError):
@@ -49,6 +69,33 @@ class NoModelError(ValueError):
 
 class NoPredictionError(ValueError):
     """An image that cannot be classified. The message is for the user."""
+
+
+class TrainingImages:
+    """The published training images. `ride_bf.hub.neighbours` writes and describes the file."""
+
+    def __init__(self, path: Path):
+        try:
+            with safe_open(path, "pt") as file:
+                self.experts = json.loads(file.metadata()["experts"])
+                self.features = file.get_tensor("features").float()  # (N, D): float16 is slow on CPUs
+                self.labels = file.get_tensor("labels").tolist()
+                self.ends = file.get_tensor("picture_ends").tolist()
+                self.pictures = file.get_tensor("pictures").numpy()
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise NoModelError(f"{path.name} is damaged: {error}. Publish the model again.") from error
+
+    def nearest(self, expert_features: torch.Tensor, names: list[str]) -> list[Neighbour]:
+        """The images nearest to one with `expert_features` (E, D). `names` are those of the classes."""
+        query = F.normalize(F.normalize(expert_features[self.experts], dim=1).flatten(), dim=0)
+        similarities, rows = (self.features @ query).topk(min(MOST_NEAREST, len(self.labels)))
+        return [
+            Neighbour(self.labels[row], names[self.labels[row]], similarity, self._picture(row))
+            for similarity, row in zip(similarities.tolist(), rows.tolist(), strict=True)
+        ]
+
+    def _picture(self, row: int) -> bytes:
+        return self.pictures[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
 
 
 @dataclass(frozen=True)
@@ -61,6 +108,7 @@ class Model:
     errors: type[Exception]
     counts: list[int] | None = None  # training images of each class
     examples: list[Path] = field(default_factory=list)
+    training_images: TrainingImages | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -86,7 +134,9 @@ class Model:
         if isinstance(image, str | Path):
             image = self._read(Path(image))
         try:
-            if hasattr(self.handler, "answer"):
+            if self.training_images is not None:
+                (probabilities, experts, in_set, rejected), features = self.handler.answer_with_features([image])
+            elif hasattr(self.handler, "answer"):
                 probabilities, experts, in_set, rejected = self.handler.answer([image])
             else:  # published by an earlier version
                 probabilities, experts, in_set, rejected = *self.handler.classify([image]), None, None
@@ -98,6 +148,7 @@ class Model:
             top=ranked[:TOP_K],
             in_set=None if in_set is None else [answer for answer in ranked if in_set[0, answer.label]],
             rejected=None if rejected is None else bool(rejected[0]),
+            nearest=None if self.training_images is None else self.training_images.nearest(features[0], self.labels),
             experts=[
                 None if own.isnan().any() else self._answer(own.argmax().item(), own.max().item()) for own in experts[0]
             ],
@@ -133,7 +184,7 @@ def load(model: str, revision: str | None = None) -> Model:
     if not (folder / "handler.py").is_file():
         raise NoModelError(f"{model} has no handler.py: publish it with python -m ride_bf.publish")
     handler = _import(folder / "handler.py")
-    counts = folder / "class_counts.json"
+    counts, neighbours = folder / "class_counts.json", folder / NEIGHBOURS
     return Model(
         name=folder.resolve().name if local else model,
         card=None if local else f"{ENDPOINT}/{model}" + (f"/tree/{revision}" if revision else ""),
@@ -141,6 +192,7 @@ def load(model: str, revision: str | None = None) -> Model:
         errors=handler.BadRequestError,
         counts=json.loads(counts.read_text())["train"] if counts.is_file() else None,
         examples=sorted(path for path in (folder / "examples").glob("*") if path.is_file()),
+        training_images=TrainingImages(neighbours) if neighbours.is_file() else None,
     )
 
 

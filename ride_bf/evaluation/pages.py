@@ -72,9 +72,14 @@ def thumbnail(image: dict[str, Any], max_image_pixels: int = MAX_IMAGE_PIXELS) -
 
 def picture_source(picture: PIL.Image.Image, most_bytes: int | None = None) -> str:
     """Returns a picture as the source of an HTML image; of `most_bytes` if the lowest quality allows it."""
+    return f"data:image/jpeg;base64,{base64.b64encode(as_jpeg(picture, most_bytes)).decode()}"
+
+
+def as_jpeg(picture: PIL.Image.Image, most_bytes: int | None = None) -> bytes:
+    """Returns a picture as a JPEG file; of `most_bytes` if the lowest quality allows it."""
     for quality in _QUALITIES:
         file = io.BytesIO()
         picture.save(file, format="JPEG", quality=quality)
         if most_bytes is None or file.tell() <= most_bytes:
             break
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()

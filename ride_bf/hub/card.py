@@ -26,6 +26,7 @@ from ride_bf.evaluation.plots import (
 )
 from ride_bf.evaluation.unknown import UNKNOWN
 from ride_bf.hub.licences import Licence
+from ride_bf.hub.neighbours import NEIGHBOURS, SIDE, PublishedNeighbours
 from ride_bf.hub.onnx import output_names
 from ride_bf.hub.run_files import SavedRun
 from ride_bf.runs.provenance import CORRECTION, describe_parameters
@@ -74,6 +75,7 @@ class Published:
     plots: Sequence[str] = ()
     onnx_size: tuple[int, int] | None = None  # height and width of the input images of model.onnx
     oldest_transformers: str = ""  # that handler.py's requirements allow
+    neighbours: PublishedNeighbours | None = None  # small copies of training images
 
 
 def make_card(saved: SavedRun, published: Published) -> ModelCard:
@@ -101,6 +103,8 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         class_table=_class_table(saved),
         expert_table=_expert_table(saved),
         rare=_rare_classes(saved),
+        neighbours_file=NEIGHBOURS,
+        picture_side=SIDE,
         papers=published_results(saved.recipe.get("description", "")),
         many_above=MANY_SHOT_ABOVE,
         few_below=FEW_SHOT_BELOW,

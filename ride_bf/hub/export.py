@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.html_report import write_report
 from ride_bf.hub.card import Example, Published, make_card, write_plots
 from ride_bf.hub.licences import Licence
+from ride_bf.hub.neighbours import NEIGHBOURS, write_neighbours
 from ride_bf.hub.run_files import SavedRun
 from ride_bf.runs.checkpoints import FACTS
 from ride_bf.runs.models import load_model, load_processor
@@ -46,18 +47,21 @@ def export(
     examples: Sequence[Path] = (),
     keep_batchformer: bool = False,
     onnx: bool = False,
-) -> None:
+    neighbours: Mapping[str, Any] | None = None,
+) -> Published:
     """Fills the empty `folder` with the files of a model's page.
 
     These are weights, configuration, code and image processor; the card; results, report, recipe and plots, if there
     are any; the training data and the class counts; the handler for Inference Endpoints and its requirements; the
     licence of the code; and the image files `examples` with the model's answers. The BatchFormer is left out unless
     `keep_batchformer`, because it takes no part in predictions. No file contains a path of this machine. The same
-    arguments give the same bytes. `license` is that of the weights; `data_description` says what the
-    training images show.
+    arguments give the same bytes. `license` is that of the weights; `data_description` says what the training images
+    show. The files contain no training images, unless `neighbours`, the `data_options` of `write_neighbours`, are
+    given: then it writes small copies of some.
 
-    Raises ValueError for examples that are not images, RuntimeError if the logits of the exported model differ from
-    those of the checkpoint, and ModuleNotFoundError, which says what to install, if `onnx` needs a missing package.
+    Returns what the card says about the files. Raises ValueError for examples that are not images, RuntimeError if the
+    logits of the exported model differ from those of the checkpoint, ModuleNotFoundError, which says what to install,
+    if `onnx` needs a missing package, and with `neighbours` the errors of `write_neighbours`.
     """
     model = load_model(saved.checkpoint, dtype="auto").eval()
     processor = load_processor(saved.checkpoint)
@@ -68,6 +72,7 @@ def export(
     check_same_logits(model, exported, images)
     exported.save_pretrained(folder)
     processor.save_pretrained(folder)
+    shown_images = None if neighbours is None else write_neighbours(saved.checkpoint, folder / NEIGHBOURS, **neighbours)
     if onnx:
         from ride_bf.hub.onnx import export_onnx
 
@@ -105,9 +110,11 @@ def export(
         plots=plots,
         onnx_size=tuple(images.shape[2:]) if onnx else None,
         oldest_transformers=re.search(r"transformers>=([\d.]+)", requirements)[1],
+        neighbours=shown_images,
     )
     card = make_card(saved, published)
     card.save(folder / "README.md")
+    return published
 
 
 def _requirements(config: RideBfConfig) -> str:

@@ -23,6 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is ht
 from data.hub_ids import check_repo_id
 from ride_bf.hub.export import HUB_CARDS
 from ride_bf.hub.licences import OTHER, Licence
+from ride_bf.hub.neighbours import NEIGHBOURS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Files that an export may have. A later export without them deletes them, such as an ONNX file of old weights.
@@ -37,7 +38,7 @@ _OPTIONAL = (
         "examples/*",
         "shown/*",
     ),
-    *("model*.safetensors*", "model.onnx*", "checkpoint.json"),
+    *("model*.safetensors*", "model.onnx*", "checkpoint.json", NEIGHBOURS),
 )
 
 
@@ -55,8 +56,8 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = 
     """Uploads the files in `folder` to a model or "space" repository, and creates the repository if needed.
 
     It makes a single commit. If anything fails, the repository stays as it was, or empty if it is new. Optional files
-    of an earlier export that are not in `folder` are deleted; other files in the repository stay. Returns the URL of
-    the commit.
+    of an earlier export that are not in `folder` are deleted, and it prints their names; other files in the repository
+    stay. Returns the URL of the commit.
 
     Raises PublishError, and ValueError if `private` is set and the repository exists and is public.
     """
@@ -84,6 +85,11 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = 
         )
     except (HTTPError, OSError, RuntimeError) as error:
         raise PublishError(f"{repo_id} was not published: {_reason(error)}. You can run the command again") from error
+    if stale:
+        print(f"Deleted from {repo_id}, because this export does not have them: {', '.join(stale)}")
+    if NEIGHBOURS in stale:
+        squash = f"HfApi().super_squash_history({repo_id!r}{'' if revision is None else f', branch={revision!r}'})"
+        print(f"Earlier commits still have the training images of {NEIGHBOURS}; {squash} of huggingface_hub drops them")
     return commit.commit_url
 
 
