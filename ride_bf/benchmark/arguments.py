@@ -52,7 +52,7 @@ def _digits(parser: argparse.ArgumentParser) -> None:
 
 
 def _input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data_dir", type=Path, help="folder of ImageNet-LT, to read instead of synthetic images")
+    parser.add_argument("--data_dir", type=Path, help="folder of images, to read instead of synthetic ones")
     parser.add_argument("--images", type=int, default=512, help="number of images to read in a round")
     parser.add_argument("--rounds", type=int, default=5)
     _add_results(parser, "benchmark_input.json")
@@ -66,6 +66,9 @@ def _lists(parser: argparse.ArgumentParser) -> None:
         default=(115_846, 437_513, 1_000_000),
         help="lengths of the lists; by default those of the training lists of ImageNet-LT and iNaturalist 2018, "
         "and a million",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are made; in /dev/shm, in memory, a million take seconds"
     )
     _add_results(parser, "benchmark_lists.json")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # folder for the process that is measured

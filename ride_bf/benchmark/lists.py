@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         return
     rows = []
     for lines in options.lines:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             make_list(Path(folder), lines)
             rows.append({"lines": lines, **_in_a_process(Path(folder))})
     results = {"command": command(options), "machine": machine(), "rows": rows}
