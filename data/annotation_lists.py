@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datasets import DatasetDict
 
 from data.notices import some
-from data.rows import NamedRows, Rows, check_labels, load_rows, read_text, with_slashes
+from data.rows import NamedRows, Rows, check_labels, check_length, load_rows, read_text, with_slashes
 from data.sets._benchmark import MARKER, Benchmark
 from data.sets._data_set import DataSet
 
@@ -29,8 +29,10 @@ def read_annotation_list(path: Path, folder: Path | None = None) -> Rows:
     Lines before the first image that start with "# " are comments. `folder` has the images, by default the list's.
 
     Raises ValueError, with the file, the line number and the line, if a line is not `relative/path label`, if a path
-    leaves the folder, or if a path is listed twice. Raises OSError if the list cannot be read.
+    leaves the folder, or if a path is listed twice; and for a list of more than 2 GB. Raises OSError if the list cannot
+    be read.
     """
+    check_length(path, path.stat().st_size)
     expected = "expected lines 'relative/path.jpg label', label a whole number from 0"
     lines = pc.ascii_trim_whitespace(pa.array(read_text(path).split("\n"), pa.string()))
     filled = pc.not_equal(lines, "").to_numpy(zero_copy_only=False)

@@ -15,6 +15,7 @@ from data.streams import ImageStream
 
 DIGITS = 32  # of a digest; an earlier version had 64
 _ROWS_AT_ONCE = 256  # of images that are stored in the table, to limit memory
+_LINES_AT_ONCE = 65_536  # as Python's own strings
 
 
 def images_digest(split: Dataset | ImageStream) -> str:
@@ -46,8 +47,9 @@ def _lines(split: Dataset | ImageStream) -> Iterator[Iterable[str]]:
     first_and_last = pc.min_max(paths).as_py().values()  # a start that these two share is shared by all
     folder = os.path.commonpath([os.path.dirname(path) for path in first_and_last])
     relative = pc.utf8_slice_codeunits(paths, len(folder.rstrip("/")) + 1 if folder else 0)
-    for chunk in pc.binary_join_element_wise(relative, labels, "\t").chunks:
-        yield chunk.to_pylist()
+    lines = pc.binary_join_element_wise(relative, labels, "\t")
+    for start in range(0, len(lines), _LINES_AT_ONCE):
+        yield lines.slice(start, _LINES_AT_ONCE).to_pylist()
 
 
 def _contents(split: Dataset) -> Iterator[str]:

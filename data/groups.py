@@ -33,6 +33,7 @@ HASH_BITS = 64
 NEAR = 4  # bits in which the hashes of images that look alike may differ
 _TAIL = 4096  # bytes at the end of a file; of photographs they differ, though the sizes are equal
 _THREADS = 8
+_KEYS_AT_ONCE = 1024  # that a thread computes at once
 _BROKEN = 2**64 - 1  # in place of the hash of an image that cannot be read
 _CHUNK = 32  # images that a process gets at once
 _PROGRESS_FROM = 20_000  # images; fewer take a few seconds
@@ -280,13 +281,17 @@ def describe_groups(groups: np.ndarray, by: str | None) -> str | None:
 
 def image_keys(split: Dataset) -> np.ndarray:
     """Returns a digest of each image as it is now, (N,) of 16 bytes: path, size and time of a file, or stored bytes."""
-    keys = np.zeros(len(split), dtype="V16")
-    contents = _StoredBytes([split])
-    for index, path in enumerate(image_field(split, "path").to_pylist()):
-        stored = contents.of(index)
-        fact = f"{path}\0{_size_and_time(path)}".encode() if stored is None else stored
-        keys[index] = np.void(hashlib.blake2b(fact, digest_size=16).digest())
-    return keys
+    contents, stored, paths = _StoredBytes([split]), in_table(split), image_field(split, "path")
+
+    def key(index: int, path: str | None) -> bytes:
+        fact = contents.of(index) if stored[index] else f"{path}\0{_size_and_time(path)}".encode()
+        return hashlib.blake2b(fact, digest_size=16).digest()
+
+    def keys_of(start: int) -> bytes:
+        some = paths[start : start + _KEYS_AT_ONCE].to_pylist()
+        return b"".join(map(key, range(start, start + len(some)), some))
+
+    return np.frombuffer(b"".join(_in_threads(keys_of, range(0, len(split), _KEYS_AT_ONCE))), dtype="V16")
 
 
 def _signed(lengths: pa.ChunkedArray) -> np.ndarray:

@@ -25,6 +25,7 @@ from transformers import BitImageProcessor
 from data.batches import EvaluationBatch, FinishedBatches, TrainBatch, derived_seed
 from data.columns import undecoded
 from data.formats import MAX_IMAGE_PIXELS
+from data.order import in_pieces
 from data.streams import SHUFFLE_BUFFER, ImageStream, StreamCollate, TrainStream
 from data.transforms import OnBrokenImage, collate_prepared, evaluation_transform, leave_out_broken, only_whole
 
@@ -178,7 +179,8 @@ class Shuffle(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self))
-        return iter((order % self.num_rows).tolist())
+        order %= self.num_rows
+        return in_pieces(order)
 
 
 class JoiningBatchSampler(BatchSampler):

@@ -18,6 +18,7 @@ from data.split_names import as_data_files
 
 GROUP = "group"  # a column of what images of one group have in common; no split separates them
 _IMAGE_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+_MOST_BYTES = 2**31 - 2  # of the paths of a split: an array of Arrow's strings, which `datasets` uses, holds no more
 _LOOKED_AT = 100  # files to check in each split when the tables come from the cache
 _SHOWN = 5  # examples in a message
 
@@ -178,6 +179,15 @@ def check_labels(splits: dict[str, Rows], num_classes: int, names: Sequence[str]
                 )
 
 
+def check_length(source: Path, length: int) -> None:
+    """Raises ValueError if a split, from `source`, has `length` bytes of paths, more than its table can hold."""
+    if length > _MOST_BYTES:
+        raise ValueError(
+            f"{source} has {length:,} bytes of paths, and a split can have {_MOST_BYTES:,}: put the images into tar "
+            "archives in WebDataset's format and read them with --streaming, or use fewer images or shorter paths"
+        )
+
+
 def check_files(splits: dict[str, Rows], folder: Path) -> None:
     """Raises FileNotFoundError if images are missing in `folder`, with their number, examples and the likely cause.
 
@@ -288,6 +298,9 @@ class _RowsBuilder(datasets.ArrowBasedBuilder):
 
     def _split_generators(self, dl_manager):
         named = self.read()
+        for rows in named.splits.values():
+            length = pc.sum(pc.binary_length(rows.paths).cast(pa.int64()), min_count=0).as_py()
+            check_length(rows.source, length + len(rows.labels) * len(os.fsencode(f"{self.folder}/")))
         check_files(named.splits, self.folder)
         features = {"image": Image(), "label": ClassLabel(names=named.names)}
         if named.splits["train"].groups is not None:

@@ -77,6 +77,23 @@ def test_windows_line_ends_tabs_byte_order_marks_and_empty_lines(places):
     assert load_long_tailed("places_lt", places)["train"]["label"] == [0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("shorter", [0, 1])
+def test_more_paths_than_a_table_holds_are_refused(places, monkeypatch, shorter):
+    """With the folder the paths take more than their list, which is refused before it is read, does."""
+    whole = sum(len(f"{places.resolve()}/{path}") for path in TRAIN)
+    monkeypatch.setattr("data.rows._MOST_BYTES", whole - shorter)
+    if not shorter:
+        assert len(load_long_tailed("places_lt", places)["train"]) == len(TRAIN)
+        return
+    with pytest.raises(
+        ValueError, match=rf"has {whole} bytes of paths, and a split can have {whole - 1}: .*--streaming"
+    ):
+        load_long_tailed("places_lt", places)
+    monkeypatch.setattr("data.rows._MOST_BYTES", 10)
+    with pytest.raises(ValueError, match=r"Places_LT_train\.txt has .* bytes of paths"):
+        read_annotation_list(places / "Places_LT_train.txt")
+
+
 def rewrite(name, text):
     return lambda folder: (folder / name).write_text(text)
 

@@ -230,12 +230,40 @@ def test_a_run_without_excluded_images_and_empty_classes(place, tmp_path, monkey
     splits, _ = load_splits_of(tmp_path / "hub", data_dir=place, exclude=tmp_path / "out.txt")
     assert class_counts(splits["train"]) == [3, 4]
     (tmp_path / "out.txt").rename(tmp_path / "moved.txt")
+    shutil.copytree(run / "last", tmp_path / "alone")
     with pytest.raises(SystemExit, match=r"was trained with --exclude .*out.txt, which is not there; .*its new place"):
-        evaluate.main(["--model", str(run)])
+        evaluate.main(["--model", str(tmp_path / "alone")])
     evaluate.main(["--model", str(run), "--exclude", str(tmp_path / "moved.txt")])
     write_lines(tmp_path / "moved.txt", "train/cat/1.png")
     with pytest.raises(SystemExit, match=r"the data in .* are not those that .* was trained on"):
         evaluate.main(["--model", str(run), "--exclude", str(tmp_path / "moved.txt")])
+
+
+def test_a_run_keeps_the_list_of_excluded_images(place, tmp_path, capsys):
+    file = write_lines(tmp_path / "out.txt", "# wrong labels", "train/cat/0.png")
+    options = (*TINY, "--epochs", 2, "--data_dir", place, "--exclude", file)
+    assert not (train(tmp_path / "run", *options, "--dry_run") / "excluded_images.txt").exists()
+    run = train(tmp_path / "run", *options, "--max_steps", 1)
+    before = file.read_bytes()
+    assert (run / "excluded_images.txt").read_bytes() == before
+
+    def later_commands():
+        evaluate.main(["--model", str(run)])
+        assert class_counts(load_splits_of(run / "last")[0]["train"]) == [3, 4]
+        train(run, *options, "--resume")
+        assert read_data(run).options == {"exclude": str(file)}
+        assert read_data(run).train_class_counts == [3, 4]
+
+    write_lines(file, "train/cat/1.png", "train/dog/1.png")
+    with pytest.warns(DataNotice, match="has changed since the run began"):
+        later_commands()
+    assert f"note: {file} has changed since the run began, which goes by its copy {run}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="train had 7 images in training and has 6 here"):
+        evaluate.main(["--model", str(run), "--exclude", str(file)])
+    file.unlink()
+    later_commands()
+    train(run, *TINY, "--data_dir", place, "--overwrite_output_dir")
+    assert not (run / "excluded_images.txt").exists()
 
 
 def test_a_run_on_lists_elsewhere(place, tmp_path, monkeypatch):

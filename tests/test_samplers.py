@@ -4,6 +4,7 @@ import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, DataLoader
 
+from data.order import in_pieces
 from ride_bf.methods.samplers import LongTailedSampler, class_probabilities
 
 COUNTS = [64, 16, 4, 1]
@@ -54,6 +55,27 @@ def test_order_depends_on_seed_and_epoch_alone():
     resumed = sampler()
     resumed.set_epoch(1)
     assert list(resumed) == list(other_epoch)
+
+
+def test_the_order_of_earlier_versions_is_kept():
+    """Class by class: the class's places in the epoch get its shuffled rounds, one after the other."""
+    rng = np.random.default_rng((5, 2))
+    classes = rng.choice(4, size=300, p=class_probabilities(COUNTS, "square_root"))
+    expected = np.empty(300, dtype=np.int64)
+    for label in range(4):
+        own, members = classes == label, np.flatnonzero(label == LABELS)
+        rounds = [rng.permutation(members) for _ in range(-(-own.sum() // len(members)))]
+        expected[own] = np.concatenate(rounds)[: own.sum()]
+    drawing = sampler("square_root", num_samples=300, seed=5)
+    drawing.set_epoch(2)
+    assert list(drawing) == expected.tolist()
+
+
+def test_an_order_is_given_in_pieces_of_python_numbers():
+    order = np.random.default_rng(0).permutation(150_000)
+    given = list(in_pieces(order))
+    assert given == order.tolist()
+    assert type(given[0]) is int
 
 
 @pytest.mark.parametrize("strategy", ["square_root", "class_balanced", "progressively_balanced"])

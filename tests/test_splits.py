@@ -20,7 +20,7 @@ from data import class_counts, class_labels, load_long_tailed
 from data import make_splits as command
 from data.digest import images_digest
 from data.drawing import draw_share, long_tail
-from data.groups import equal_images, group_images, join_groups, similar_images
+from data.groups import equal_images, group_images, image_keys, join_groups, similar_images
 from data.notices import DataNotice, printed_notices
 from data.splits import make_splits
 from ride_bf import evaluate
@@ -665,3 +665,19 @@ def test_automatic_splits_are_those_before_groups(tmp_path):
     assert paths(loaded["test"]) == [
         path for path, drawn in zip(everything, earlier_rule(labels, 0.2), strict=True) if drawn
     ]
+
+
+def test_keys_of_images_keep_their_order_whatever_thread_computes_them(tmp_path):
+    files = [tmp_path / f"{index}.jpg" for index in range(1500)]  # more than a thread gets at once
+    for index, file in enumerate(files[:-1]):
+        file.write_bytes(bytes(index % 7))
+    images = [{"bytes": None, "path": str(file)} for file in files] + [{"bytes": b"stored", "path": None}]
+    rows = Dataset.from_dict({"image": images}, Features({"image": ImageFeature(decode=False)}))
+    keys = image_keys(rows)
+    assert keys.shape == (1501,)
+    assert keys.dtype == "V16"
+    assert len(set(keys.tolist())) == 1501
+    picked = np.random.default_rng(0).permutation(1501)[:1200]
+    assert (image_keys(rows.select(picked)) == keys[picked]).all()
+    files[3].write_bytes(b"another size")
+    assert np.flatnonzero(image_keys(rows) != keys).tolist() == [3]

@@ -52,7 +52,7 @@ def _digits(parser: argparse.ArgumentParser) -> None:
 
 
 def _input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data_dir", type=Path, help="folder of ImageNet-LT, to read instead of synthetic images")
+    parser.add_argument("--data_dir", type=Path, help="folder of images, to read instead of synthetic ones")
     parser.add_argument("--images", type=int, default=512, help="number of images to read in a round")
     parser.add_argument("--rounds", type=int, default=5)
     _add_results(parser, "benchmark_input.json")
@@ -63,8 +63,12 @@ def _lists(parser: argparse.ArgumentParser) -> None:
         "--lines",
         type=int,
         nargs="+",
-        default=(115_846, 437_513),
-        help="lengths of the lists; by default those of the training lists of ImageNet-LT and iNaturalist 2018",
+        default=(115_846, 437_513, 1_000_000),
+        help="lengths of the lists; by default those of the training lists of ImageNet-LT and iNaturalist 2018, "
+        "and a million",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are made; in /dev/shm, in memory, a million take seconds"
     )
     _add_results(parser, "benchmark_lists.json")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # folder for the process that is measured
@@ -142,7 +146,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     ),
     "digits": (_digits, "Compare the methods on the default images, with several seeds each, as a table and a plot."),
     "input": (_input, "Compare the input pipeline with the classic one, in one process on the same files."),
-    "lists": (_lists, "Measure reading and caching of lists as long as those of ImageNet-LT and iNaturalist 2018."),
+    "lists": (_lists, "Measure what lists of up to a million images cost in memory and time."),
     "train": (_train, "Compare a training step with the authors' implementation and with torchvision's resnet50."),
     "scale": (_scale, "Measure time and memory of a training step for numbers of experts, classes and window sizes."),
 }

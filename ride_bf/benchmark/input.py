@@ -5,8 +5,9 @@ and Normalize, image by image. Ours is the work of a loader's worker; the work o
 use a DataLoader without workers and take turns, and the best round counts. data.synthesize draws the images.
 
 A second table compares ways to decode JPEG files of several sizes for training: all pixels by torchvision, all pixels
-as `data.reading` does it, and with --jpeg_scaling. It counts the processor's time, so that other work on the machine
-matters less. The ways take turns, and the median of the rounds counts.
+as `data.reading` does it, with --jpeg_scaling, and all pixels of the copy that `python -m data.prepare` writes. It
+counts the processor's time, so that other work on the machine matters less. The ways take turns, and the median of the
+rounds counts.
 """
 
 import argparse
@@ -30,10 +31,13 @@ from data import (
     evaluation_transform,
     load_long_tailed,
     reading,
+    recognise,
     train_transform,
     undecoded,
 )
 from data.batches import EvaluationBatch
+from data.columns import in_table
+from data.prepare import CopyOptions
 from data.reading import read_image
 from data.synthesize import make_image, synthesize
 from ride_bf.benchmark.measure import command, machine, write_results
@@ -48,8 +52,11 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.data_dir is None:
             synthesize("imagenet_lt", 0.01, Path(folder))
-        rows = load_long_tailed("imagenet_lt", options.data_dir or folder)["train"]
+        place = options.data_dir or folder
+        rows = load_long_tailed(recognise(place), place)["train"]
         rows = undecoded(rows.shuffle(seed=0).select(range(min(options.images, len(rows)))))
+        if in_table(rows).any():
+            raise ValueError(f"{place} has images in a table; name a folder of image files with --data_dir")
         results = {
             "command": command(options),
             "machine": f"{machine()}, one process and thread",
@@ -92,11 +99,14 @@ def measure(rows, rounds: int) -> dict[str, float]:
         "train": TrainBatch(recipe.augmentation, recipe.image_mean, recipe.image_std),
         "evaluation": EvaluationBatch(recipe.image_mean, recipe.image_std),
     }
-    images = rows["image"]
+    images, batch = rows["image"], min(BATCH, len(rows))
     ways: dict[str, tuple[Callable[[], Iterable], int]] = {
         "train, classic": (lambda: DataLoader(_Classic(rows, classic.Compose([*first, *last])), BATCH), len(rows)),
         "train, ours": (lambda: DataLoader(ours["train"], BATCH), len(rows)),
-        "train, left to the device": (lambda: (finish["train"](batches["train"]) for _ in range(2)), 2 * BATCH),
+        "train, left to the device": (
+            lambda: (finish["train"](batches["train"]) for _ in range(2)),
+            2 * batch,
+        ),
         "evaluation, classic": (
             lambda: DataLoader(_Classic(rows, classic.Compose([classic.Resize(256), crop, *last])), BATCH),
             len(rows),
@@ -104,7 +114,7 @@ def measure(rows, rounds: int) -> dict[str, float]:
         "evaluation, ours": (lambda: DataLoader(ours["evaluation"], BATCH), len(rows)),
         "evaluation, left to the device": (
             lambda: (finish["evaluation"](batches["evaluation"]) for _ in range(2)),
-            2 * BATCH,
+            2 * batch,
         ),
         "decoding alone": (lambda: map(read_image, images), len(rows)),
     }
@@ -137,7 +147,11 @@ def jpeg_files(rows, options: argparse.Namespace) -> Iterator[tuple[str, list[by
 def measure_jpeg(kind: str, files: list[bytes], rounds: int) -> dict[str, Any]:
     """Measures the images per second of processor time for each way to decode training images, and their difference."""
     recipe = RECIPES["imagenet_lt_resnet50"]
-    rows = {"image": [{"bytes": content, "path": None} for content in files], "label": [0] * len(files)}
+    rows = _rows_of(files)
+    started = time.process_time()
+    copies = [CopyOptions().copy(image)[0] for image in rows["image"]]
+    copying = (time.process_time() - started) / len(files)
+    copied = _rows_of(copies)
     full, scaled = (
         train_transform(recipe.augmentation, recipe.image_size, jpeg_scaling=scaling) for scaling in (False, True)
     )
@@ -153,6 +167,7 @@ def measure_jpeg(kind: str, files: list[bytes], rounds: int) -> dict[str, Any]:
         "by torchvision": by_torchvision,
         "all pixels": lambda: full(rows),
         "jpeg_scaling": lambda: scaled(rows),
+        "prepared copy": lambda: full(copied),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
@@ -170,8 +185,14 @@ def measure_jpeg(kind: str, files: list[bytes], rounds: int) -> dict[str, Any]:
         "number": len(files),
         "mean_kilobytes": statistics.mean(map(len, files)) / 1000,
         "images_per_second": {name: len(files) / statistics.median(of_way) for name, of_way in seconds.items()},
+        "copy_mean_kilobytes": statistics.mean(map(len, copies)) / 1000,
+        "seconds_to_copy": copying,
         "mean_difference_of_scaling": statistics.mean(difference.mean().item() for difference in apart),
     }
+
+
+def _rows_of(files: list[bytes]) -> dict[str, list]:
+    return {"image": [{"bytes": content, "path": None} for content in files], "label": [0] * len(files)}
 
 
 def table(results: dict) -> str:
@@ -191,13 +212,17 @@ def table(results: dict) -> str:
     lines.append(
         f"\nDecoding alone: {speed['decoding alone']:.0f} images/s, {results['mean_kilobytes']:.0f} kB each.\n"
     )
-    lines.append("| JPEG files | kB | by torchvision | all pixels | jpeg_scaling | grey levels apart |")
-    lines.append("|" + " --- |" * 6)
+    lines.append(
+        "| JPEG files | kB | by torchvision | all pixels | jpeg_scaling | grey levels apart | copy | its kB | ms |"
+    )
+    lines.append("|" + " --- |" * 9)
     for of_size in results["jpeg"]:
-        full, *others = of_size["images_per_second"].values()
-        shown = " | ".join(f"{other:.0f} ({other / full:.2f} x)" for other in others)
+        speeds = of_size["images_per_second"]
+        first = speeds["by torchvision"]
+        shown = {name: f"{speed:.0f} ({speed / first:.2f} x)" for name, speed in speeds.items()}
         lines.append(
-            f"| {of_size['images']} | {of_size['mean_kilobytes']:.0f} | {full:.0f} | {shown} "
-            f"| {of_size['mean_difference_of_scaling']:.2f} |"
+            f"| {of_size['images']} | {of_size['mean_kilobytes']:.0f} | {first:.0f} | {shown['all pixels']} "
+            f"| {shown['jpeg_scaling']} | {of_size['mean_difference_of_scaling']:.2f} | {shown['prepared copy']} "
+            f"| {of_size['copy_mean_kilobytes']:.0f} | {1000 * of_size['seconds_to_copy']:.0f} |"
         )
     return "\n".join(lines)

@@ -32,8 +32,11 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "collapse": (*_TRAINING, "ride_bf/benchmark/collapse.py"),
     "confidence": (*_TRAINING, *_CONFIDENCE, "ride_bf/benchmark/confidence.py", "ride_bf/benchmark/clipart_lists.py"),
     "digits": (*_TRAINING, "ride_bf/benchmark/digits.py"),
-    "input": (*_IMAGES, "ride_bf/benchmark/input.py"),
-    "lists": ("data/annotation_lists.py", "data/rows.py", "ride_bf/benchmark/lists.py"),
+    "input": (*_IMAGES, "data/prepare.py", "ride_bf/benchmark/input.py"),
+    "lists": (
+        *(f"data/{name}.py" for name in ("annotation_lists", "rows", "digest", "order", "groups")),
+        *("ride_bf/methods/samplers.py", "ride_bf/benchmark/lists.py"),
+    ),
     "scale": (*_NETWORK, "ride_bf/benchmark/scale.py"),
     "train": (*_NETWORK, "ride_bf/benchmark/train.py", "ride_bf/benchmark/backbone.py"),
 }

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from data.order import in_pieces
+
 # name -> (training images of each class (C,) in float64, progress of the run from 0 to 1) -> probabilities (C,)
 SAMPLERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {}
 INSTANCE = "instance"  # every image once in an epoch, so nothing needs to be drawn
@@ -101,9 +103,10 @@ class LongTailedSampler:
         probabilities = class_probabilities(self.counts, self.strategy, progress)
         classes = rng.choice(len(probabilities), size=self.num_samples, p=probabilities)
         drawn = np.empty(self.num_samples, dtype=np.int64)
-        for label, times in enumerate(np.bincount(classes, minlength=len(probabilities))):
-            members = self.members[label]
-            rounds = [rng.permutation(members) for _ in range(-(-times // len(members)))]
+        times = np.bincount(classes, minlength=len(probabilities))
+        places = np.split(np.argsort(classes, kind="stable"), np.cumsum(times)[:-1])  # of each class in the epoch
+        for members, own in zip(self.members, places, strict=True):
+            rounds = [rng.permutation(members) for _ in range(-(-len(own) // len(members)))]
             if rounds:
-                drawn[classes == label] = np.concatenate(rounds)[:times]
-        return iter(drawn.tolist())
+                drawn[own] = np.concatenate(rounds)[: len(own)]
+        return in_pieces(drawn)

@@ -22,7 +22,7 @@ from data.splits import is_drawn
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model
-from ride_bf.runs.run_folder import ENVIRONMENT, RECIPE, read_settings, run_of
+from ride_bf.runs.run_folder import ENVIRONMENT, RECIPE, excluded_in, read_settings, run_of
 
 DATA = "data"
 PARAMETERS = "parameters"  # {"all": ..., "trained": ...}: how many the network had in training
@@ -108,7 +108,10 @@ def describe_data(
     return TrainingData(
         dataset=dataset,
         data_dir=None if data_dir is None else _absolute(data_dir),
-        options={name: _absolute(value) if name in PATH_OPTIONS else value for name, value in _given(options).items()},
+        options={
+            name: str(Path(value).resolve()) if name in PATH_OPTIONS else value
+            for name, value in _given(options).items()
+        },
         class_names=names_of(splits),
         train_class_counts=class_counts(splits["train"]),
         splits={
@@ -237,7 +240,8 @@ def load_splits_of(
 
     `place` is the folder of a checkpoint or a run, or a Hub id. Nothing else needs to be given. Options that are given
     must agree with the checkpoint. Only `data_dir` may differ, if the same images have been moved there, and
-    `max_image_pixels`, which is in the record that is returned.
+    `max_image_pixels`, which is in the record that is returned. The list of excluded images is the copy in the run's
+    folder, if it is there.
 
     Raises OtherDataError, with both values, if an option or the images differ from training; ValueError if the
     checkpoint does not say what it was trained on and `dataset` is not given; and the errors of
@@ -259,8 +263,10 @@ def load_splits_of(
     where = data.data_dir if data_dir is None else data_dir
     if data_dir is None and _is_local(where) and not Path(where).exists() and data.dataset != CUSTOM:
         where = None  # a checkpoint from another machine: try the usual place of a benchmark
+    found = find_model(place)
+    kept = {"exclude": excluded_in(run_of(found) if isinstance(found, Path) else None, data.options.get("exclude"))}
     try:
-        splits = load_long_tailed(data.dataset, where, **{**data.options, **options})
+        splits = load_long_tailed(data.dataset, where, **{**data.options, **_given(kept), **options})
     except FileNotFoundError as error:
         for name in sorted(PATH_OPTIONS & set(said) - set(options)):
             if not Path(said[name]).exists():

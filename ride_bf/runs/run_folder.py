@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from data.notices import notify
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.checkpoints import BEST, LAST, OLDER, is_checkpoint, newest_whole_checkpoint, recover
 from ride_bf.runs.environment import describe_environment
@@ -21,13 +22,14 @@ TEST_RESULTS = "test_results.json"  # written at the end of training
 LOST_LOSS = "lost_loss.json"  # the images of the batch in which a loss was not finite
 BROKEN_IMAGES = "broken_images.txt"  # one line each time a run skips a broken image
 PUSH, PUSH_LOG = ".push", "push.log"  # of a push to the Hub in progress
+EXCLUDED = "excluded_images.txt"  # a copy of the list that --exclude named when the run began
 TENSORBOARD = "tensorboard"
 LOCK = "run.lock"  # held during a run; the operating system releases it however the run ends
 _RUN_ID = "id"  # in run.json: identifies the run for trackers
 
 # Files of a run that has made progress. A new run beside them needs --overwrite_output_dir.
 _RESULTS = (METRICS, TEST_RESULTS, LOST_LOSS)
-_FILES = (RECIPE, SETTINGS, ENVIRONMENT, BROKEN_IMAGES, PUSH_LOG, *_RESULTS)
+_FILES = (RECIPE, SETTINGS, ENVIRONMENT, BROKEN_IMAGES, EXCLUDED, PUSH_LOG, *_RESULTS)
 
 
 class RunFolder:
@@ -113,6 +115,8 @@ class RunFolder:
             self._make_room(overwrite)
         (self.path / RECIPE).write_text(recipe.as_json())
         (self.path / SETTINGS).write_text(json.dumps({**settings, _RUN_ID: run_id}, indent=2) + "\n")
+        if settings.get("exclude") is not None and not resume:
+            shutil.copyfile(settings["exclude"], self.path / EXCLUDED)
         path = self.path / ENVIRONMENT
         starts = json.loads(path.read_text()) if path.is_file() else []
         path.write_text(json.dumps([*starts, environment], indent=2) + "\n")
@@ -193,6 +197,19 @@ def run_of(checkpoint: Path) -> Path | None:
         return checkpoint.parent
     is_older = checkpoint.parent.name == OLDER and checkpoint.name.startswith("step-")
     return checkpoint.parent.parent if is_older else None
+
+
+def excluded_in(folder: Path | None, exclude: str | None) -> str | None:
+    """The list of excluded images that the run in `folder` trained without: its copy, or `exclude` if it has none.
+
+    A notice says so if the file `exclude` has changed since the run began.
+    """
+    copy = None if folder is None else folder / EXCLUDED
+    if exclude is None or copy is None or not copy.is_file():
+        return exclude
+    if Path(exclude).is_file() and Path(exclude).read_bytes() != copy.read_bytes():
+        notify(f"{exclude} has changed since the run began, which goes by its copy {copy}")
+    return str(copy)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ride_bf.runs.checkpoints import TRAINING_STATE, check_loadable
 from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
-from ride_bf.runs.run_folder import TENSORBOARD, RunFolder
+from ride_bf.runs.run_folder import TENSORBOARD, RunFolder, excluded_in
 from ride_bf.training.arguments import RunArguments, check_starting_models
 from ride_bf.training.backbone import (
     Backbone,
@@ -123,7 +123,8 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     )
     # the other processes use the cache that the first one makes
     with accelerator.main_process_first(), printed_notices(accelerator.print):
-        splits = load_long_tailed(recipe.dataset, **run.data_options())
+        excluded = excluded_in(Path(run.output_dir) if run.resume else None, run.exclude)
+        splits = load_long_tailed(recipe.dataset, **run.data_options() | {"exclude": excluded})
     check_effect_of_options(run, splits)
     splits, names_in_data = name_classes(splits, run.class_names)
     data = describe_data(
