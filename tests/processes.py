@@ -15,6 +15,7 @@ import sys
 import time
 from multiprocessing.connection import wait
 
+import torch
 from conftest import ROOT
 
 TRAIN = ROOT / "train_accelerate.py"
@@ -95,8 +96,19 @@ def run(*command, **options):
     return printed
 
 
+def _renew_thread_pool():
+    """Makes PyTorch replace the pool of threads that a fork does not copy, while one thread alone can ask for it.
+
+    Under FSDP2, autograd starts several threads. In a forked process, two of them may ask at once, and then one finds
+    no pool: "Invalid thread pool!" aborts the process. Processes that are not forked cannot get there.
+    """
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def _run(command, folder, environment, output):
     os.setsid()
+    os.register_at_fork(after_in_child=_renew_thread_pool)
+    _renew_thread_pool()
     for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):
         os.dup2(output.fileno(), descriptor)
     output.close()
