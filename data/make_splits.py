@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data.sets import data_options
+from data.command_line import add_data_options, command_parser
 
 _OPTIONS = ("image_column", "label_column", "allow_empty_classes")  # those of `data.custom.load_custom`
 _HEADING = "# The {split} split, by: "
@@ -27,12 +27,7 @@ _LISTS = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.make_splits",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("make_splits", __doc__)
     parser.add_argument("--data_dir", required=True, help="your images: class folders, lists or a table")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for the lists; may be --data_dir")
     parser.add_argument(
@@ -51,10 +46,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--group_by", metavar="COLUMN", help="perceptual, or a column; see train_accelerate.py --help")
     parser.add_argument("--exclude", metavar="FILE", help="file with a line for each image to leave out")
     parser.add_argument("--overwrite", action="store_true", help="replace lists that are in --output_dir")
-    for name in _OPTIONS:
-        option = data_options()[name]
-        kind = {"action": "store_true"} if option.kind is bool else {"type": option.kind}
-        parser.add_argument(f"--{name}", help=option.help, **kind)
+    add_data_options(parser, _OPTIONS)
     options = parser.parse_args(arguments)
     if options.output_dir.exists() and not options.output_dir.is_dir():
         parser.error(f"--output_dir {options.output_dir} is a file; name a folder")

@@ -24,11 +24,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from data.command_line import add_data_options, command_parser
 from data.formats import MAX_IMAGE_PIXELS
-from data.sets import SPLIT_OPTIONS, data_options
+from data.sets import SPLIT_OPTIONS
 
 MARKER = "prepare.json"  # written last
-LABEL_COUNTS = "label_counts.json"  # of an archive's labels, so that a stream need not be read to count them
 FORMATS = ("folder", "webdataset")
 _OPTIONS = ("image_column", "label_column", "allow_empty_classes", "lists")  # those of `data.custom.load_custom`
 _BROKEN_IMAGES = "broken_images.txt"
@@ -135,7 +135,14 @@ def prepare(
     labels = {split: class_labels(rows)[[image.index for image in kept[split]]] for split, rows in splits.items()}
     if lines:
         (output_dir / _BROKEN_IMAGES).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    _finish(splits, kept, labels, name, place, output_dir, is_benchmark, file_format, command)
+    names = splits["train"].features["label"].names
+    _check_classes(labels["train"], names)
+    if is_benchmark:
+        _copy_lists(get_data_set(name), Path(place), output_dir)
+    elif file_format == "folder":
+        _write_lists(kept, labels, names, output_dir, command)
+    else:
+        _describe_archives(labels, names, output_dir)
     (output_dir / MARKER).write_text(json.dumps(description, indent=1) + "\n")
     (output_dir / f"{MARKER}.unfinished").unlink(missing_ok=True)
     return broken
@@ -179,10 +186,11 @@ def _copy_files(
         below(path, folder) if path and folder and path.startswith(f"{folder}/") else f"{split}/{index:08d}.jpg"
         for index, path in enumerate(image_field(rows, "path").to_pylist())
     ]
+    named = list(enumerate(names))
     for parent in {os.path.dirname(name) for name in names}:
         (output_dir / parent).mkdir(parents=True, exist_ok=True)
     work = partial(_write_files, output_dir=output_dir, options=options, same_names=same_names)
-    chunks = [list(enumerate(names))[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
+    chunks = [named[start : start + _CHUNK] for start in range(0, len(named), _CHUNK)]
     return _in_processes(work, chunks, rows, f"copying {split}", num_workers)
 
 
@@ -300,47 +308,60 @@ def _in_processes(work, parts: list, rows, description: str, num_workers: int) -
     return copied
 
 
-def _finish(splits, kept, labels, name, place, output_dir, is_benchmark, file_format, command) -> None:
-    """Writes what names the images and the classes."""
+def _check_classes(labels, names: Sequence[str]) -> None:
+    """Raises ValueError if a class has lost all its training images."""
     import numpy as np
-    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
-    from data.annotation_lists import CLASS_NAMES
-    from data.exclusion import folder_of
-    from data.make_splits import write_lists
     from data.notices import some
-    from data.sets import get_data_set
+
+    lost = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0).tolist()
+    if lost:
+        raise ValueError(f"no training image of {some([names[label] for label in lost])} can be read; repair some")
+
+
+def _copy_lists(benchmark, place: Path, output_dir: Path) -> None:
+    """Copies the lists of a benchmark, whose images keep their names."""
     from data.sets._benchmark import MARKER as SYNTHETIC
 
-    feature = splits["train"].features["label"]
-    lost = np.flatnonzero(np.bincount(labels["train"], minlength=feature.num_classes) == 0).tolist()
-    if lost:
-        raise ValueError(
-            f"no training image of {some([feature.names[label] for label in lost])} can be read; repair some"
+    drawn = place / SYNTHETIC  # without it the counts would have to be the published ones
+    for path in (*benchmark.list_files(place).values(), *([drawn] if drawn.is_file() else [])):
+        (output_dir / path.name).write_bytes(path.read_bytes())
+
+
+def _write_lists(
+    kept: dict[str, list[_Copied]], labels: dict, names: Sequence[str], output_dir: Path, command: str
+) -> None:
+    """Writes lists of the copied files."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+
+    from data.exclusion import folder_of
+    from data.make_splits import write_lists
+
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=names)})
+    folder = folder_of(output_dir)
+    written = {
+        split: Dataset.from_dict(
+            {
+                "image": [{"bytes": None, "path": f"{folder}/{image.path}"} for image in images],
+                "label": labels[split].tolist(),
+            },
+            features,
         )
-    if is_benchmark:
-        drawn = Path(place) / SYNTHETIC  # without it the counts would have to be the published ones
-        for path in (*get_data_set(name).list_files(place).values(), *([drawn] if drawn.is_file() else [])):
-            (output_dir / path.name).write_bytes(path.read_bytes())
-        return
-    if file_format == "folder":
-        features = Features({"image": Image(decode=False), "label": ClassLabel(names=feature.names)})
-        folder = folder_of(output_dir)
-        written = {
-            split: Dataset.from_dict(
-                {
-                    "image": [{"bytes": None, "path": f"{folder}/{image.path}"} for image in kept[split]],
-                    "label": labels[split].tolist(),
-                },
-                features,
-            )
-            for split in splits
-        }
-        write_lists(DatasetDict(written), output_dir, output_dir, command, overwrite=True)
-        return
+        for split, images in kept.items()
+    }
+    write_lists(DatasetDict(written), output_dir, output_dir, command, overwrite=True)
+
+
+def _describe_archives(labels: dict, names: Sequence[str], output_dir: Path) -> None:
+    """Writes the names of the classes, and how many images of each the archives have."""
+    import numpy as np
+
+    from data.annotation_lists import CLASS_NAMES
+    from data.tar_archives import LABEL_COUNTS
+
     for path in output_dir.glob(".*.broken.json"):
         path.unlink()
-    (output_dir / CLASS_NAMES).write_text("".join(f"{name}\n" for name in feature.names), encoding="utf-8")
+    (output_dir / CLASS_NAMES).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     sizes = {path.name: path.stat().st_size for path in sorted(output_dir.glob("*.tar"))}
     counts = {
         split: [[str(label), count] for label, count in enumerate(np.bincount(of_split).tolist()) if count]
@@ -350,12 +371,7 @@ def _finish(splits, kept, labels, name, place, output_dir, is_benchmark, file_fo
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("prepare", __doc__)
     parser.add_argument("--data_dir", required=True, help="the images: class folders, lists or a table")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for the copy, outside --data_dir")
     parser.add_argument("--dataset", metavar="NAME", help="name of the data set; by default the one that is there")
@@ -367,10 +383,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes; by default all cores")
     for option in SPLIT_OPTIONS:
         parser.add_argument(f"--{option.name}", metavar=option.metavar, type=option.kind, help=option.help)
-    for name in _OPTIONS:
-        option = data_options()[name]
-        kind = {"action": "store_true"} if option.kind is bool else {"type": option.kind}
-        parser.add_argument(f"--{name}", help=option.help, **kind)
+    add_data_options(parser, _OPTIONS)
     options = parser.parse_args(arguments)
     for name, most in (("shorter_side", None), ("quality", 95), ("max_image_pixels", None), ("num_workers", None)):
         value = getattr(options, name)

@@ -23,10 +23,9 @@ from data.batches import derived_seed
 from data.custom import NOT_ON_THE_HUB
 from data.hub_ids import is_hub_id, refuse_missing
 from data.notices import notify, some
-from data.prepare import LABEL_COUNTS
 from data.split_names import SPLIT_NAMES, as_data_files, split_of
 from data.tables import NOT_DOWNLOADED, as_text, class_names, is_lfs_pointer, known_splits
-from data.tar_archives import TarArchives
+from data.tar_archives import LABEL_COUNTS, TarArchives
 from data.transforms import collate_prepared, leave_out_broken, only_whole
 from data.writing import whole_file
 

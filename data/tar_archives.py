@@ -2,6 +2,8 @@
 
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+LABEL_COUNTS = "label_counts.json"  # of archives, beside them, so that a stream need not be read to count its labels
+
 
 def _text(content: bytes) -> str | None:
     return content.decode("utf-8").strip() or None

@@ -64,6 +64,13 @@ def test_the_command_is_told_as_it_was_given():
     assert command(options) == "python -m ride_bf.benchmark train --rounds 3 --windows 8 16 --compile"
 
 
+def test_the_command_has_no_place_of_one_machine(tmp_path):
+    options = argparse.Namespace(name="clipart", backbone=tmp_path, picture=tmp_path / "a.png", output_dir=tmp_path)
+    assert command(options) == f"python -m ride_bf.benchmark clipart --backbone {tmp_path.name}"
+    options.backbone = "facebook/dinov2-small"
+    assert command(options) == "python -m ride_bf.benchmark clipart --backbone facebook/dinov2-small"
+
+
 def test_the_tail_of_any_number_of_classes():
     assert long_tail(1) == [1280]
     for classes in (2, 100, 100_000):

@@ -1,11 +1,10 @@
 """Random crops of JPEG files that are decoded at a lower scale."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_transforms import encoded, turned
 from torchvision.transforms import v2
 
 from data import BrokenImageError, read_image, train_transform
@@ -23,18 +22,6 @@ def photo(width, height, channels=3):
         resized = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
         picture += np.asarray(resized).reshape(height, width, channels) / 4
     return Image.fromarray(picture.astype(np.uint8).squeeze())
-
-
-def encoded(image, file_format="JPEG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def turned(orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
 
 
 def both(file, size, seed):

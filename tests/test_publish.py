@@ -852,7 +852,8 @@ def test_terms_of_ones_own_are_named_and_kept(run, hub, publish):
         assert card.data.to_dict().items() >= {"license": "other", "license_name": "own-terms"}.items()
         assert card.data.license_link == "https://x.org/terms"
         assert "The licence of the weights is [`own-terms`](https://x.org/terms)." in card.text
-    assert {"mit", "apache-2.0", "cc-by-nc-4.0", "openrail++"} < IDENTIFIERS
+    assert {"mit", "apache-2.0", "cc-by-nc-2.0", "cc-by-nc-4.0", "openrail++"} < IDENTIFIERS
+    assert not any(name.endswith("-") for name in IDENTIFIERS)
 
 
 def test_a_dry_run_asks_nothing_of_the_hub(run, hub, publish, tmp_path):

@@ -198,10 +198,7 @@ def measure_part(name: str, part: Part, options: argparse.Namespace, before: dic
     methods = {method: (methods | others)[method] for method in part.methods if method in methods | others}
     for method, own in methods.items():
         own["command"] = command_of(part, method, own)
-    named = argparse.Namespace(
-        **{**vars(options), "backbone": Path(options.backbone).name}
-    )  # no folder of this machine
-    return {"command": command(named), "machine": machine(), **same, "methods": methods}
+    return {"command": command(options), "machine": machine(), **same, "methods": methods}
 
 
 def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:

@@ -20,12 +20,11 @@ from ride_bf.evaluation.comparison import paired_gain
 
 POINTS = 0.1  # of balanced accuracy below RIDE alone
 GATED = "gated"
-_AFTER_WARMUP = "--batchformer_start_epoch"
 FORMS = {
     "paper": "",
     "paper, its rate x 0.1": "--batchformer_learning_rate_factor 0.1",
     "paper, its rate x 0.5": "--batchformer_learning_rate_factor 0.5",
-    "paper, after warm-up": _AFTER_WARMUP,
+    "paper, after warm-up": "--batchformer_start_epoch {warmup_epochs}",
     "paper, bfloat16": "",
     "paper, bfloat16, layer in float32": "--batchformer_float32",
     GATED: "--batchformer_layer_scale_init_value 0",
@@ -40,7 +39,7 @@ class Data:
     """What is trained on.
 
     Attributes:
-        options: of every run.
+        options: of every run, but for its learning rate and its warm-up.
         learning_rate: that the factors multiply.
         warmup_epochs: of every run.
         forms: of the BatchFormer that are compared.
@@ -54,13 +53,13 @@ class Data:
 
 DATA = {
     "digits": Data(
-        "--recipe digits_lt_resnet32 --batch_size 128 --epochs 15 --warmup_epochs 3 --reweight_epoch 12",
+        "--recipe digits_lt_resnet32 --batch_size 128 --epochs 15 --reweight_epoch 12",
         learning_rate=0.07,
         warmup_epochs=3,
         forms=tuple(FORMS),
     ),
     "clipart": Data(
-        "--recipe probe --epochs 5 --warmup_epochs 1 --num_experts 3 --expert_adapter_size 256 --loss ride",
+        "--recipe probe --epochs 5 --num_experts 3 --expert_adapter_size 256 --loss ride",
         learning_rate=0.03,
         warmup_epochs=1,
         forms=("paper", GATED),
@@ -79,11 +78,13 @@ class Cell:
     weight: float | None = None
 
     def options(self, data: Data) -> str:
-        words = f"{data.options} --learning_rate {data.learning_rate * self.rate:g} --batchformer {self.mode or 'none'}"
+        words = (
+            f"{data.options} --learning_rate {data.learning_rate * self.rate:g} --warmup_epochs {data.warmup_epochs}"
+        )
+        words += f" --batchformer {self.mode or 'none'}"
         if self.form != "none":
-            words += f" --batchformer_window {self.window} {FORMS[self.form]}"
-        if FORMS.get(self.form) == _AFTER_WARMUP:
-            words += f" {data.warmup_epochs}"
+            words += f" --batchformer_window {self.window} "
+            words += FORMS[self.form].format(warmup_epochs=data.warmup_epochs)
         if self.weight is not None:
             words += f" --batchformer_loss_weight {self.weight}"
         return words

@@ -62,8 +62,7 @@ class Held:
 def run(options: argparse.Namespace) -> None:
     results = json.loads(options.results.read_text()) if options.results.is_file() else {}
     if not options.table_only:
-        named = argparse.Namespace(**{**vars(options), "backbone": Path(options.backbone).name})
-        results = {"command": command(named), "machine": machine(), "models": results.get("models", {})}
+        results = {"command": command(options), "machine": machine(), "models": results.get("models", {})}
         for name in options.data:
             for model, held in _MAKERS[name](options).items():
                 results["models"][model] = measure(held)

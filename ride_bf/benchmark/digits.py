@@ -24,11 +24,12 @@ METHODS = {
     "RIDE + BatchFormer": "",
     "RIDE + gated BatchFormer": "--batchformer_layer_scale_init_value 0",
 }
+# Method -> the one that it is compared with
 PAIRS = {
     "RIDE": "cross-entropy",
     "RIDE + BatchFormer": "RIDE",
     "RIDE + gated BatchFormer": "RIDE",
-}  # method -> the one that it is compared with
+}
 NEAREST_NEIGHBOUR = "1-nearest neighbour"
 COLUMNS = {
     "accuracy": "balanced",
@@ -97,10 +98,7 @@ def digits_table(results: dict) -> str:
             runs = [results["methods"][each]["runs"] for each in (other, method)]
             gain = paired_gain(*([100 * run[column] for run in own] for own in runs))
             gains.append(f"{name} {gain['mean']:+.1f} ± {gain['standard_error']:.1f}")
-        lines += [
-            "",
-            f"{method} over {other}, in pairs of runs of a seed, ± standard error: {', '.join(gains)}.",
-        ]
+        lines += ["", f"{method} over {other}, in pairs of runs of a seed, ± standard error: {', '.join(gains)}."]
     return "\n".join(lines)
 
 

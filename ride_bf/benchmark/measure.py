@@ -24,11 +24,13 @@ def default_precision() -> str:
 
 
 def command(options: argparse.Namespace) -> str:
-    """Returns the command that repeats the measurement, without where its files go."""
+    """Returns the command that repeats the measurement, without where its files go and where a backbone lies."""
     words = ["python -m ride_bf.benchmark", options.name]
     for option, value in vars(options).items():
-        if option not in ("name", "results", "output_dir", "jobs") and value not in (None, False):
+        if option not in ("name", "results", "picture", "output_dir", "jobs") and value not in (None, False):
             values = [] if value is True else value if isinstance(value, list | tuple) else [value]
+            if option == "backbone" and Path(value).is_dir():
+                values = [Path(value).name]
             words += [f"--{option}", *(shlex.quote(str(word)) for word in values)]
     return " ".join(words)
 

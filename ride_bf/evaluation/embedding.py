@@ -155,6 +155,11 @@ class Embedded:
     labels: list[str]
     features: np.ndarray
 
+    def label_numbers(self) -> np.ndarray:
+        """The labels (N,) as indices into the class names of the source."""
+        numbers = {name: number for number, name in enumerate(self.source.class_names)}
+        return np.array([numbers[name] for name in self.labels])
+
 
 def read_embeddings(path: Path, split: str) -> Embedded:
     """Reads the images of a split from a file of `write_embeddings`. Raises ValueError if there are none."""

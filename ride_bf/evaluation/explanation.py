@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import BaseImageProcessor
 
@@ -155,7 +155,7 @@ def _overlay(picture: Image.Image, found: np.ndarray) -> Image.Image:
 def _enlarged(picture: Image.Image) -> Image.Image:
     """Small pictures are enlarged without smoothing, as the network has no more of them."""
     scale = max(1, round(_SIDE / max(picture.size)))
-    return picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST)
+    return ImageOps.scale(picture, scale, Image.Resampling.NEAREST)
 
 
 def _percent(share: float | Tensor) -> str:

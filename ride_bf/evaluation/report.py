@@ -72,11 +72,10 @@ def evaluate_split(
     `facts` are the keys of `results.json` about the model and the data. If the training images are known, the accuracy
     is also given without those of the split that are among them and, with `train_images`, on the training images.
     `views` is a key of `VIEWS`. Images that cannot be read and that `on_broken` skips are left out. With a `test_prior`
-    the logits are corrected too. The images in and below `unknown_dir` are of none of the classes. The
-    training images `neighbours` vote for classes too. Every process calls
-    this function. The first one writes the files and returns the contents of `results.json`; the others return None.
-    Raises BrokenImageError if no image can be read, and ValueError if there are too many probabilities for a
-    `test_prior`.
+    the logits are corrected too. The images in and below `unknown_dir` are of none of the classes. The training images
+    `neighbours` vote for classes too. Every process calls this function. The first one writes the files and returns the
+    contents of `results.json`; the others return None. Raises BrokenImageError if no image can be read, and ValueError
+    if there are too many probabilities for a `test_prior`.
     """
     split, train_class_counts = data.split, data.train_class_counts
     numbers = len(split) * len(train_class_counts)
@@ -190,9 +189,8 @@ def _neighbours(
 ) -> dict[str, Any]:
     if embedded is None:
         return {}
-    numbers = {name: number for number, name in enumerate(embedded.source.class_names)}
-    labels = np.array([numbers[name] for name in embedded.labels])
-    measured = measure_neighbours(columns["features"], embedded.features, labels, images.labels, class_counts)
+    training_labels = embedded.label_numbers()
+    measured = measure_neighbours(columns["features"], embedded.features, training_labels, images.labels, class_counts)
     return {NEIGHBOURS: measured}
 
 

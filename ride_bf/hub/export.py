@@ -182,7 +182,7 @@ def _enlarged(folder: Path, name: str) -> str:
     # in no folder of a folder: push_to_hub of transformers cannot upload these
     enlarged = f"shown/{Path(name).stem}.png"
     (folder / "shown").mkdir(exist_ok=True)
-    upright.resize([factor * side for side in upright.size], Image.Resampling.NEAREST).save(folder / enlarged)
+    ImageOps.scale(upright, factor, Image.Resampling.NEAREST).save(folder / enlarged)
     return enlarged
 
 

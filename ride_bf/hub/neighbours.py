@@ -71,11 +71,10 @@ def write_neighbours(checkpoint: Path, path: Path, **data_options: Any) -> Publi
     embedded = read_neighbours(checkpoint / EMBEDDINGS, model)
     splits, data = load_stored_splits_of(checkpoint, ["train"], **data_options)
     images = undecoded(splits["train"])
-    index_of = {name: label for label, name in enumerate(embedded.source.class_names)}
-    labels = np.array([index_of[name] for name in embedded.labels])
+    labels = embedded.label_numbers()
     width = embedded.features.shape[1]
     most = _most_of_a_class(np.bincount(labels), _MOST_BYTES // (_BYTES + 2 * width))
-    places, pictures, broken, taken = [], [], 0, np.zeros(len(index_of), dtype=int)
+    places, pictures, broken, taken = [], [], 0, np.zeros(len(embedded.source.class_names), dtype=int)
     for place in np.random.default_rng(0).permutation(len(labels)):
         if taken[labels[place]] == most:
             continue

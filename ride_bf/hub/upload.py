@@ -28,17 +28,8 @@ from ride_bf.hub.neighbours import NEIGHBOURS
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Files that an export may have. A later export without them deletes them, such as an ONNX file of old weights.
 _OPTIONAL = (
-    *(
-        "recipe.json",
-        "results.json",
-        "test_results.json",
-        "report.html",
-        "class_counts.json",
-        "plots/*",
-        "examples/*",
-        "shown/*",
-    ),
-    *("model*.safetensors*", "model.onnx*", "checkpoint.json", NEIGHBOURS),
+    *("recipe.json", "results.json", "test_results.json", "report.html", "class_counts.json", "checkpoint.json"),
+    *("plots/*", "examples/*", "shown/*", "model*.safetensors*", "model.onnx*", NEIGHBOURS),
 )
 
 

@@ -10,19 +10,23 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 _SETTINGS = {
     "FSDP_VERSION": ("1", "2", "set fsdp_version: 2"),
     "FSDP_STATE_DICT_TYPE": (
-        *("SHARDED_STATE_DICT", "SHARDED_STATE_DICT"),
+        "SHARDED_STATE_DICT",
+        "SHARDED_STATE_DICT",
         "set fsdp_state_dict_type: SHARDED_STATE_DICT; the model in a checkpoint is whole all the same",
     ),
     "FSDP_CPU_RAM_EFFICIENT_LOADING": (
-        *("false", "false"),
+        "false",
+        "false",
         "Accelerate cannot send the buffers of a network that way; set fsdp_cpu_ram_efficient_loading: false",
     ),
     "FSDP_OFFLOAD_PARAMS": (
-        *("false", "false"),
+        "false",
+        "false",
         "set fsdp_offload_params: false; --train_only lora saves memory",
     ),
     "FSDP_ACTIVATION_CHECKPOINTING": (
-        *("false", "false"),
+        "false",
+        "false",
         "dropout would differ when a block runs again; set fsdp_activation_checkpointing: false",
     ),
 }
@@ -34,7 +38,7 @@ def sharding_plugin(environment: Mapping[str, str]) -> FullyShardedDataParallelP
         value = environment.get(variable, default)
         if value.lower() != acts.lower():
             raise ValueError(f"{variable}={value} cannot act: {remedy}")
-    # With a policy of its own, Accelerate does not cast everything: `prepare_to_share` sets what is cast.
+    # With a policy of its own, Accelerate does not cast everything: `ride_bf.training.sharding` sets what is cast.
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
 
 
