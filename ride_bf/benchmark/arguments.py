@@ -7,11 +7,18 @@ from pathlib import Path
 
 from ride_bf.recipes import RECIPES, TrainingRecipe
 
-BACKBONES = ("vit", "dinov2", "convnext", "swin", "resnet")
+BACKBONES = ("vit", "dinov2", "convnext", "swin", "resnet", "vit_base")
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
 
 CLIPART_PARTS = ("scratch", "frozen", "windows", "tuned")
+GPU_PARTS = ("steps", "backbones", "side_by_side", "curves")
+PUBLISHED_NETWORKS = (
+    "cifar100_lt_resnet32",
+    "imagenet_lt_resnet10",
+    "imagenet_lt_resnet50",
+    "imagenet_lt_resnext50",
+)
 
 
 def _clipart(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +56,21 @@ def _digits(parser: argparse.ArgumentParser) -> None:
     _add_results(parser, "digits_lt.json")
     parser.add_argument("--plot_only", action="store_true", help="only plot the numbers in --results")
     parser.add_argument("--picture", type=Path, default=DOCS / "digits_lt.png")
+
+
+def _gpu(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parts", nargs="+", choices=GPU_PARTS, default=GPU_PARTS, metavar="PART")
+    networks = {"nargs": "+", "metavar": "RECIPE", "choices": [name for name, _ in _residual()]}
+    parser.add_argument("--recipes", default=PUBLISHED_NETWORKS, help="networks of the part `steps`", **networks)
+    parser.add_argument("--side_by_side", default=PUBLISHED_NETWORKS[::2], help="networks of that part", **networks)
+    parser.add_argument("--backbone", choices=BACKBONES, default="vit_base", help="of the part `backbones`")
+    parser.add_argument("--precisions", nargs="+", choices=("fp16", "bf16"), default=("fp16", "bf16"))
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="in `side_by_side`, torch.compile too; takes minutes")
+    parser.add_argument("--curve_steps", type=int, default=200, help="steps of a loss curve")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/gpu"), help="of the runs of the loss curves")
+    _add_results(parser, "gpu.json")
 
 
 def _input(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +167,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
         "Measure calibration, sets of classes and rejected images over splits of held-out images.",
     ),
     "digits": (_digits, "Compare the methods on the default images, with several seeds each, as a table and a plot."),
+    "gpu": (_gpu, "Measure training steps in 16-bit precision on a GPU, and their losses against those of float32."),
     "input": (_input, "Compare the input pipeline with the classic one, in one process on the same files."),
     "lists": (_lists, "Measure what lists of up to a million images cost in memory and time."),
     "train": (_train, "Compare a training step with the authors' implementation and with torchvision's resnet50."),

@@ -1,7 +1,7 @@
 """Compare a network on a backbone with the backbone alone: `python -m ride_bf.benchmark train --backbone vit`.
 
-The backbones are small and have random weights. All networks run in one process, in turns, on the same images, which
-are on the device already.
+The backbones have random weights, and all but ViT-B are small. All networks run in one process, in turns, on the same
+images, which are on the device already.
 
 - Forward pass in evaluation, under `torch.inference_mode`: the network with one expert that shares the whole backbone,
   against the backbone.
@@ -26,13 +26,14 @@ from ride_bf.benchmark.measure import seconds_in_turns
 from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.runs.models import to_fast_layout
 
-# Model type -> options that make it small enough for a CPU.
+# Model type -> options that make it small enough for a CPU. A name of another kind has its `model_type`.
 _SMALL_TRANSFORMER = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "image_size": 224}
 SMALL: dict[str, dict[str, Any]] = {
     "vit": _SMALL_TRANSFORMER,
     "dinov2": {name: value for name, value in _SMALL_TRANSFORMER.items() if name != "intermediate_size"},
     "convnext": {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]},
     "swin": {"embed_dim": 48, "depths": [2, 2, 6, 2], "num_heads": [2, 4, 8, 16]},
+    "vit_base": {"model_type": "vit"},  # ViT-B/16, with the sizes that transformers gives it
     "resnet": {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]},
 }
 IMAGE_SIZE, NUM_LABELS = 224, 100
@@ -42,7 +43,7 @@ OWN_STEP, OUR_STEP, EXPERTS_STEP = "own classifier, step", "one expert, step", "
 
 def measure_backbone(name: str, batch_size: int, accelerator: Accelerator, rounds: int) -> dict[str, Any]:
     """Measures seconds by round of each contender, and the multiply-adds of our networks for an image."""
-    config = AutoConfig.for_model(name, **SMALL[name], num_labels=NUM_LABELS)
+    config = AutoConfig.for_model(**{"model_type": name, **SMALL[name]}, num_labels=NUM_LABELS)
     shared = RideBfConfig(backbone_config=config, num_labels=NUM_LABELS, num_experts=1, classifier="linear")
     owned = RideBfConfig(backbone_config=config, num_labels=NUM_LABELS, num_experts=3, num_expert_layers=1)
     generator = torch.Generator().manual_seed(0)
@@ -111,7 +112,7 @@ def backbone_report(results: dict[str, Any]) -> str:
     seconds = results["seconds_by_round"]
     size = results["image_size"]
     lines = [
-        f"{results['backbone']}, small and with random weights: {results['batch_size']} images of {size} x {size} "
+        f"{results['backbone']}, with random weights: {results['batch_size']} images of {size} x {size} "
         f"pixels, {results['precision']}; {results['machine']}; median of {len(seconds[OURS])} rounds",
         "",
         "| | images/s |",

@@ -21,7 +21,7 @@ from ride_bf.benchmark.runs import Run, train_all
 
 _KEPT = (*COLUMNS, "accuracy", "loss", "commit", "seconds")  # of a run's results
 _TUNED_ON = (0,)  # splits on whose training images the learning rates are chosen
-_SMALL = 64  # shorter side of the drawings that a network sees from scratch, twice its own 32 pixels
+_SMALL = 128  # shorter side of the small copies, at least as long as the images of their parts
 
 PAPER = "--batchformer shared_classifier"
 GATED = f"{PAPER} --batchformer_layer_scale_init_value 0"
@@ -43,6 +43,7 @@ class Part:
         learning_rates: those that each method tries; a single one is taken.
         own_learning_rates: method -> those that it tries instead.
         small: whether training reads small copies of the drawings.
+        pretrained: whether it starts from the backbone of the command.
         mixed_precision: that Accelerate trains in.
     """
 
@@ -53,6 +54,7 @@ class Part:
     learning_rates: tuple[str, ...]
     own_learning_rates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     small: bool = False
+    pretrained: bool = True
     mixed_precision: str = "no"
 
 
@@ -87,10 +89,10 @@ _ON_WINDOWS = {
 }
 _FROM_SCRATCH = {
     "cross-entropy": f"{_ONE_EXPERT} --loss cross_entropy --classifier linear",
-    "LDAM-DRW": f"{_ONE_EXPERT} --loss ldam --reweight_epoch 8",
-    "RIDE": "--batchformer none --reweight_epoch 8",
-    "RIDE + BatchFormer": f"{PAPER} --reweight_epoch 8",
-    "RIDE + gated BatchFormer": f"{GATED} --reweight_epoch 8",
+    "LDAM-DRW": f"{_ONE_EXPERT} --loss ldam --reweight_epoch 16",
+    "RIDE": "--batchformer none --reweight_epoch 16",
+    "RIDE + BatchFormer": f"{PAPER} --reweight_epoch 16",
+    "RIDE + gated BatchFormer": f"{GATED} --reweight_epoch 16",
 }
 _TUNED = {
     "frozen": "--recipe probe",
@@ -104,8 +106,8 @@ _TUNED = {
 
 PARTS = {
     "scratch": Part(
-        summary="ResNet-32 from scratch, 32 pixels, 10 epochs in batches of 128, bfloat16",
-        options="--recipe cifar100_lt_resnet32 --epochs 10 --schedule cosine --warmup_epochs 2 --augmentation imagenet",
+        summary="ResNet-32 from scratch, 32 pixels, 20 epochs in batches of 128, bfloat16",
+        options="--recipe cifar100_lt_resnet32 --epochs 20 --schedule cosine --warmup_epochs 2 --augmentation imagenet",
         methods=_FROM_SCRATCH,
         pairs={
             "LDAM-DRW": "cross-entropy",
@@ -115,6 +117,7 @@ PARTS = {
         },
         learning_rates=("0.1", "0.03"),
         small=True,
+        pretrained=False,
         mixed_precision="bf16",
     ),
     "frozen": Part(
@@ -124,7 +127,7 @@ PARTS = {
         pairs={name: "linear, cross-entropy" for name in _HEADS if name != "linear, cross-entropy"}
         | {name: name.rsplit(" + ", 1)[0] for name in _ON_FROZEN}
         | dict.fromkeys(_CROPPED, _BEST_HEAD),
-        learning_rates=("0.01", "0.003", "0.03"),
+        learning_rates=("0.01", "0.003", "0.03", "0.1"),
     ),
     "windows": Part(
         summary="the BatchFormer's window on a frozen backbone, 20 epochs in batches of 512",
@@ -140,6 +143,7 @@ PARTS = {
         pairs={"all": "frozen", **{name: "all" for name in _TUNED if name not in ("frozen", "all")}},
         learning_rates=("1e-4", "3e-4"),
         own_learning_rates={"frozen": ("0.01", "0.03")},
+        small=True,
     ),
 }
 
@@ -150,8 +154,9 @@ def run(options: argparse.Namespace) -> None:
         results = measure(options, results)
     for name, measured in results["parts"].items():
         print(f"\n### {PARTS[name].summary}\n\n{table(PARTS[name], measured)}")
-    if "windows" in results["parts"]:
-        draw_windows(results["parts"]["windows"]["methods"], _BEST_HEAD, _NAMES_ON_WINDOWS, options.picture)
+    on_windows = results["parts"].get("windows", {}).get("methods", {})
+    if on_windows.keys() >= {_BEST_HEAD, *_ON_WINDOWS}:
+        draw_windows(on_windows, _BEST_HEAD, _NAMES_ON_WINDOWS, options.picture)
         print(f"\n{options.picture}")
 
 
@@ -233,7 +238,7 @@ def _run(
 ) -> Run:
     lists = _lists(options, split) / ("tune" if tune else "")
     where = ["--dataset", "custom", "--data_dir", _images(options, part), "--lists", lists, "--seed", split]
-    if not part.small:
+    if part.pretrained:
         where += ["--backbone", options.backbone]
     words = [*part.options.split(), *part.methods[method].split(), *where, "--learning_rate", rate]
     kind = f"tune_{rate}" if tune else "test"

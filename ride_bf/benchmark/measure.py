@@ -42,14 +42,16 @@ def machine(device: torch.device | None = None) -> str:
 
 
 def seconds_in_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, least_seconds: float = 0.5
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, least_seconds: float | None = None
 ) -> dict[str, list[float]]:
     """Measures the seconds that each call takes, for each round.
 
     The calls take turns, so that other load on the machine affects all of them alike, and ratios within a round are
     meaningful. Two extra rounds come first. They warm up and find how often to repeat a short call, so that a turn
-    takes at least `least_seconds`.
+    takes at least `least_seconds`: by default half a second, and half of that on a GPU, where times vary less.
     """
+    if least_seconds is None:
+        least_seconds = 0.25 if device.type == "cuda" else 0.5
 
     def turn(call: Callable[[], object], repeats: int) -> float:
         started = time.perf_counter()

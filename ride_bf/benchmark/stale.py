@@ -32,6 +32,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "collapse": (*_TRAINING, "ride_bf/benchmark/collapse.py"),
     "confidence": (*_TRAINING, *_CONFIDENCE, "ride_bf/benchmark/confidence.py", "ride_bf/benchmark/clipart_lists.py"),
     "digits": (*_TRAINING, "ride_bf/benchmark/digits.py"),
+    "gpu": (*_TRAINING, *(f"ride_bf/benchmark/{name}.py" for name in ("gpu", "side_by_side", "train", "backbone"))),
     "input": (*_IMAGES, "data/prepare.py", "ride_bf/benchmark/input.py"),
     "lists": (
         *(f"data/{name}.py" for name in ("annotation_lists", "rows", "digest", "order", "groups")),
