@@ -101,18 +101,28 @@ def _widened(module: nn.Module, number: int) -> nn.Module:
                 child.kernel_size,
                 child.stride,
                 child.padding,
-                groups=number,
+                groups=number * child.groups,
                 bias=child.bias is not None,
             )
         elif isinstance(child, nn.BatchNorm2d):
             wide = nn.BatchNorm2d(number * child.num_features, child.eps, child.momentum)
         elif isinstance(child, RideBfZeroPadShortcut):
-            wide = copy.copy(child)
-            wide.channels_before, wide.channels_after = number * child.channels_before, number * child.channels_after
+            wide = _GroupedShortcut(child, number)
         else:
             wide = _widened(child, number)
         setattr(module, name, wide)
     return module
+
+
+class _GroupedShortcut(nn.Module):
+    """Pads the channels of each group."""
+
+    def __init__(self, shortcut: RideBfZeroPadShortcut, number: int):
+        super().__init__()
+        self.shortcut, self.number = shortcut, number
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        return torch.cat([self.shortcut(group) for group in hidden_state.chunk(self.number, dim=1)], dim=1)
 
 
 def group_experts(model: RideBfForImageClassification) -> RideBfForImageClassification:
