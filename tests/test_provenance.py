@@ -157,6 +157,16 @@ def test_data_may_be_moved_but_not_changed(own, tmp_path):
         evaluate.main(["--model", str(own), "--data_dir", str(tmp_path / "moved")])
 
 
+def test_a_run_that_cannot_resume_leaves_its_folder_as_it_is(own, tmp_path):
+    write_images(tmp_path / "coast/train", {"sky": 9}, seed=2)
+    before = {path.name: path.read_bytes() for path in own.glob("*.json*")}
+    changes = ("--allow_changes", "data_dir", "num_workers")
+    resume = ("--data_dir", tmp_path / "coast", *OPTIONS, *LINEAR, "--resume", *changes, "--num_workers", 1)
+    with pytest.raises(SystemExit, match=r"train had \d+ images in training and has \d+ here"):
+        train(own, *resume)
+    assert {path.name: path.read_bytes() for path in own.glob("*.json*")} == before
+
+
 def test_classes_by_other_names_are_other_data(own, tmp_path):
     for split in ("train", "test"):
         (tmp_path / "coast" / split / "sky").rename(tmp_path / "coast" / split / "clouds")

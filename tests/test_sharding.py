@@ -64,8 +64,10 @@ def test_processes_that_share_a_network_equal_one(tmp_path):
     assert without_speed(whole) == without_speed(as_many)
     launch(4, script, more, *resume, **FSDP)
     assert_equal_to_rounding(whole, more)
+    settings = (after_step_8 / "run.json").read_bytes()
     with pytest.raises(SystemExit, match="was written under FSDP, and its optimizer can only be read that way"):
         train(after_step_8, *resume)
+    assert (after_step_8 / "run.json").read_bytes() == settings
 
 
 @pytest.fixture(scope="module")

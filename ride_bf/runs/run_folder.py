@@ -3,7 +3,7 @@
 import json
 import shutil
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,12 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         allow_changes: Collection[str] = (),
+        check: Callable[[Path], object] = lambda checkpoint: None,
     ) -> None:
         """Prepares the folder for a new run, or finds the checkpoint to resume from.
 
         `settings` is what a result depends on, apart from the recipe: seed, data, initial weights and processes.
+        `check` raises ValueError for a checkpoint that this run cannot resume from, before the folder is changed.
         A resumed run takes the newest undamaged checkpoint and prints those that it skips. Every process must call
         this.
 
@@ -72,7 +74,9 @@ class RunFolder:
         if accelerator.is_main_process:  # broadcasts the outcome to the others
             try:
                 found = [
-                    self._open(recipe, settings, describe_environment(accelerator), resume, overwrite, allow_changes)
+                    self._open(
+                        recipe, settings, describe_environment(accelerator), resume, overwrite, allow_changes, check
+                    )
                 ]
             except (ValueError, OSError) as error:
                 self.close()
@@ -94,7 +98,7 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, recipe, settings, environment, resume, overwrite, allow_changes) -> tuple[Path | None, str]:
+    def _open(self, recipe, settings, environment, resume, overwrite, allow_changes, check) -> tuple[Path | None, str]:
         if resume and not self.path.exists():
             raise ValueError(_NOTHING_TO_RESUME.format(folder=self.path))
         self.path.mkdir(parents=True, exist_ok=True)
@@ -110,6 +114,7 @@ class RunFolder:
         checkpoint, run_id = None, uuid.uuid4().hex
         if resume:
             checkpoint = self._checkpoint_to_resume(recipe, settings, allow_changes)
+            check(checkpoint)
             run_id = read_settings(self.path).get(_RUN_ID, run_id)
         else:
             self._make_room(overwrite)

@@ -167,6 +167,12 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         "num_processes": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
     }
+
+    def check(checkpoint: Path) -> None:
+        if (before := read_data(checkpoint)) is not None:
+            check_same_data(checkpoint, before, data)
+        check_loadable(checkpoint, sharded=accelerator.is_fsdp2)
+
     folder.open(
         accelerator,
         recipe,
@@ -174,6 +180,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         resume=run.resume,
         overwrite=run.overwrite_output_dir,
         allow_changes=run.allow_changes or (),
+        check=check,
     )
     # From here on images are read, and those that are broken are listed in the folder.
     if not run.resume and run.init_from is None:
@@ -188,9 +195,6 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
     # Were the schedule prepared, Accelerate would step it once for every process.
     accelerator.register_for_checkpointing(schedule, progress, weights)
     if folder.checkpoint is not None:
-        if (before := read_data(folder.checkpoint)) is not None:
-            check_same_data(folder.checkpoint, before, data)
-        check_loadable(folder.checkpoint, sharded=accelerator.is_fsdp2)
         accelerator.load_state(str(folder.checkpoint / TRAINING_STATE))
         statistics.restore(progress.running_statistics)
         accelerator.print(
