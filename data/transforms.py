@@ -194,11 +194,16 @@ def leave_out_broken(rows: list[dict], full: int = 1) -> dict[str, torch.Tensor]
     epoch may have, returns {}.
     """
     whole = [row for row in rows if row["labels"] != BROKEN]
-    if not whole and len(rows) < full:
-        return {}
+    check_some_read(len(whole), len(rows), full)
     if not whole:
+        return {}
+    return default_collate(whole)
+
+
+def check_some_read(read: int, rows: int, full: int) -> None:
+    """Raises BrokenImageError if none of a batch's `rows` could be read, and it is a full batch."""
+    if not read and rows >= full:
         raise BrokenImageError(
-            f"none of a batch's {len(rows)} images can be read; does the folder still exist? If it does, repair or "
+            f"none of a batch's {rows} images can be read; does the folder still exist? If it does, repair or "
             "remove them (python -m ride_bf.check_data lists them), or set a larger --batch_size"
         )
-    return default_collate(whole)

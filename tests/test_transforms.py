@@ -40,6 +40,7 @@ from data import (
 from data.batches import color_jitter, draw_jitter
 from data.loaders import settle_worker
 from ride_bf.recipes import RECIPES
+from ride_bf.training.features import FeatureRows
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -399,6 +400,15 @@ class TestBroken:
     def test_a_batch_of_nothing_else(self):
         with pytest.raises(BrokenImageError, match="none of a batch's 2 images can be read"):
             leave_out_broken([{"pixel_values": torch.zeros(1), "labels": BROKEN}] * 2)
+
+    def test_a_batch_of_features_of_nothing_else(self):
+        """Else one of several processes would wait for the others, which take a step."""
+        labels = np.array([BROKEN, BROKEN, 0, 1])
+        rows = FeatureRows(np.ones((1, 4, 3), np.float32), labels, Dataset.from_dict({}), full_batch=2)
+        assert rows.__getitems__([0, 2])["index"].tolist() == [2]
+        assert rows.__getitems__([1]) == {}  # the end of an epoch
+        with pytest.raises(BrokenImageError, match="none of a batch's 2 images can be read"):
+            rows.__getitems__([0, 1])
 
     def test_the_last_few_images_of_an_epoch_may_all_be_broken(self):
         rows = Dataset.from_dict({"image": [encoded(noise())] * 4 + self.rows["image"][:1], "label": [0, 1, 0, 1, 0]})

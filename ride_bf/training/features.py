@@ -22,6 +22,7 @@ from data import FinishedBatches
 from data.columns import undecoded
 from data.groups import image_keys
 from data.splits import class_labels
+from data.transforms import check_some_read
 from data.writing import whole_file
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 from ride_bf.runs.models import weights_digest
@@ -38,13 +39,13 @@ class FeatureRows(TorchDataset):
         features (V, N, D): of V views of each image; on the disk, read as they are needed.
         labels (N,): classes; negative for an image that could not be read.
         rows: the images, to name them.
-        drop_broken: leave out images that could not be read, as training does.
+        full_batch: size of a batch in training, which leaves out images that could not be read. None: keep them.
     """
 
     features: np.ndarray
     labels: np.ndarray
     rows: Dataset
-    drop_broken: bool = False
+    full_batch: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,10 +56,14 @@ class FeatureRows(TorchDataset):
         return [image["path"] or f"image {index}" for index, image in zip(indices, images, strict=True)]
 
     def __getitems__(self, draws: list[int]) -> dict[str, Tensor]:
-        """A batch: `pixel_values` (B, D) has features. A draw is number * N + row; the number chooses the view."""
+        """A batch: `pixel_values` (B, D) has features. A draw is number * N + row; the number chooses the view.
+
+        Raises BrokenImageError if no image of a full batch of training could be read. A smaller batch is then empty.
+        """
         numbers, index = np.divmod(np.asarray(draws), len(self.labels))
-        if self.drop_broken:
+        if self.full_batch is not None:
             read = self.labels[index] >= 0
+            check_some_read(np.count_nonzero(read), len(draws), self.full_batch)
             numbers, index = numbers[read], index[read]
         views = numbers // len(self.labels) % len(self.features)
         if not len(index):

@@ -1,5 +1,6 @@
 """The loaders of a run: of images, or of the features of a frozen backbone."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,9 +168,9 @@ class RunLoaders:
                 return view_batches(split, batch_size=run.eval_batch_size, accelerator=accelerator, **self._augmented())
 
             rows = self._features().rows(split, loader, self._still_broken, facts, "training", self.training_views)
-        rows = FeatureRows(rows.features, rows.labels, rows.rows, drop_broken=True)
         order = make_sampler(split, recipe, run.seed) or Shuffle(len(split), recipe.passes_per_epoch, run.seed)
         batch_size = recipe.batch_size // recipe.gradient_accumulation_steps // accelerator.num_processes
+        rows = replace(rows, full_batch=batch_size)
         loader = draws_loader(rows, order, accelerator, batch_size=batch_size, collate_fn=as_it_is)
         return FinishedBatches(accelerator.prepare(loader), as_it_is, seed=(run.seed, accelerator.process_index))
 
