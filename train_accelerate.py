@@ -34,6 +34,7 @@ from ride_bf.training.ending import end_training
 from ride_bf.training.freezing import parameter_counts, set_train_mode
 from ride_bf.training.interruption import EXIT_CODE, Interruption
 from ride_bf.training.loss_monitor import LossMonitor
+from ride_bf.training.printing import print_above_bar
 from ride_bf.training.setup import TrainingParts, set_up
 
 
@@ -205,7 +206,7 @@ class Trainer(TrainingParts):
             width = len(str(self.recipe.epochs))
             words = f"epoch {metrics['epoch']:>{width}}/{self.recipe.epochs}  loss {metrics['train_loss']:.3f}"
         validation = {name.removeprefix("validation_"): value for name, value in metrics.items() if "_accuracy" in name}
-        self.accelerator.print(words + (f"  validation: {shot_summary(validation)}" if validation else ""))
+        print_above_bar(self.accelerator, words + (f"  validation: {shot_summary(validation)}" if validation else ""))
 
     def facts(self) -> dict[str, Any]:
         """What `checkpoint.json` says: epochs (2.5 is the middle of the third), steps, parameters and training data."""
@@ -237,10 +238,9 @@ class Trainer(TrainingParts):
 
     def stop(self, signal_name: str) -> None:
         """Ends a run that was asked to stop, after its checkpoint is saved. Raises SystemExit with `EXIT_CODE`."""
-        self.accelerator.print(
-            f"\n{signal_name}: stopped after step {self.progress.steps_done}; the checkpoint is "
-            f"{self.folder.path / LAST}. The same command with --resume continues the run"
-        )
+        stopped = f"\n{signal_name}: stopped after step {self.progress.steps_done}; the checkpoint is "
+        stopped += f"{self.folder.path / LAST}. The same command with --resume continues the run"
+        print_above_bar(self.accelerator, stopped)
         end_training(self.accelerator)
         raise SystemExit(EXIT_CODE)
 
@@ -263,9 +263,8 @@ class Trainer(TrainingParts):
         }
         if broken := read_broken_images(output_dir):
             results["broken_images"] = broken
-            self.accelerator.print(
-                f"\n{len(broken)} images could not be read and were left out, the first: {broken[0]}"
-            )
+            left_out = f"\n{len(broken)} images could not be read and were left out, the first: {broken[0]}"
+            self.accelerator.print(left_out)
         if self.accelerator.is_main_process:
             (output_dir / TEST_RESULTS).write_text(json.dumps(results, indent=2) + "\n")
         self.accelerator.print(f"\nTest images, checkpoint '{chosen}' (epoch {results['epoch']}):")

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ride_bf.training.printing import print_above_bar
+
 ALIKE = 0.99  # mean cosine above which images are alike
 BATCHES = 50  # in a row, before the warning
 EVERY = 10  # batches: on a CPU, a measurement takes 0.1 % (ResNet-32) to 0.4 % (ResNet-50) of a step
@@ -97,7 +99,7 @@ class CollapseMonitor:
                 self.state["alike"] = self.state.get("alike", 0) + EVERY if cosine > ALIKE else 0
                 if self.state["alike"] >= BATCHES and not self.state.get("warned", False):
                     self.state["warned"] = True
-                    self.accelerator.print(_WARNING.format(cosine))
+                    print_above_bar(self.accelerator, _WARNING.format(cosine))
             self.unread.clear()
             self.state["cosine"] = self.accelerator.reduce(cosines[-1], "mean").item()
         return self.latest()
