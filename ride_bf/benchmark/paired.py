@@ -42,7 +42,9 @@ def _gain(part: "Part", methods: dict[str, Any], method: str) -> list[str]:
     if not one:
         return ["", ""]
     gain = paired_gain(one, another)
-    shown = f"{gain['mean']:+.1f} ± {gain['standard_error']:.1f}"
+    shown = f"{gain['mean']:+.1f}"
+    if len(one) > 1:
+        shown += f" ± {gain['standard_error']:.1f}"
     if len(one) >= 5 and abs(gain["mean"]) > 2 * gain["standard_error"]:
         shown = f"**{shown}**"
     return [f"{shown} over {other}", f"{gain['above_zero']} of {len(one)}"]
