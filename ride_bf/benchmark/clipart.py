@@ -127,7 +127,7 @@ PARTS = {
         pairs={name: "linear, cross-entropy" for name in _HEADS if name != "linear, cross-entropy"}
         | {name: name.rsplit(" + ", 1)[0] for name in _ON_FROZEN}
         | dict.fromkeys(_CROPPED, _BEST_HEAD),
-        learning_rates=("0.01", "0.003", "0.03", "0.1"),
+        learning_rates=("0.01", "0.003", "0.03"),
     ),
     "windows": Part(
         summary="the BatchFormer's window on a frozen backbone, 20 epochs in batches of 512",
