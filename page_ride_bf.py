@@ -51,11 +51,10 @@ def keep_page(model: PreTrainedModel, folder: str | Path, repo_id: str | None = 
     """Completes `folder`, where a network was just saved, by the page of the repository that it was loaded from.
 
     If weights and configuration are as they were, it is the whole page, without the training images that may be
-    published there. Otherwise the numbers there are of another
-    network, and the card says only what this one was made from. A card that is in `folder` already stays, unless
-    transformers wrote it, or it is the old one of a network that has changed. Nothing is done for a network that was
-    not loaded, or from a place without a card. `repo_id` is where the folder is uploaded to. If anything fails, a
-    warning says so: weights must be saved in any case.
+    published there. Otherwise the numbers there are of another network, and the card says only what this one was made
+    from. A card that is in `folder` already stays, unless transformers wrote it, or it is the old one of a network that
+    has changed. Nothing is done for a network that was not loaded, or from a place without a card. `repo_id` is where
+    the folder is uploaded to. If anything fails, a warning says so: weights must be saved in any case.
     """
     folder, place = Path(folder), model.config._name_or_path
     if not place or folder.resolve() == Path(place).resolve():

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.benchmark.measure import seconds_in_turns
+from ride_bf.benchmark.measure import precision_name, seconds_in_turns
 from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.runs.models import to_fast_layout
 
@@ -60,7 +60,7 @@ def measure_backbone(name: str, batch_size: int, accelerator: Accelerator, round
         "backbone": name,
         "batch_size": batch_size,
         "image_size": IMAGE_SIZE,
-        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "precision": precision_name(accelerator.mixed_precision),
         "seconds_by_round": seconds_in_turns(calls, rounds, accelerator.device),
         "multiply_adds": {OUR_STEP: _multiply_adds(shared), EXPERTS_STEP: _multiply_adds(owned)},
     }

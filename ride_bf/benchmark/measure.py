@@ -23,6 +23,11 @@ def default_precision() -> str:
     return "fp16" if torch.cuda.is_available() else "no"
 
 
+def precision_name(mixed_precision: str) -> str:
+    """Returns Accelerate's name of a precision, but for "no", which is fp32."""
+    return "fp32" if mixed_precision == "no" else mixed_precision
+
+
 def command(options: argparse.Namespace) -> str:
     """Returns the command that repeats the measurement, without where its files go and where a backbone lies."""
     words = ["python -m ride_bf.benchmark", options.name]

@@ -75,7 +75,6 @@ def draw_windows(methods: Mapping[str, Any], alone: str, lines: Mapping[str, Map
 
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
     for (line, names), colour in zip(lines.items(), _COLOURS, strict=True):
-        names = {window: name for window, name in names.items() if name in methods}
         gains = [paired_gain(*_paired(methods, alone, name)) for name in names.values()]
         means, errors = ([gain[key] for gain in gains] for key in ("mean", "standard_error"))
         axes.errorbar(list(names), means, errors, label=line, color=colour, marker="o", capsize=3)

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 
-from data import NUM_CLASSES
 from modeling_ride_bf import RideBfExpert, RideBfForImageClassification, RideBfOutput, RideBfZeroPadShortcut
-from ride_bf.benchmark.measure import seconds_in_turns
-from ride_bf.benchmark.train import OURS, long_tail, random_batch, this_repository
+from ride_bf.benchmark.measure import precision_name, seconds_in_turns
+from ride_bf.benchmark.train import OURS, step_inputs, this_repository
 from ride_bf.recipes import TrainingRecipe
 
 STREAMS, GROUPED, GRAPHS = "streams", "grouped", "CUDA graphs"
@@ -35,9 +35,7 @@ def measure_side_by_side(
 ) -> dict[str, Any]:
     """Measures seconds per step by round of each way. On a CPU, there are only those that need no GPU."""
     device = accelerator.device
-    config = recipe.config(num_labels=NUM_CLASSES[recipe.dataset])
-    counts = long_tail(config.num_labels)
-    batch = random_batch(recipe.batch_size, recipe.image_size, counts, device)
+    config, counts, batch = step_inputs(recipe, device)
     ways: dict[str, Callable[[nn.Module], nn.Module]] = {OURS: lambda model: model, GROUPED: group_experts}
     if device.type == "cuda":
         ways |= {STREAMS: put_on_streams, GRAPHS: partial(record, batch=batch, accelerator=accelerator)}
@@ -58,7 +56,7 @@ def measure_side_by_side(
         "recipe": recipe.name,
         "batch_size": recipe.batch_size,
         "image_size": recipe.image_size,
-        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "precision": precision_name(accelerator.mixed_precision),
         "seconds_by_round": seconds_in_turns(steps, rounds, device),
         "failed": failed,
     }
@@ -82,7 +80,7 @@ class _Grouped(nn.Module):
 
     def __init__(self, expert: RideBfExpert, number: int):
         super().__init__()
-        self.expert, self.number = _widened(expert, number), number
+        self.expert, self.number = _widen(copy.deepcopy(expert), number), number
         self.features: tuple[Tensor, ...] = ()
 
     def compute(self, hidden_state: Tensor) -> None:
@@ -90,9 +88,8 @@ class _Grouped(nn.Module):
         self.features = features.chunk(self.number, dim=1)
 
 
-def _widened(module: nn.Module, number: int) -> nn.Module:
-    """A copy of a module with `number` groups in place of each convolution, and as many times the channels."""
-    module = copy.deepcopy(module)
+def _widen(module: nn.Module, number: int) -> nn.Module:
+    """Puts `number` groups in place of each convolution, with as many times the channels. Returns the module itself."""
     for name, child in module.named_children():
         if isinstance(child, nn.Conv2d):
             wide = nn.Conv2d(
@@ -109,7 +106,7 @@ def _widened(module: nn.Module, number: int) -> nn.Module:
         elif isinstance(child, RideBfZeroPadShortcut):
             wide = _GroupedShortcut(child, number)
         else:
-            wide = _widened(child, number)
+            wide = _widen(child, number)
         setattr(module, name, wide)
     return module
 
@@ -187,12 +184,9 @@ class _Recorded(nn.Module):
 def record(model: RideBfForImageClassification, batch: dict[str, Tensor], accelerator: Accelerator) -> nn.Module:
     """Records the network's forward and backward pass as CUDA graphs."""
     network = _Logits(model.to(accelerator.device))
-    with torch.autocast("cuda", _DTYPES.get(accelerator.mixed_precision), cache_enabled=False):
+    with accelerator.autocast(AutocastKwargs(cache_enabled=False)):
         graphed = torch.cuda.make_graphed_callables(network, (batch["pixel_values"],))
     return _Recorded(graphed)
-
-
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def side_by_side_report(results: dict[str, Any]) -> str:

@@ -35,7 +35,15 @@ from data import NUM_CLASSES
 from modeling_ride_bf import RideBfForImageClassification, RideBfOutput
 from ride_bf.benchmark.arguments import DOCS
 from ride_bf.benchmark.backbone import backbone_report, measure_backbone
-from ride_bf.benchmark.measure import command, default_precision, machine, peak_bytes, seconds_in_turns, write_results
+from ride_bf.benchmark.measure import (
+    command,
+    default_precision,
+    machine,
+    peak_bytes,
+    precision_name,
+    seconds_in_turns,
+    write_results,
+)
 from ride_bf.evaluation.compute import multiply_adds, profile
 from ride_bf.methods.losses import diversity_temperatures, effective_number_weights, ldam_margins
 from ride_bf.methods.objectives import make_objective
@@ -95,9 +103,7 @@ class Contender:
 def measure_train(recipe: TrainingRecipe, accelerator: Accelerator, rounds: int, compiled: bool) -> dict[str, Any]:
     """Measures seconds per step by round, memory and cost of each contender, and compares their numbers."""
     device = accelerator.device
-    config = recipe.config(num_labels=NUM_CLASSES[recipe.dataset])
-    counts = long_tail(config.num_labels)
-    batch = random_batch(recipe.batch_size, recipe.image_size, counts, device)
+    config, counts, batch = step_inputs(recipe, device)
     numbers = compare_numbers(recipe, config, counts, batch)
     contenders = {
         REFERENCE: reference_mode(recipe, config, counts, batch),
@@ -113,7 +119,7 @@ def measure_train(recipe: TrainingRecipe, accelerator: Accelerator, rounds: int,
         "recipe": recipe.name,
         "batch_size": recipe.batch_size,
         "image_size": recipe.image_size,
-        "precision": {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+        "precision": precision_name(accelerator.mixed_precision),
         "seconds_by_round": seconds,
         "multiply_adds": {
             **{name: PASSES * recipe.batch_size * each.multiply_adds for name, each in contenders.items()},
@@ -122,6 +128,13 @@ def measure_train(recipe: TrainingRecipe, accelerator: Accelerator, rounds: int,
         "peak_bytes": {name: contender.peak_bytes(device) for name, contender in contenders.items()},
         "numbers": numbers,
     }
+
+
+def step_inputs(recipe: TrainingRecipe, device: torch.device) -> tuple[RideBfConfig, list[int], dict[str, Tensor]]:
+    """Returns what a step of a recipe needs: the network's configuration, class counts and a batch on the device."""
+    config = recipe.config(num_labels=NUM_CLASSES[recipe.dataset])
+    counts = long_tail(config.num_labels)
+    return config, counts, random_batch(recipe.batch_size, recipe.image_size, counts, device)
 
 
 def long_tail(num_classes: int, most: int = 1280, fewest: int = 5) -> list[int]:
