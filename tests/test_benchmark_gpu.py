@@ -49,6 +49,21 @@ def test_fp16_needs_a_gpu(monkeypatch, tmp_path):
     assert not (tmp_path / "gpu.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--curve_steps 9", "--curve_steps must be 10 or more, not 9"),
+        ("--rounds 0", "argument --rounds: it must be a whole number, 1 or more, not '0'"),
+        ("--batch_size -1", "argument --batch_size: it must be a whole number, 1 or more, not '-1'"),
+    ],
+)
+def test_numbers_that_measure_nothing_are_refused_before_anything_runs(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(f"gpu --precisions bf16 {options} --results {tmp_path}/gpu.json".split())
+    assert message in f"{refused.value} {capsys.readouterr().err}"
+    assert not (tmp_path / "gpu.json").exists()
+
+
 @pytest.mark.parametrize("network", ["cifar", "imagenet_basic", "bottleneck", "resnext"])
 def test_grouped_experts_do_the_work_of_all(network, images, labels):
     """With the weights of the experts, they give the experts' features."""

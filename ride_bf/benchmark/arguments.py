@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ride_bf.command_line.data_options import positive
 from ride_bf.recipes import RECIPES, TrainingRecipe
 
 BACKBONES = ("vit", "dinov2", "convnext", "swin", "resnet", "vit_base")
@@ -65,25 +66,25 @@ def _gpu(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--side_by_side", default=PUBLISHED_NETWORKS[::2], help="networks of that part", **networks)
     parser.add_argument("--backbone", choices=BACKBONES, default="vit_base", help="of the part `backbones`")
     parser.add_argument("--precisions", nargs="+", choices=("fp16", "bf16"), default=("fp16", "bf16"))
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch_size", type=positive, default=128)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--compile", action="store_true", help="in `side_by_side`, torch.compile too; takes minutes")
-    parser.add_argument("--curve_steps", type=int, default=200, help="steps of a loss curve")
+    parser.add_argument("--curve_steps", type=positive, default=200, help="steps of a loss curve")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/gpu"), help="of the runs of the loss curves")
     _add_results(parser, "gpu.json")
 
 
 def _input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", type=Path, help="folder of images, to read instead of synthetic ones")
-    parser.add_argument("--images", type=int, default=512, help="number of images to read in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=positive, default=512, help="number of images to read in a round")
+    parser.add_argument("--rounds", type=positive, default=5)
     _add_results(parser, "benchmark_input.json")
 
 
 def _lists(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lines",
-        type=int,
+        type=positive,
         nargs="+",
         default=(115_846, 437_513, 1_000_000),
         help="lengths of the lists; by default those of the training lists of ImageNet-LT and iNaturalist 2018, "
@@ -110,8 +111,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
         choices=BACKBONES,
         help="compare the network on a small backbone of this family, with random weights, with the backbone alone",
     )
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch_size", type=positive, default=16)
+    parser.add_argument("--rounds", type=positive, default=9)
     _add_precision(parser, "precision of all modes but the reference mode; by default fp16 on a GPU, else no")
     parser.add_argument("--compile", action="store_true", help="also measure our network with torch.compile")
     parser.add_argument(
@@ -124,11 +125,13 @@ def _train(parser: argparse.ArgumentParser) -> None:
 def _scale(parser: argparse.ArgumentParser) -> None:
     inserted = [name for name, recipe in _residual() if recipe.network["batchformer"] != "none"]
     parser.add_argument("--recipe", default="imagenet_lt_resnet50", choices=inserted, metavar="NAME")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--experts", type=int, nargs="+", default=(1, 2, 3, 4, 6))
-    parser.add_argument("--classes", type=int, nargs="+", default=(100, 1000, 8142, 100_000))
-    parser.add_argument("--windows", type=int, nargs="+", default=(8, 32, 128, 512), help="the batch has the largest")
+    parser.add_argument("--batch_size", type=positive, default=8)
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--experts", type=positive, nargs="+", default=(1, 2, 3, 4, 6))
+    parser.add_argument("--classes", type=positive, nargs="+", default=(100, 1000, 8142, 100_000))
+    parser.add_argument(
+        "--windows", type=positive, nargs="+", default=(8, 32, 128, 512), help="the batch has the largest"
+    )
     _add_precision(parser, "by default fp16 on a GPU, else no")
     _add_results(parser, "scale.json")
 
@@ -146,7 +149,9 @@ def _add_drawings(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_runs(parser: argparse.ArgumentParser, output_dir: str) -> None:
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at the same time; they share the cores")
+    parser.add_argument(
+        "--jobs", type=positive, default=os.cpu_count(), help="runs at the same time; they share the cores"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="finished runs are reused")
 
 

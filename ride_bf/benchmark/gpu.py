@@ -37,6 +37,8 @@ CURVES = {
 def run(options: argparse.Namespace) -> None:
     if not torch.cuda.is_available() and "fp16" in options.precisions:
         raise SystemExit("error: fp16 needs a GPU, and PyTorch finds none; for a CPU leave it out of --precisions")
+    if options.curve_steps < SMOOTHED:
+        raise SystemExit(f"error: --curve_steps must be {SMOOTHED} or more, not {options.curve_steps}")
     results: dict[str, Any] = {"command": command(options)}
     parts: dict[str, Callable[[], Any]] = {
         "steps": lambda: _steps(options),

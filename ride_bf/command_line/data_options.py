@@ -30,10 +30,11 @@ def add_data_options(parser: argparse.ArgumentParser, description: str = _OF_A_C
 
 def add_max_image_pixels(parser: argparse.ArgumentParser | argparse._ArgumentGroup, default: str) -> None:
     """Adds `--max_image_pixels`, which is None if it is not given; `default` tells what that means."""
-    parser.add_argument("--max_image_pixels", metavar="N", type=_positive, help=f"{MAX_IMAGE_PIXELS_HELP}; {default}")
+    parser.add_argument("--max_image_pixels", metavar="N", type=positive, help=f"{MAX_IMAGE_PIXELS_HELP}; {default}")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Reads a whole number of 1 or more, for `add_argument(type=positive)`."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"it must be a whole number, 1 or more, not {text!r}")
     return int(text)
