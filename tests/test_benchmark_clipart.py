@@ -135,6 +135,23 @@ def test_settings_are_chosen_on_training_images(folder, tmp_path, trained):
     assert not [line for line in tested if line in tuned.splitlines()]
 
 
+def test_with_other_rates_the_choice_is_made_again(folder, tmp_path, trained, monkeypatch):
+    benchmark(folder, tmp_path, "--splits", 0, 1)
+    trained.clear()
+    monkeypatch.setitem(PARTS, "frozen", replace(PART, learning_rates=("0.01", "0.03")))
+    measured = benchmark(folder, tmp_path, "--splits", 0, 1)["parts"]["frozen"]["methods"]
+    assert [own["learning_rate"] for own in measured.values()] == ["0.01", "0.01"]
+    assert [own["tuning"].keys() for own in measured.values()] == [{"0.01", "0.03"}] * 2
+    # "plain" keeps its runs, and those of "other" had the rate 0.1
+    assert [run.name for run in trained[4:]] == ["frozen: other, split 0", "frozen: other, split 1"]
+    trained.clear()
+    monkeypatch.setitem(PARTS, "frozen", replace(PART, learning_rates=("0.1",)))
+    single = benchmark(folder, tmp_path, "--splits", 0)["parts"]["frozen"]["methods"]
+    assert [(own["learning_rate"], "tuning" in own, len(own["runs"])) for own in single.values()] == [
+        ("0.1", False, 1)
+    ] * 2
+
+
 def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monkeypatch):
     benchmark(folder, tmp_path, "--splits", 0, 1)
     trained.clear()

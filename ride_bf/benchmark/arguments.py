@@ -12,7 +12,7 @@ BACKBONES = ("vit", "dinov2", "convnext", "swin", "resnet", "vit_base")
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 
 
-CLIPART_PARTS = ("scratch", "frozen", "windows", "tuned")
+CLIPART_PARTS = ("scratch", "scratch_tuned", "frozen", "windows", "tuned")
 GPU_PARTS = ("steps", "backbones", "side_by_side", "curves")
 PUBLISHED_NETWORKS = (
     "cifar100_lt_resnet32",

@@ -10,7 +10,7 @@ import json
 import shlex
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,21 +104,28 @@ _TUNED = {
     "--loss ride",
 }
 
+_SCRATCH = Part(
+    summary="ResNet-32 from scratch, 32 pixels, 10 epochs in batches of 128, bfloat16",
+    options="--recipe cifar100_lt_resnet32 --epochs 10 --schedule cosine --warmup_epochs 2 --augmentation imagenet",
+    methods=_FROM_SCRATCH,
+    pairs={
+        "LDAM-DRW": "cross-entropy",
+        "RIDE": "cross-entropy",
+        "RIDE + BatchFormer": "RIDE",
+        "RIDE + gated BatchFormer": "RIDE",
+    },
+    learning_rates=("0.1",),  # of the published recipes for CIFAR, with every one of these losses
+    small=True,
+    pretrained=False,
+    mixed_precision="bf16",
+)
+
 PARTS = {
-    "scratch": Part(
-        summary="ResNet-32 from scratch, 32 pixels, 10 epochs in batches of 128, bfloat16",
-        options="--recipe cifar100_lt_resnet32 --epochs 10 --schedule cosine --warmup_epochs 2 --augmentation imagenet",
-        methods=_FROM_SCRATCH,
-        pairs={
-            "LDAM-DRW": "cross-entropy",
-            "RIDE": "cross-entropy",
-            "RIDE + BatchFormer": "RIDE",
-            "RIDE + gated BatchFormer": "RIDE",
-        },
-        learning_rates=("0.1",),  # of the published recipes for CIFAR, with every one of these losses
-        small=True,
-        pretrained=False,
-        mixed_precision="bf16",
+    "scratch": _SCRATCH,
+    "scratch_tuned": replace(
+        _SCRATCH,
+        summary=f"{_SCRATCH.summary}, the learning rate chosen for each method",
+        learning_rates=("0.1", "0.03"),
     ),
     "frozen": Part(
         summary="heads on the features of a frozen backbone, 10 epochs in batches of 128",
@@ -213,12 +220,16 @@ def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:
 
 
 def _choose_learning_rates(name: str, part: Part, options: argparse.Namespace, methods: dict[str, Any]) -> None:
-    """Adds `learning_rate` to the methods that have none: the best by balanced accuracy on held-out training images."""
-    new = {
-        method: part.own_learning_rates.get(method, part.learning_rates)
-        for method, own in methods.items()
-        if "learning_rate" not in own
-    }
+    """Adds `learning_rate`: the best by balanced accuracy on held-out training images.
+
+    A choice that was made before among the same rates stands. If another rate is chosen now, the runs are dropped.
+    """
+    new = {}
+    for method, own in methods.items():
+        rates = part.own_learning_rates.get(method, part.learning_rates)
+        if own.get("tuning", {own.get("learning_rate"): []}).keys() != set(rates):
+            new[method] = rates
+            own.pop("tuning", None)
     tried = [
         (method, rate, split)
         for split in _TUNED_ON
@@ -229,8 +240,11 @@ def _choose_learning_rates(name: str, part: Part, options: argparse.Namespace, m
     for (method, rate, _), result in zip(tried, train_all(runs, options.jobs), strict=True):
         methods[method].setdefault("tuning", {}).setdefault(rate, []).append(result["balanced_accuracy"])
     for method, rates in new.items():
-        tuning = methods[method].get("tuning", {})
-        methods[method]["learning_rate"] = max(rates, key=lambda rate: statistics.mean(tuning.get(rate, [0.0])))
+        own = methods[method]
+        tuning = own.get("tuning", {})
+        best = max(rates, key=lambda rate: statistics.mean(tuning.get(rate, [0.0])))
+        own["runs"] = own["runs"] if own.get("learning_rate") == best else []  # all runs of a table have one rate
+        own["learning_rate"] = best
 
 
 def _run(
