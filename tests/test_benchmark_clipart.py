@@ -219,14 +219,22 @@ def test_the_commands_of_the_grid_are_possible(name):
 
 
 def test_the_table_counts_what_collapsed():
-    accuracies = {"paper": [0.2, 0.6, 0.4], "gated": [0.57, 0.58, 0.58], "none": [0.6, 0.61, 0.6]}
+    late = "paper, after warm-up"
+    accuracies = {
+        "paper": [0.2, 0.6, 0.4],
+        "gated": [0.57, 0.58, 0.58],
+        "none": [0.6, 0.61, 0.6],
+        late: [0.6, 0.4, 0.6],
+    }
     grid = [
         {**vars(cell), "seeds": [0, 1, 2], "balanced_accuracy": accuracies[cell.form]}
-        for cell in collapse.cells(("paper", "gated"))
+        for cell in collapse.cells(("paper", late, "gated"))
     ]
     rows = collapse.table(grid).splitlines()[2:]
-    assert rows[0] == "| paper | insert | 18 of 27 | 0 of 9 | -20.3 |"
-    assert rows[3] == "| gated | shared_classifier | 0 of 54 | 18 of 18 | -2.7 |"
+    assert rows[0] == "| paper | insert | 18 of 27 | 18 of 27 | 0 of 9 | -20.3 |"
+    assert rows[2] == f"| {late} | insert | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 |"
+    assert rows[3] == f"| {late} | shared_classifier | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 |"
+    assert rows[5] == "| gated | shared_classifier | 0 of 54 | 36 of 54 | 18 of 18 | -2.7 |"
 
 
 def test_runs_are_normal_commands(tmp_path):
