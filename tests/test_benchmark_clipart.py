@@ -22,7 +22,7 @@ PART = Part(
     summary="two heads",
     options="--recipe probe",
     methods={"plain": "", "other": "--loss cross_entropy"},
-    pairs={"other": "plain"},
+    pairs={"other": ("plain",)},
     learning_rates=("0.01", "0.1"),
 )
 
@@ -152,12 +152,19 @@ def test_with_other_rates_the_choice_is_made_again(folder, tmp_path, trained, mo
     ] * 2
 
 
-def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monkeypatch):
-    benchmark(folder, tmp_path, "--splits", 0, 1)
+def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monkeypatch, capsys):
+    first = benchmark(folder, tmp_path, "--splits", 0, 1)
+    written = (tmp_path / "results.json").stat().st_mtime_ns
     trained.clear()
+    benchmark(folder, tmp_path, "--splits", 0, 1)
+    assert not trained
+    assert "has all of 'frozen'; name another file by --results to measure it again" in capsys.readouterr().out
+    assert (tmp_path / "results.json").stat().st_mtime_ns == written  # so it keeps the commit of the code that measured
     more = benchmark(folder, tmp_path, "--splits", 1, 2)
     assert [run.name for run in trained] == ["frozen: plain, split 2", "frozen: other, split 2"]
     assert [run["split"] for run in more["parts"]["frozen"]["methods"]["plain"]["runs"]] == [0, 1, 2]
+    commands = [results["parts"]["frozen"]["command"] for results in (first, more)]
+    assert [command.split("--splits ")[1] for command in commands] == ["0 1", "0 1 2"]
     trained.clear()
     row = benchmark(folder, tmp_path, "--splits", 3, "--methods", "other")["parts"]["frozen"]["methods"]
     assert [run.name for run in trained] == ["frozen: other, split 3"]
@@ -187,6 +194,46 @@ def test_the_table_marks_what_five_pairs_show(folder, tmp_path, trained, capsys)
     assert "| **+10.0 ± 0.0** over plain | 5 of 5 |" in capsys.readouterr().out
 
 
+def test_a_difference_is_bold_if_a_t_test_finds_it():
+    """Over five runs, 2.776 standard errors. Each run of "other" has its own difference."""
+    for spread, shown in ((0.0079, "**+1.0 ± 0.4**"), (0.0082, "+1.0 ± 0.4")):
+        gains = [0.01 + spread * place for place in (-1, -1, 0, 1, 1)]
+        runs = {
+            name: {"runs": [{"split": split, **dict.fromkeys(clipart.COLUMNS, value)} for split, value in own]}
+            for name, own in {"plain": enumerate([0.5] * 5), "other": enumerate(0.5 + np.array(gains))}.items()
+        }
+        assert f"| {shown} over plain |" in table(PART, {"methods": runs})
+
+
+def test_several_comparisons_stand_beside_each_other():
+    methods = {
+        name: {"runs": [{"split": 0, **dict.fromkeys(clipart.COLUMNS, value)}]}
+        for name, value in {"plain": 0.5, "other": 0.6, "third": 0.4}.items()
+    }
+    part = replace(PART, methods=dict.fromkeys(methods, ""), pairs={"third": ("plain", "other", "not measured")})
+    row = table(part, {"methods": methods}).splitlines()[-1]
+    assert row.endswith("| -10.0 over plain; -20.0 over other | 0 of 1; 0 of 1 |")
+
+
+def test_results_on_another_backbone_are_not_mixed(folder, tmp_path, trained):
+    benchmark(folder, tmp_path, "--splits", 0)
+    written = (tmp_path / "results.json").read_text()
+    with pytest.raises(SystemExit, match="on the backbone 'some/backbone', not 'another/one'; name another file"):
+        benchmark(folder, tmp_path, "--splits", 1, "--backbone", "another/one")
+    assert (tmp_path / "results.json").read_text() == written
+
+
+def test_unknown_methods_and_missing_files_are_errors(folder, tmp_path, trained):
+    with pytest.raises(SystemExit, match="no method of --parts is called 'plian'; there are\n  plain\n  other"):
+        benchmark(folder, tmp_path, "--methods", "plian", "other")
+    assert not trained
+    for name in ("clipart", "collapse", "confidence"):
+        with pytest.raises(SystemExit, match=r"nothing\.json is not there; measure first"):
+            main([name, "--table_only", "--results", str(tmp_path / "nothing.json")])
+    with pytest.raises(SystemExit, match=r"nothing\.json is not there; measure first"):
+        main(["digits", "--plot_only", "--results", str(tmp_path / "nothing.json")])
+
+
 def test_the_tables_in_the_docs_are_those_of_the_results():
     page = (ROOT / "docs/results.md").read_text()
     measured = json.loads((ROOT / "docs/clipart_lt.json").read_text())["parts"]
@@ -198,7 +245,7 @@ def test_the_tables_in_the_docs_are_those_of_the_results():
 def test_parts():
     assert tuple(PARTS) == CLIPART_PARTS
     for part in PARTS.values():
-        assert part.pairs.keys() | set(part.pairs.values()) == part.methods.keys()
+        assert part.pairs.keys() | {other for others in part.pairs.values() for other in others} == part.methods.keys()
 
 
 @pytest.mark.parametrize("name", [name for name in PARTS if name != "tuned"])
@@ -215,26 +262,31 @@ def test_the_commands_of_the_grid_are_possible(name):
     for cell in collapse.cells(data.forms):
         _, recipe = parse_arguments(cell.options(data).split())
         assert recipe.loss == "ride"
-        assert recipe.batchformer_window == cell.window or cell.form == "none"
+        assert recipe.batchformer_window == cell.window or cell.mode is None
 
 
 def test_the_table_counts_what_collapsed():
     late = "paper, after warm-up"
+    rounded = "paper, bfloat16"
     accuracies = {
         "paper": [0.2, 0.6, 0.4],
         "gated": [0.57, 0.58, 0.58],
         "none": [0.6, 0.61, 0.6],
+        "none, bfloat16": [0.4, 0.4, 0.4],
         late: [0.6, 0.4, 0.6],
+        rounded: [0.35, 0.31, 0.29],
     }
     grid = [
         {**vars(cell), "seeds": [0, 1, 2], "balanced_accuracy": accuracies[cell.form]}
-        for cell in collapse.cells(("paper", late, "gated"))
+        for cell in collapse.cells(("paper", late, "gated", rounded))
     ]
     rows = collapse.table(grid).splitlines()[2:]
-    assert rows[0] == "| paper | insert | 18 of 27 | 18 of 27 | 0 of 9 | -20.3 |"
-    assert rows[2] == f"| {late} | insert | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 |"
-    assert rows[3] == f"| {late} | shared_classifier | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 |"
-    assert rows[5] == "| gated | shared_classifier | 0 of 54 | 36 of 54 | 18 of 18 | -2.7 |"
+    assert rows[0] == "| paper | insert | 18 of 27 | 18 of 27 | 0 of 9 | -20.3 | -20.3 ± 11.3 |"
+    assert rows[2] == f"| {late} | insert | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 | -7.0 ± 7.0 |"
+    assert rows[3] == f"| {late} | shared_classifier | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 | -7.0 ± 7.0 |"
+    assert rows[5] == "| gated | shared_classifier | 0 of 54 | 36 of 54 | 18 of 18 | -2.7 | -2.7 ± 0.3 |"
+    # beside RIDE alone in bfloat16
+    assert rows[6] == f"| {rounded} | insert | 4 of 12 | 8 of 12 | 4 of 4 | -8.3 | -8.3 ± 1.8 |"
 
 
 def test_runs_are_normal_commands(tmp_path):

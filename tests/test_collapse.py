@@ -88,6 +88,16 @@ def test_one_that_does_not_is_not(module, capsys):
     assert -1 < given[-1]["batchformer_cosine"] < 0.9
 
 
+def test_a_layer_that_does_not_act_is_not_blamed(capsys):
+    """Before its start epoch, or with closed gates, it passes on images that the network made alike."""
+    monitor = CollapseMonitor(Accelerator(cpu=True), nn.Sequential(nn.Identity()).train(), "local", {})
+    for batch in range(3 * BATCHES):
+        monitor.add(1 + 0.01 * features(16, 2, 32, seed=batch))
+    assert monitor.read()["batchformer_cosine"] > 0.999
+    assert not capsys.readouterr().out
+    assert monitor.state["alike"] == 0
+
+
 def test_a_batchformer_that_recovers_is_not_warned_of(capsys):
     module = Alike(0.99).train()
     monitor = CollapseMonitor(Accelerator(cpu=True), module, "local", {})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 from conftest import ROOT
@@ -25,11 +26,15 @@ def sections_citing(name):
 def test_a_figure_whose_code_has_changed_names_its_commit(path):
     cited = sections_citing(path.name)
     assert cited, f"no page shows docs/{path.name}"
-    if stale.changed_sources(path) == []:
-        return
-    commit = json.loads(path.read_text()).get("commit") or ""  # the oldest files have none
-    for section in cited:
-        assert re.search(rf"commit\s+`{commit[:7] or '[0-9a-f]{7}'}`", section), section[:60]
+    changed = stale.changed_sources(path)
+    if changed is None:  # the oldest files have no digests, and some no commit
+        changed = {json.loads(path.read_text()).get("commit") or "": []}
+    named = [set(re.findall(r"commits?\s+`([0-9a-f]{7})`", section)) for section in cited]
+    for commit in changed:
+        assert any(commit[:7] in names if commit else names for names in named), commit
+    if changed:
+        for section, names in zip(cited, named, strict=True):
+            assert names & {commit[:7] for commit in changed} or ("" in changed and names), section[:60]
 
 
 def test_every_benchmark_has_sources():
@@ -63,7 +68,34 @@ def test_changed_files_are_named(tmp_path, monkeypatch, capsys):
     for name in ("double.py", "new.py"):
         (tmp_path / name).write_text("def double(number):\n    return number + number\n")
     stale.main()
-    assert "docs/lists.json was measured before these files changed: double.py, new.py" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"docs/lists.json was measured at \S+, before these files changed: double.py, new.py", printed)
     (tmp_path / "double.py").write_text(f"# twice\n{CODE}")
     (tmp_path / "new.py").unlink()
-    assert stale.changed_sources(tmp_path / "docs/lists.json") == []
+    assert stale.changed_sources(tmp_path / "docs/lists.json") == {}
+
+
+def test_numbers_of_several_commits_are_judged_each_by_its_own(tmp_path, monkeypatch):
+    def commit(number):
+        (tmp_path / "double.py").write_text(CODE.replace("2", number))
+        for words in (("add", "double.py"), ("commit", "-qm", number)):
+            git(*words)
+        return git("rev-parse", "HEAD")
+
+    def git(*words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        return subprocess.run(
+            ["git", "-C", tmp_path, *identity, *words], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    git("init", "-q")
+    monkeypatch.setattr(stale, "_ROOT", tmp_path)
+    monkeypatch.setitem(stale.SOURCES, "lists", ("*.py",))
+    older, newer = commit("2"), commit("3")
+    write_results(tmp_path / "lists.json", "lists", {}, [newer, older])
+    assert stale.changed_sources(tmp_path / "lists.json") == {older: ["double.py"]}
+    # a clone without the older commit keeps what was known of it
+    known = json.loads((tmp_path / "lists.json").read_text())
+    known["sources"]["0" * 40] = known["sources"].pop(older)
+    write_results(tmp_path / "lists.json", "lists", known, [newer, "0" * 40])
+    assert stale.changed_sources(tmp_path / "lists.json") == {"0" * 40: ["double.py"]}

@@ -6,7 +6,7 @@ Methods are compared in pairs of runs on the same split with the same seed.
 """
 
 import argparse
-import json
+import copy
 import shlex
 import statistics
 from collections.abc import Mapping
@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ride_bf.benchmark.clipart_lists import find_drawings, shrink, write_split
-from ride_bf.benchmark.measure import command, machine, write_results
+from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.paired import COLUMNS, draw_windows, table
 from ride_bf.benchmark.runs import Run, train_all
 
-_KEPT = (*COLUMNS, "accuracy", "loss", "commit", "seconds")  # of a run's results
+# of a run's results
+_KEPT = (*COLUMNS, "accuracy", "loss", "commit", "modified", "seconds", "batchformer_cosine", "batchformer_warned")
 _TUNED_ON = (0,)  # splits on whose training images the learning rates are chosen
 _SMALL = 128  # shorter side of the small copies, at least as long as the images of their parts
 
@@ -39,7 +40,7 @@ class Part:
         summary: what it compares.
         options: of every run.
         methods: name -> options.
-        pairs: method -> the method that it is compared with.
+        pairs: method -> the methods that it is compared with.
         learning_rates: those that each method tries; a single one is taken.
         own_learning_rates: method -> those that it tries instead.
         small: whether training reads small copies of the drawings.
@@ -50,7 +51,7 @@ class Part:
     summary: str
     options: str
     methods: dict[str, str]
-    pairs: dict[str, str]
+    pairs: dict[str, tuple[str, ...]]
     learning_rates: tuple[str, ...]
     own_learning_rates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     small: bool = False
@@ -79,8 +80,11 @@ _HEADS = {
 _HEADS_OF_BATCHFORMERS = ("linear, cross-entropy", "cosine from class means, logit-adjusted", "three adapters, RIDE")
 _ON_FROZEN = _with_batchformers({name: _HEADS[name] for name in _HEADS_OF_BATCHFORMERS})
 _BEST_HEAD = "cosine from class means, logit-adjusted"
+_ALONE = "BatchFormer, window 1"  # each image alone: the same layer and stream, without the other images
+_ALONE_ON = "linear, cross-entropy"
+_ON_ONE_IMAGE = {f"{_ALONE_ON} + {_ALONE}": f"{_HEADS[_ALONE_ON]} {PAPER} --batchformer_window 1"}
 _CROPPED = {f"{_BEST_HEAD}, centre crop": "--crop backbone"}
-_WINDOWS = (32, 128, 512)  # 512 is the whole batch
+_WINDOWS = (1, 32, 128, 512)  # 512 is the whole batch
 _NAMES_ON_WINDOWS = {kind: {window: f"{kind}, window {window}" for window in _WINDOWS} for kind in _BATCHFORMERS}
 _ON_WINDOWS = {
     name: f"{_BATCHFORMERS[kind]} --batchformer_window {window}"
@@ -109,10 +113,10 @@ _SCRATCH = Part(
     options="--recipe cifar100_lt_resnet32 --epochs 10 --schedule cosine --warmup_epochs 2 --augmentation imagenet",
     methods=_FROM_SCRATCH,
     pairs={
-        "LDAM-DRW": "cross-entropy",
-        "RIDE": "cross-entropy",
-        "RIDE + BatchFormer": "RIDE",
-        "RIDE + gated BatchFormer": "RIDE",
+        "LDAM-DRW": ("cross-entropy",),
+        "RIDE": ("cross-entropy", "LDAM-DRW"),
+        "RIDE + BatchFormer": ("RIDE",),
+        "RIDE + gated BatchFormer": ("RIDE",),
     },
     learning_rates=("0.1",),  # of the published recipes for CIFAR, with every one of these losses
     small=True,
@@ -130,24 +134,29 @@ PARTS = {
     "frozen": Part(
         summary="heads on the features of a frozen backbone, 10 epochs in batches of 128",
         options="--recipe probe --epochs 10",
-        methods=_HEADS | _CROPPED | _ON_FROZEN,
-        pairs={name: "linear, cross-entropy" for name in _HEADS if name != "linear, cross-entropy"}
-        | {name: name.rsplit(" + ", 1)[0] for name in _ON_FROZEN}
-        | dict.fromkeys(_CROPPED, _BEST_HEAD),
+        methods=_HEADS | _CROPPED | _ON_FROZEN | _ON_ONE_IMAGE,
+        pairs={name: (_ALONE_ON,) for name in _HEADS if name != _ALONE_ON}
+        | {name: (name.rsplit(" + ", 1)[0],) for name in _ON_FROZEN | _ON_ONE_IMAGE}
+        | dict.fromkeys(_CROPPED, (_BEST_HEAD,))
+        | {f"{_ALONE_ON} + BatchFormer": (_ALONE_ON, *_ON_ONE_IMAGE)},
         learning_rates=("0.01", "0.003", "0.03"),
     ),
     "windows": Part(
         summary="the BatchFormer's window on a frozen backbone, 20 epochs in batches of 512",
         options="--recipe probe --epochs 20 --batch_size 512",
         methods={_BEST_HEAD: "", **_ON_WINDOWS},
-        pairs=dict.fromkeys(_ON_WINDOWS, _BEST_HEAD),
+        pairs={
+            name: (_BEST_HEAD,) if window == 1 else (_BEST_HEAD, names[1])
+            for names in _NAMES_ON_WINDOWS.values()
+            for window, name in names.items()
+        },
         learning_rates=("0.03",),
     ),
     "tuned": Part(
-        summary="the backbone learns too, 128 pixels, 3 epochs in batches of 32",
-        options="--epochs 3 --image_size 128 --batch_size 32",
+        summary="the backbone learns too, 96 pixels, 2 epochs in batches of 32",
+        options="--epochs 2 --image_size 96 --batch_size 32",
         methods=_TUNED,
-        pairs={"all": "frozen", **{name: "all" for name in _TUNED if name not in ("frozen", "all")}},
+        pairs={"all": ("frozen",), **{name: ("frozen", "all") for name in _TUNED if name not in ("frozen", "all")}},
         learning_rates=("1e-4", "3e-4"),
         own_learning_rates={"frozen": ("0.01", "0.03")},
         small=True,
@@ -156,7 +165,12 @@ PARTS = {
 
 
 def run(options: argparse.Namespace) -> None:
-    results = json.loads(options.results.read_text()) if options.results.is_file() else {}
+    if unknown := set(options.methods or ()) - {method for name in options.parts for method in PARTS[name].methods}:
+        known = "\n  ".join(method for name in options.parts for method in PARTS[name].methods)
+        raise ValueError(
+            f"no method of --parts is called {', '.join(map(repr, sorted(unknown)))}; there are\n  {known}"
+        )
+    results = read_results(options, required=options.table_only)
     if not options.table_only:
         results = measure(options, results)
     for name, measured in results["parts"].items():
@@ -178,18 +192,37 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
     known = results.get("lists", {})
     if any(known.get(split, digest) != digest for split, digest in digests.items()):
         raise ValueError(f"{options.results} is of other drawings or splits; name another file by --results")
-    results = {**data, "lists": known | digests, "parts": results.get("parts", {})}
+    results = {**results, **data, "lists": known | digests, "parts": results.get("parts", {})}
     for name in options.parts:
         part = PARTS[name]
         if part.small:
             shrink(options.data_dir, drawings, _images(options, part), _SMALL)
-        results["parts"][name] = measure_part(name, part, options, results["parts"].get(name, {}))
-        write_results(options.results, "clipart", results)
+        before = results["parts"].get(name, {})
+        results["parts"][name] = measure_part(name, part, options, copy.deepcopy(before))
+        if results["parts"][name] == before:
+            print(f"{options.results} has all of {name!r}; name another file by --results to measure it again")
+        else:
+            write_results(options.results, "clipart", results, _commits(results))
     return results
 
 
+def _commits(results: dict[str, Any]) -> set[str]:
+    """The commits of all runs."""
+    methods = [own for part in results["parts"].values() for own in part["methods"].values()]
+    return {run["commit"] for own in methods for run in own["runs"] if run.get("commit")}
+
+
 def measure_part(name: str, part: Part, options: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
-    """Chooses the learning rate of each method, then trains it on each split. Keeps earlier runs of other splits."""
+    """Chooses the learning rate of each method, then trains it on each split. Keeps earlier runs of other splits.
+
+    Raises ValueError if the earlier runs are on another backbone.
+    """
+    backbone = _backbone(options) if part.pretrained else None
+    if before and before.get("backbone") != backbone:
+        raise ValueError(
+            f"{options.results} has {name!r} on the backbone {before.get('backbone')!r}, not {backbone!r}; "
+            "name another file by --results"
+        )
     same = {"options": part.options, "mixed_precision": part.mixed_precision}
     if any(before.get(key) != value for key, value in same.items()):
         before = {}
@@ -210,7 +243,18 @@ def measure_part(name: str, part: Part, options: argparse.Namespace, before: dic
     methods = {method: (methods | others)[method] for method in part.methods if method in methods | others}
     for method, own in methods.items():
         own["command"] = command_of(part, method, own)
-    return {"command": command(options), "machine": machine(), **same, "methods": methods}
+    measured = {**same, "backbone": backbone, "methods": methods}
+    # The command and the machine are those of all runs, not of the last ones alone.
+    splits = sorted({run["split"] for own in methods.values() for run in own["runs"]})
+    whole = argparse.Namespace(**{**vars(options), "parts": [name], "splits": splits, "methods": None})
+    machines = before.get("machine", "").split("; ") if before else []
+    machines = list(dict.fromkeys([*filter(None, machines), *([machine()] if wanted else [])]))
+    return {"command": command(whole), "machine": "; ".join(machines), **measured}
+
+
+def _backbone(options: argparse.Namespace) -> str:
+    """The backbone's name, for a folder without where it lies."""
+    return Path(options.backbone).name if Path(options.backbone).is_dir() else options.backbone
 
 
 def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:

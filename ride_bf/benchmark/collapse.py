@@ -1,23 +1,26 @@
 """How often the BatchFormer collapses: the paper's layer, remedies and the gated one, over windows, rates and weights.
 
 A run has collapsed if its balanced accuracy is more than ten points below that of RIDE alone with the same learning
-rate and seed. A cell of the grid is below RIDE alone if the mean difference over the seeds is, by a t-test at 5 %.
+rate, precision and seed. A cell of the grid is below RIDE alone if the mean difference over the seeds is, by a
+one-sided t-test at 5 %. One of twenty cells without any difference is, by chance.
 """
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from ride_bf.benchmark.clipart_lists import find_drawings, write_split
-from ride_bf.benchmark.measure import command, machine, write_results
+from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.evaluation.comparison import paired_gain
 
+_KEPT = ("balanced_accuracy", "batchformer_cosine", "batchformer_warned")  # of a run's results
+_COLUMNS = ("layer", "mode", "collapsed", "the paper's there", "below RIDE alone", "lowest cell", "mean difference")
 POINTS = 0.1  # of balanced accuracy below RIDE alone
 PAPER, GATED = "paper", "gated"
 FORMS = {
@@ -71,7 +74,7 @@ DATA = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A place in the grid. `form` is "none" for RIDE alone."""
+    """A place in the grid. `form` is "none" or "none, bfloat16" for RIDE alone."""
 
     form: str
     rate: float
@@ -84,7 +87,7 @@ class Cell:
             f"{data.options} --learning_rate {data.learning_rate * self.rate:g} --warmup_epochs {data.warmup_epochs}"
         )
         words += f" --batchformer {self.mode or 'none'}"
-        if self.form != "none":
+        if self.mode is not None:
             words += f" --batchformer_window {self.window} "
             words += FORMS[self.form].format(warmup_epochs=data.warmup_epochs)
         if self.weight is not None:
@@ -96,9 +99,15 @@ class Cell:
         return "bf16" if "bfloat16" in self.form else "no"
 
 
+def _alone(form: str) -> str:
+    """RIDE alone in the precision of a form."""
+    return "none, bfloat16" if "bfloat16" in form else "none"
+
+
 def cells(forms: Sequence[str]) -> Iterator[Cell]:
     """RIDE alone at every learning rate, the whole grid for the paper's and the gated layer, and remedies at `HARD`."""
-    yield from (Cell("none", rate) for rate in RATES)
+    alone = dict.fromkeys(_alone(form) for form in forms)
+    yield from (Cell(form, rate) for form, rate in product(alone, RATES))
     for form, mode in product(forms, WEIGHTS):
         is_remedy = form not in (PAPER, GATED)
         windows, rates = (HARD["windows"], HARD["rates"]) if is_remedy else (WINDOWS, RATES)
@@ -107,18 +116,22 @@ def cells(forms: Sequence[str]) -> Iterator[Cell]:
 
 
 def run(options: argparse.Namespace) -> None:
-    results = json.loads(options.results.read_text()) if options.results.is_file() else {}
+    results = read_results(options, required=options.table_only)
     if not options.table_only:
-        results = {"command": command(options), "machine": machine(), "grids": results.get("grids", {})}
+        results = {**results, "grids": results.get("grids", {})}
         for name in options.data:
             results["grids"][name] = measure(name, options)
-            write_results(options.results, "collapse", results)
+            commits = {commit for grid in results["grids"].values() for commit in grid["commits"]}
+            write_results(options.results, "collapse", results, commits)
     for name, grid in results["grids"].items():
-        print(f"\n### {name}\n\n{table(grid)}")
+        print(f"\n### {name}\n\n{table(grid['cells'])}")
 
 
-def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Trains each cell of the grid with each seed. Returns the cells with `balanced_accuracy`, one for each seed."""
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Trains each cell of the grid with each seed.
+
+    Returns the `cells`, each with a list for each of `_KEPT`, a number for each seed, and how they were measured.
+    """
     grid, of_data = list(cells(DATA[name].forms)), _data_options(name, options)
     wanted = [(cell, seed) for seed in options.seeds for cell in grid]
     runs = []
@@ -128,10 +141,15 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         shown = ", ".join(f"{key} {value}" for key, value in asdict(cell).items() if value is not None)
         shown = f"{name}: {shown}, seed {seed}"
         runs.append(Run(name=shown, options=tuple(words), folder=folder, mixed_precision=cell.mixed_precision))
-    rows = {cell: {**asdict(cell), "seeds": options.seeds, "balanced_accuracy": []} for cell in grid}
+    rows: dict[Cell, dict[str, Any]] = {cell: {**asdict(cell), "seeds": options.seeds} for cell in grid}
+    commits = set()
     for (cell, _), result in zip(wanted, train_all(runs, options.jobs), strict=True):
-        rows[cell]["balanced_accuracy"].append(result["balanced_accuracy"])
-    return list(rows.values())
+        commits.add(result["commit"])
+        for key in _KEPT:
+            if key in result:
+                rows[cell].setdefault(key, []).append(result[key])
+    own = argparse.Namespace(**{**vars(options), "data": [name]})
+    return {"command": command(own), "machine": machine(), "commits": sorted(commits), "cells": list(rows.values())}
 
 
 def _data_options(name: str, options: argparse.Namespace) -> dict[int, list[str]]:
@@ -147,33 +165,42 @@ def _data_options(name: str, options: argparse.Namespace) -> dict[int, list[str]
     return words
 
 
+def table(grid: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table of the forms: the share of runs that collapsed, and differences from RIDE alone.
+
+    Beside the runs that collapsed stands how many did with the paper's layer in the same cells. The mean difference is
+    over the cells; its standard error is over the seeds.
+    """
+    gains = {_place(row): _gains(row, grid) for row in grid if row["mode"] is not None}
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|" + " --- |" * len(_COLUMNS)]
+    for form, mode in dict.fromkeys(place[:2] for place in gains):
+        own = {place: gain for place, gain in gains.items() if place[:2] == (form, mode)}
+        of_paper = [gains[PAPER, *place[1:]] for place in own if (PAPER, *place[1:]) in gains]
+        below = sum(_is_below(gain) for gain in own.values())
+        over_cells = paired_gain(np.zeros(len(next(iter(own.values())))), np.mean(list(own.values()), axis=0))
+        mean = f"{100 * over_cells['mean']:+.1f} ± {100 * over_cells['standard_error']:.1f}"
+        lowest = f"{100 * min(gain.mean() for gain in own.values()):+.1f}"
+        cells = [form, mode, _collapsed(own.values()), _collapsed(of_paper), f"{below} of {len(own)}", lowest, mean]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("form", "mode", "window", "rate", "weight"))
 
 
-def table(grid: list[dict[str, Any]]) -> str:
-    """A Markdown table: how many runs of each form collapsed, how many cells are below RIDE alone, and the worst.
+def _gains(row: dict[str, Any], grid: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Balanced accuracy (seeds,) of a cell, less that of RIDE alone."""
+    alone = next(other for other in grid if (other["form"], other["rate"]) == (_alone(row["form"]), row["rate"]))
+    return np.subtract(row["balanced_accuracy"], alone["balanced_accuracy"])
 
-    Beside the runs that collapsed stands how many did with the paper's layer in the same cells.
-    """
-    alone = {row["rate"]: row["balanced_accuracy"] for row in grid if row["form"] == "none"}
-    collapsed = {
-        _place(row): [
-            other < first - POINTS for first, other in zip(alone[row["rate"]], row["balanced_accuracy"], strict=True)
-        ]
-        for row in grid
-        if row["form"] != "none"
-    }
-    lines = ["| layer | mode | runs collapsed | the paper's there | cells below RIDE alone | lowest cell, difference |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    for form, mode in product(dict.fromkeys(row["form"] for row in grid if row["form"] != "none"), WEIGHTS):
-        own = [row for row in grid if (row["form"], row["mode"]) == (form, mode)]
-        runs = [run for row in own for run in collapsed[_place(row)]]
-        papers = [run for row in own for run in collapsed.get(_place(row | {"form": PAPER}), [])]
-        gains = [paired_gain(alone[row["rate"]], row["balanced_accuracy"]) for row in own]
-        bound = stats.t.ppf(0.95, df=max(1, len(own[0]["seeds"]) - 1))  # of a seed alone nothing is significant
-        below = sum(gain["mean"] < -bound * gain["standard_error"] for gain in gains)
-        worst = min(gain["mean"] for gain in gains)
-        cells = [form, mode, f"{sum(runs)} of {len(runs)}", f"{sum(papers)} of {len(papers)}"]
-        lines.append(f"| {' | '.join([*cells, f'{below} of {len(own)}', f'{100 * worst:+.1f}'])} |")
-    return "\n".join(lines)
+
+def _collapsed(gains: Iterable[np.ndarray]) -> str:
+    gains = list(gains)
+    return f"{sum(int((gain < -POINTS).sum()) for gain in gains)} of {sum(map(len, gains))}"
+
+
+def _is_below(gain: np.ndarray) -> bool:
+    """Whether the mean over the seeds is below 0, by a one-sided t-test at 5 %. That of a seed alone never is."""
+    found = paired_gain(np.zeros(len(gain)), gain)
+    return len(gain) > 1 and found["mean"] < -stats.t.ppf(0.95, df=len(gain) - 1) * found["standard_error"]

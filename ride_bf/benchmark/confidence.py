@@ -6,7 +6,6 @@ from a bootstrap over the test images of a split.
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import string
@@ -26,13 +25,14 @@ from confidence_ride_bf import KNOWN_SCORES
 from data import evaluation_batches, load_unlabelled
 from modeling_ride_bf import RideBfOutput
 from ride_bf.benchmark.clipart_lists import find_drawings, find_left_out, write_split
-from ride_bf.benchmark.measure import command, machine, write_results
+from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.evaluation.confidence import ERRORS, GROUPS, calibrate, confidence_facts, logits_of, measure_confidence
 from ride_bf.evaluation.metrics import calibration, expected_calibration_error, shot_groups
 from ride_bf.evaluation.predict import image_facts
 from ride_bf.evaluation.results import Predictions
 from ride_bf.evaluation.unknown import known_columns, measure_unknown
+from ride_bf.runs.environment import code_version
 from ride_bf.runs.models import find_model, load_model, load_processor
 from ride_bf.runs.provenance import load_splits_of
 
@@ -60,13 +60,15 @@ class Held:
 
 
 def run(options: argparse.Namespace) -> None:
-    results = json.loads(options.results.read_text()) if options.results.is_file() else {}
+    results = read_results(options, required=options.table_only)
     if not options.table_only:
-        results = {"command": command(options), "machine": machine(), "models": results.get("models", {})}
+        earlier = {model: {"commit": results["commit"], **own} for model, own in results.get("models", {}).items()}
+        results = {**results, "command": command(options), "machine": machine(), "models": earlier}
         for name in options.data:
             for model, held in _MAKERS[name](options).items():
-                results["models"][model] = measure(held)
-            write_results(options.results, "confidence", results)
+                results["models"][model] = {"commit": code_version()["commit"], **measure(held)}
+            commits = {own["commit"] for own in results["models"].values() if own["commit"]}
+            write_results(options.results, "confidence", results, commits)
     for name, measured in results["models"].items():
         print(f"\n### {name}\n\n{table(measured)}")
 

@@ -4,13 +4,12 @@ Each run is a normal training command, so users can reproduce every number.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 from data import class_counts, load_long_tailed
-from ride_bf.benchmark.measure import machine, write_results
+from ride_bf.benchmark.measure import machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, mean_and_deviation, train_all
 from ride_bf.evaluation.comparison import paired_gain
 from ride_bf.evaluation.metrics import shot_accuracy
@@ -44,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
         results = measure_digits(options.seeds, options.jobs, options.output_dir)
         write_results(options.results, "digits", results)
         print(digits_table(results))
-    draw_digits(json.loads(options.results.read_text()), options.picture)
+    draw_digits(read_results(options, required=True), options.picture)
     print(options.picture)
 
 

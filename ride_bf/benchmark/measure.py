@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,29 @@ def _resident_bytes(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def write_results(path: Path, benchmark: str, results: dict[str, Any]) -> None:
-    """Writes the measurements of a benchmark as JSON, with the commit of the code and digests of its files."""
+def read_results(options: argparse.Namespace, required: bool) -> dict[str, Any]:
+    """The measurements of a benchmark in `--results`. Empty if the file is not there; an error if it is required."""
+    if options.results.is_file():
+        return json.loads(options.results.read_text(encoding="utf-8"))
+    if required:
+        raise ValueError(f"{options.results} is not there; measure first, or name another file by --results")
+    return {}
+
+
+def write_results(path: Path, benchmark: str, results: dict[str, Any], commits: Collection[str] | None = None) -> None:
+    """Writes the measurements of a benchmark as JSON, with the commit of the code and digests of its files.
+
+    Args:
+        path: of the file.
+        benchmark: the name of the benchmark.
+        results: the measurements.
+        commits: those that the measurements are from, if they may be of earlier ones. Each has digests of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"benchmark": benchmark, **results, **code_version(), "sources": source_digests(benchmark)}
+    sources: dict[str, Any] = source_digests(benchmark)
+    if commits is not None:
+        known = results.get("sources", {})  # of a commit that this clone does not have
+        sources = {commit: source_digests(benchmark, commit) or known.get(commit, {}) for commit in sorted(commits)}
+    facts = {"benchmark": benchmark, **results, **code_version(), "sources": sources}
     path.write_text(json.dumps(facts, indent=1) + "\n")
     print(path)

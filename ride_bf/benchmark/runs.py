@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ride_bf.runs.run_folder import ENVIRONMENT, METRICS, TEST_RESULTS
+from ride_bf.training.collapse import WARNING_START
 
 _TRAIN = Path(__file__).resolve().parent.parent.parent / "train_accelerate.py"
 _LOG, _OPTIONS = "command.log", "command_options.txt"
@@ -58,11 +59,20 @@ def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The test metrics of a finished run; `commit`, of the code that trained it; `seconds` of training."""
-    commits = [start.get("commit") for start in json.loads((folder / ENVIRONMENT).read_text())]
+    """The test metrics of a finished run, and facts of its training.
+
+    `commit`: of the code. `modified`: if files differed from it. `seconds`: of training. With a BatchFormer,
+    `batchformer_cosine`: how alike it made the images at the end, and `batchformer_warned`: whether that was warned of.
+    """
+    start = json.loads((folder / ENVIRONMENT).read_text())[-1]
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    seconds = sum(line.get("seconds", 0.0) for line in lines)
-    return {**json.loads((folder / TEST_RESULTS).read_text())["test"], "commit": commits[-1], "seconds": seconds}
+    facts = {"commit": start.get("commit"), "seconds": sum(line.get("seconds", 0.0) for line in lines)}
+    if start.get("modified"):
+        facts["modified"] = True
+    if "batchformer_cosine" in lines[-1]:
+        facts["batchformer_cosine"] = lines[-1]["batchformer_cosine"]
+        facts["batchformer_warned"] = WARNING_START in (folder / _LOG).read_text()
+    return {**json.loads((folder / TEST_RESULTS).read_text())["test"], **facts}
 
 
 def mean_and_deviation(fractions: Sequence[float]) -> str:

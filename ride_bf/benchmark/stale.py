@@ -6,8 +6,11 @@ formatting do not count.
 
 import ast
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+import subprocess
+import tarfile
+import tempfile
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -43,10 +46,26 @@ SOURCES: dict[str, tuple[str, ...]] = {
 }
 
 
-def source_digests(benchmark: str) -> dict[str, str]:
-    """Path -> digest of each source file that the numbers of a benchmark depend on."""
-    paths = sorted({path for pattern in SOURCES[benchmark] for path in _ROOT.glob(pattern)})
-    return {str(path.relative_to(_ROOT)): code_digest(path.read_text(encoding="utf-8")) for path in paths}
+def source_digests(benchmark: str, commit: str | None = None) -> dict[str, str]:
+    """Path -> digest of each source file that the numbers of a benchmark depend on.
+
+    Args:
+        benchmark: a key of `SOURCES`.
+        commit: of the files; by default they are read as they are now. Empty if this clone does not have the commit.
+    """
+    if commit is None:
+        return _digests(_ROOT, benchmark)
+    archive = subprocess.run(["git", "-C", str(_ROOT), "archive", commit, "*.py"], capture_output=True)
+    if archive.returncode:
+        return {}
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(folder, filter="data")
+        return _digests(Path(folder), benchmark)
+
+
+def _digests(root: Path, benchmark: str) -> dict[str, str]:
+    paths = sorted({path for pattern in SOURCES[benchmark] for path in root.glob(pattern)})
+    return {str(path.relative_to(root)): code_digest(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def code_digest(source: str) -> str:
@@ -58,13 +77,22 @@ def code_digest(source: str) -> str:
     return hashlib.blake2b(ast.dump(tree).encode(), digest_size=8).hexdigest()
 
 
-def changed_sources(results: Path) -> Sequence[str] | None:
-    """Source files that have changed since a results file was written; None if the file does not have their digests."""
+def changed_sources(results: Path) -> dict[str, list[str]] | None:
+    """Source files that have changed since a results file was written, for each commit that its numbers are from.
+
+    A commit without changes is left out. None if the file does not have digests.
+    """
     content = json.loads(results.read_text(encoding="utf-8"))
     if "sources" not in content:
         return None
-    before, now = content["sources"], source_digests(content["benchmark"])
-    return sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
+    sources = content["sources"]
+    of_commits = sources if all(isinstance(own, dict) for own in sources.values()) else {content["commit"]: sources}
+    now = source_digests(content["benchmark"])
+    changed = {
+        commit: sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
+        for commit, before in of_commits.items()
+    }
+    return {commit: paths for commit, paths in changed.items() if paths}
 
 
 def main() -> None:
@@ -72,8 +100,10 @@ def main() -> None:
         changed = changed_sources(path)
         if changed is None:
             print(f"{path.relative_to(_ROOT)} was measured before digests of the code were kept")
-        elif changed:
-            print(f"{path.relative_to(_ROOT)} was measured before these files changed: {', '.join(changed)}")
+            continue
+        for commit, files in changed.items():
+            measured = f"was measured at {(commit or 'an unknown commit')[:7]}"
+            print(f"{path.relative_to(_ROOT)} {measured}, before these files changed: {', '.join(files)}")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ class CollapseMonitor:
     """Measures how alike the BatchFormer makes the images of a window, in one batch of `EVERY`.
 
     A BatchFormer collapses if it gives every image of a window the same features: its stream then tells nothing about
-    an image, and the classifiers learn from it only how frequent the classes are. If the images are alike in
-    `BATCHES` batches, as far as they are measured, one warning is printed.
+    an image, and the classifiers learn from it only how frequent the classes are. If it makes images alike that were
+    not so before, in `BATCHES` batches as far as they are measured, one warning is printed.
 
     The batch goes through the layers a second time, without dropout, which would hide a collapse: of two equal vectors
     it makes two that differ. Only `read` waits for the device.
@@ -82,12 +82,14 @@ class CollapseMonitor:
 
     @torch.no_grad()
     def _measure(self, expert_features: Tensor) -> Tensor:
+        """The cosines (2,) of the features behind the BatchFormer, and before it."""
         for layers in self.module.children():  # the module itself may do nothing in evaluation
             layers.eval()
         with self.accelerator.autocast():
             encoded = self.module(expert_features)
         self.module.train()
-        return mean_pairwise_cosine(encoded, self.size, self.accelerator.process_index * len(encoded))
+        first = self.accelerator.process_index * len(encoded)
+        return torch.stack([mean_pairwise_cosine(each, self.size, first) for each in (encoded, expert_features)])
 
     def read(self) -> dict[str, float]:
         """`batchformer_cosine` of the last batch that was measured, as the mean over the processes.
@@ -95,13 +97,14 @@ class CollapseMonitor:
         Empty if none was. Every process must call it after the same batches.
         """
         if self.unread:
-            for cosine in (cosines := torch.stack(self.unread)).tolist():
-                self.state["alike"] = self.state.get("alike", 0) + EVERY if cosine > ALIKE else 0
+            for cosine, before in (cosines := torch.stack(self.unread)).tolist():
+                # A layer that does not act yet, or whose gates are closed, passes on what the network made alike.
+                self.state["alike"] = self.state.get("alike", 0) + EVERY if cosine > ALIKE >= before else 0
                 if self.state["alike"] >= BATCHES and not self.state.get("warned", False):
                     self.state["warned"] = True
                     print_above_bar(self.accelerator, _WARNING.format(cosine))
             self.unread.clear()
-            self.state["cosine"] = self.accelerator.reduce(cosines[-1], "mean").item()
+            self.state["cosine"] = self.accelerator.reduce(cosines[-1, 0], "mean").item()
         return self.latest()
 
     def latest(self) -> dict[str, float]:
@@ -110,8 +113,9 @@ class CollapseMonitor:
         return {} if math.isnan(cosine) else {"batchformer_cosine": cosine}
 
 
+WARNING_START = f"warning: for {BATCHES} batches the BatchFormer has made the images of a window alike"
 _WARNING = (
-    f"warning: for {BATCHES} batches the BatchFormer has made the images of a window alike (mean cosine {{:.4f}}): its "
+    f"{WARNING_START} (mean cosine {{:.4f}}): its "
     "stream cannot tell them apart. Start again with a lower rate (--batchformer_learning_rate_factor 0.1), a larger "
     "--batchformer_window, a gated layer (--batchformer_layer_scale_init_value 0) or, with --batchformer "
     "shared_classifier, a smaller --batchformer_loss_weight"
