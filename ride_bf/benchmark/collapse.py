@@ -15,6 +15,7 @@ import numpy as np
 from scipy import stats
 
 from ride_bf.benchmark.clipart_lists import find_drawings, write_split
+from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.evaluation.comparison import paired_gain
@@ -156,11 +157,12 @@ def _data_options(name: str, options: argparse.Namespace) -> dict[int, list[str]
     """The options that name the data, for each seed. On drawings a seed has a split of its own."""
     if name == "digits":
         return {seed: [] for seed in options.seeds}
+    backbone = backbone_folder(options.backbone, options.output_dir)
     drawings, words = find_drawings(options.data_dir), {}
     for seed in options.seeds:
         lists = options.output_dir / "lists" / str(seed)
         write_split(lists, drawings, seed)
-        where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": options.backbone}
+        where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": backbone}
         words[seed] = [str(word) for key, value in where.items() for word in (f"--{key}", value)]
     return words
 

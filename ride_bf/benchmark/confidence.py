@@ -25,6 +25,7 @@ from confidence_ride_bf import KNOWN_SCORES
 from data import evaluation_batches, load_unlabelled
 from modeling_ride_bf import RideBfOutput
 from ride_bf.benchmark.clipart_lists import find_drawings, find_left_out, write_split
+from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.evaluation.confidence import ERRORS, GROUPS, calibrate, confidence_facts, logits_of, measure_confidence
@@ -94,7 +95,8 @@ def _clipart(options: argparse.Namespace) -> dict[str, Held]:
     for name in find_left_out(options.data_dir):
         (unknown / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(options.data_dir / name, unknown / name)
-    where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": options.backbone}
+    backbone = backbone_folder(options.backbone, options.output_dir)
+    where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": backbone}
     words = [str(word) for key, value in where.items() for word in (f"--{key}", value)]
     trained = Run(
         name="clip art, probe",
