@@ -25,6 +25,7 @@ METHODS = {
 }
 # Method -> the one that it is compared with
 PAIRS = {
+    "LDAM-DRW": "cross-entropy",
     "RIDE": "cross-entropy",
     "RIDE + BatchFormer": "RIDE",
     "RIDE + gated BatchFormer": "RIDE",
@@ -41,7 +42,8 @@ COLUMNS = {
 def run(options: argparse.Namespace) -> None:
     if not options.plot_only:
         results = measure_digits(options.seeds, options.jobs, options.output_dir)
-        write_results(options.results, "digits", results)
+        runs = [run for method in METHODS for run in results["methods"][method]["runs"]]
+        write_results(options.results, "digits", results, {run["commit"] for run in runs if run["commit"]})
         print(digits_table(results))
     draw_digits(read_results(options, required=True), options.picture)
     print(options.picture)
