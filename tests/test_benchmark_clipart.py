@@ -282,11 +282,11 @@ def test_the_table_counts_what_collapsed():
     ]
     rows = collapse.table(grid).splitlines()[2:]
     assert rows[0] == "| paper | insert | 18 of 27 | 18 of 27 | 0 of 9 | -20.3 | -20.3 ± 11.3 |"
-    assert rows[2] == f"| {late} | insert | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 | -7.0 ± 7.0 |"
-    assert rows[3] == f"| {late} | shared_classifier | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 | -7.0 ± 7.0 |"
-    assert rows[5] == "| gated | shared_classifier | 0 of 54 | 36 of 54 | 18 of 18 | -2.7 | -2.7 ± 0.3 |"
+    assert rows[3] == f"| {late} | insert | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 | -7.0 ± 7.0 |"
+    assert rows[4] == f"| {late} | shared_classifier, weight 1 | 4 of 12 | 8 of 12 | 0 of 4 | -7.0 | -7.0 ± 7.0 |"
+    assert rows[6] == "| gated | shared_classifier, weight 0.1 | 0 of 27 | 18 of 27 | 9 of 9 | -2.7 | -2.7 ± 0.3 |"
     # beside RIDE alone in bfloat16
-    assert rows[6] == f"| {rounded} | insert | 4 of 12 | 8 of 12 | 4 of 4 | -8.3 | -8.3 ± 1.8 |"
+    assert rows[8] == f"| {rounded} | insert | 4 of 12 | 8 of 12 | 4 of 4 | -8.3 | -8.3 ± 1.8 |"
 
 
 def test_runs_are_normal_commands(tmp_path):

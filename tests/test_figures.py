@@ -29,7 +29,7 @@ def test_a_figure_whose_code_has_changed_names_its_commit(path):
     changed = stale.changed_sources(path)
     if changed is None:  # the oldest files have no digests, and some no commit
         changed = {json.loads(path.read_text()).get("commit") or "": []}
-    named = [set(re.findall(r"commits?\s+`([0-9a-f]{7})`", section)) for section in cited]
+    named = [set(re.findall(r"`([0-9a-f]{7})`", section)) for section in cited]
     for commit in changed:
         assert any(commit[:7] in names if commit else names for names in named), commit
     if changed:

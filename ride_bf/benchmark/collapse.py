@@ -21,7 +21,7 @@ from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.evaluation.comparison import paired_gain
 
 _KEPT = ("balanced_accuracy", "batchformer_cosine", "batchformer_warned")  # of a run's results
-_COLUMNS = ("layer", "mode", "collapsed", "the paper's there", "below RIDE alone", "lowest cell", "mean difference")
+_COLUMNS = ("layer", "stream", "collapsed", "the paper's there", "below RIDE alone", "lowest cell", "mean difference")
 POINTS = 0.1  # of balanced accuracy below RIDE alone
 PAPER, GATED = "paper", "gated"
 FORMS = {
@@ -168,27 +168,28 @@ def _data_options(name: str, options: argparse.Namespace) -> dict[int, list[str]
 
 
 def table(grid: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table of the forms: the share of runs that collapsed, and differences from RIDE alone.
+    """A Markdown table of the forms and weights: the share of runs that collapsed, and differences from RIDE alone.
 
     Beside the runs that collapsed stands how many did with the paper's layer in the same cells. The mean difference is
     over the cells; its standard error is over the seeds.
     """
     gains = {_place(row): _gains(row, grid) for row in grid if row["mode"] is not None}
     lines = [f"| {' | '.join(_COLUMNS)} |", "|" + " --- |" * len(_COLUMNS)]
-    for form, mode in dict.fromkeys(place[:2] for place in gains):
-        own = {place: gain for place, gain in gains.items() if place[:2] == (form, mode)}
+    for form, mode, weight in dict.fromkeys(place[:3] for place in gains):
+        own = {place: gain for place, gain in gains.items() if place[:3] == (form, mode, weight)}
         of_paper = [gains[PAPER, *place[1:]] for place in own if (PAPER, *place[1:]) in gains]
+        stream = mode if weight is None else f"{mode}, weight {weight:g}"
         below = sum(_is_below(gain) for gain in own.values())
         over_cells = paired_gain(np.zeros(len(next(iter(own.values())))), np.mean(list(own.values()), axis=0))
         mean = f"{100 * over_cells['mean']:+.1f} ± {100 * over_cells['standard_error']:.1f}"
         lowest = f"{100 * min(gain.mean() for gain in own.values()):+.1f}"
-        cells = [form, mode, _collapsed(own.values()), _collapsed(of_paper), f"{below} of {len(own)}", lowest, mean]
+        cells = [form, stream, _collapsed(own.values()), _collapsed(of_paper), f"{below} of {len(own)}", lowest, mean]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("form", "mode", "window", "rate", "weight"))
+    return tuple(row[name] for name in ("form", "mode", "weight", "window", "rate"))
 
 
 def _gains(row: dict[str, Any], grid: Sequence[dict[str, Any]]) -> np.ndarray:

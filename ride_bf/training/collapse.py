@@ -115,8 +115,7 @@ class CollapseMonitor:
 
 WARNING_START = f"warning: for {BATCHES} batches the BatchFormer has made the images of a window alike"
 _WARNING = (
-    f"{WARNING_START} (mean cosine {{:.4f}}): its "
-    "stream cannot tell them apart. Start again with a lower rate (--batchformer_learning_rate_factor 0.1), a larger "
-    "--batchformer_window, a gated layer (--batchformer_layer_scale_init_value 0) or, with --batchformer "
-    "shared_classifier, a smaller --batchformer_loss_weight"
+    f"{WARNING_START} (mean cosine {{:.4f}}): its stream cannot tell them apart. Start again with --batchformer "
+    "shared_classifier and a smaller weight of its stream (--batchformer_loss_weight 0.1), or with a lower rate: "
+    "--learning_rate, or --batchformer_learning_rate_factor 0.1 for the layer alone"
 )
