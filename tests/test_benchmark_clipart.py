@@ -170,6 +170,10 @@ def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monk
     assert [run.name for run in trained] == ["frozen: other, split 3"]
     assert {name: len(own["runs"]) for name, own in row.items()} == {"plain": 3, "other": 4}
     trained.clear()
+    only = benchmark(folder, tmp_path, "--splits", 3, "--methods", "plain", "--parts", "frozen", "windows")["parts"]
+    assert [run.name for run in trained] == ["frozen: plain, split 3"]
+    assert only.keys() == {"frozen"}, "a part without the method is left alone"
+    trained.clear()
     changed = {**PART.methods, "other": "--loss focal"}
     monkeypatch.setitem(PARTS, "frozen", Part(**{**vars(PART), "methods": changed}))
     benchmark(folder, tmp_path, "--splits", 0)

@@ -22,6 +22,12 @@ def sections_citing(name):
     return [section for section in sections if f"docs/{name}" in section]
 
 
+def named_commits(section):
+    """The commits that follow the word: "commit `1234567`", "commits `1234567`, `89abcde` and `f012345`"."""
+    lists = re.findall(r"commits?\s+(`[0-9a-f]{7}`(?:(?:,|\s+and)\s+`[0-9a-f]{7}`)*)", section)
+    return set(re.findall(r"`([0-9a-f]{7})`", " ".join(lists)))
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
 def test_a_figure_whose_code_has_changed_names_its_commit(path):
     cited = sections_citing(path.name)
@@ -29,7 +35,7 @@ def test_a_figure_whose_code_has_changed_names_its_commit(path):
     changed = stale.changed_sources(path)
     if changed is None:  # the oldest files have no digests, and some no commit
         changed = {json.loads(path.read_text()).get("commit") or "": []}
-    named = [set(re.findall(r"`([0-9a-f]{7})`", section)) for section in cited]
+    named = [named_commits(section) for section in cited]
     for commit in changed:
         assert any(commit[:7] in names if commit else names for names in named), commit
     if changed:
@@ -94,6 +100,9 @@ def test_numbers_of_several_commits_are_judged_each_by_its_own(tmp_path, monkeyp
     older, newer = commit("2"), commit("3")
     write_results(tmp_path / "lists.json", "lists", {}, [newer, older])
     assert stale.changed_sources(tmp_path / "lists.json") == {older: ["double.py"]}
+    write_results(tmp_path / "outside.json", "lists", {}, [None])  # measured outside a git repository
+    assert stale.changed_sources(tmp_path / "outside.json") == {}
+    assert json.loads((tmp_path / "outside.json").read_text())["sources"] == stale.source_digests("lists")
     # a clone without the older commit keeps what was known of it
     known = json.loads((tmp_path / "lists.json").read_text())
     known["sources"]["0" * 40] = known["sources"].pop(older)

@@ -16,7 +16,7 @@ from typing import Any
 
 from ride_bf.benchmark.clipart_lists import find_drawings, shrink, write_split
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
-from ride_bf.benchmark.measure import command, machine, read_results, write_results
+from ride_bf.benchmark.measure import backbone_name, command, machine, read_results, write_results
 from ride_bf.benchmark.paired import COLUMNS, draw_windows, table
 from ride_bf.benchmark.runs import Run, train_all
 
@@ -166,11 +166,10 @@ PARTS = {
 
 
 def run(options: argparse.Namespace) -> None:
-    if unknown := set(options.methods or ()) - {method for name in options.parts for method in PARTS[name].methods}:
-        known = "\n  ".join(method for name in options.parts for method in PARTS[name].methods)
-        raise ValueError(
-            f"no method of --parts is called {', '.join(map(repr, sorted(unknown)))}; there are\n  {known}"
-        )
+    known = dict.fromkeys(method for name in options.parts for method in PARTS[name].methods)
+    if unknown := [method for method in options.methods or () if method not in known]:
+        shown = ", ".join(map(repr, unknown))
+        raise ValueError("\n  ".join([f"no method of --parts is called {shown}; there are", *known]))
     results = read_results(options, required=options.table_only)
     if not options.table_only:
         results = measure(options, results)
@@ -196,6 +195,8 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
     results = {**results, **data, "lists": known | digests, "parts": results.get("parts", {})}
     for name in options.parts:
         part = PARTS[name]
+        if options.methods and part.methods.keys().isdisjoint(options.methods):
+            continue
         if part.pretrained:
             options.backbone = backbone_folder(options.backbone, options.output_dir)
         if part.small:
@@ -209,10 +210,10 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
     return results
 
 
-def _commits(results: dict[str, Any]) -> set[str]:
+def _commits(results: dict[str, Any]) -> set[str | None]:
     """The commits of all runs."""
     methods = [own for part in results["parts"].values() for own in part["methods"].values()]
-    return {run["commit"] for own in methods for run in own["runs"] if run.get("commit")}
+    return {run["commit"] for own in methods for run in own["runs"]}
 
 
 def measure_part(name: str, part: Part, options: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def measure_part(name: str, part: Part, options: argparse.Namespace, before: dic
 
     Raises ValueError if the earlier runs are on another backbone.
     """
-    backbone = _backbone(options) if part.pretrained else None
+    backbone = backbone_name(options.backbone) if part.pretrained else None
     if before and before.get("backbone") != backbone:
         raise ValueError(
             f"{options.results} has {name!r} on the backbone {before.get('backbone')!r}, not {backbone!r}; "
@@ -246,18 +247,18 @@ def measure_part(name: str, part: Part, options: argparse.Namespace, before: dic
     methods = {method: (methods | others)[method] for method in part.methods if method in methods | others}
     for method, own in methods.items():
         own["command"] = command_of(part, method, own)
-    measured = {**same, "backbone": backbone, "methods": methods}
     # The command and the machine are those of all runs, not of the last ones alone.
     splits = sorted({run["split"] for own in methods.values() for run in own["runs"]})
-    whole = argparse.Namespace(**{**vars(options), "parts": [name], "splits": splits, "methods": None})
-    machines = before.get("machine", "").split("; ") if before else []
-    machines = list(dict.fromkeys([*filter(None, machines), *([machine()] if wanted else [])]))
-    return {"command": command(whole), "machine": "; ".join(machines), **measured}
-
-
-def _backbone(options: argparse.Namespace) -> str:
-    """The backbone's name, for a folder without where it lies."""
-    return Path(options.backbone).name if Path(options.backbone).is_dir() else options.backbone
+    machines = [before["machine"]] if before else []
+    if wanted and machine() not in "; ".join(machines):
+        machines.append(machine())
+    return {
+        "command": command(options, parts=[name], splits=splits, methods=None),
+        "machine": "; ".join(machines),
+        **same,
+        "backbone": backbone,
+        "methods": methods,
+    }
 
 
 def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:

@@ -149,8 +149,12 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         for key in _KEPT:
             if key in result:
                 rows[cell].setdefault(key, []).append(result[key])
-    own = argparse.Namespace(**{**vars(options), "data": [name]})
-    return {"command": command(own), "machine": machine(), "commits": sorted(commits), "cells": list(rows.values())}
+    return {
+        "command": command(options, data=[name]),
+        "machine": machine(),
+        "commits": sorted(filter(None, commits)),
+        "cells": list(rows.values()),
+    }
 
 
 def _data_options(name: str, options: argparse.Namespace) -> dict[int, list[str]]:

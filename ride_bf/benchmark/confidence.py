@@ -63,12 +63,12 @@ class Held:
 def run(options: argparse.Namespace) -> None:
     results = read_results(options, required=options.table_only)
     if not options.table_only:
-        earlier = {model: {"commit": results["commit"], **own} for model, own in results.get("models", {}).items()}
+        earlier = {model: {"commit": results.get("commit"), **own} for model, own in results.get("models", {}).items()}
         results = {**results, "command": command(options), "machine": machine(), "models": earlier}
         for name in options.data:
             for model, held in _MAKERS[name](options).items():
                 results["models"][model] = {"commit": code_version()["commit"], **measure(held)}
-            commits = {own["commit"] for own in results["models"].values() if own["commit"]}
+            commits = {own["commit"] for own in results["models"].values()}
             write_results(options.results, "confidence", results, commits)
     for name, measured in results["models"].items():
         print(f"\n### {name}\n\n{table(measured)}")

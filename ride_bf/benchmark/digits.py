@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.plot_only:
         results = measure_digits(options.seeds, options.jobs, options.output_dir)
         runs = [run for method in METHODS for run in results["methods"][method]["runs"]]
-        write_results(options.results, "digits", results, {run["commit"] for run in runs if run["commit"]})
+        write_results(options.results, "digits", results, {run["commit"] for run in runs})
         print(digits_table(results))
     draw_digits(read_results(options, required=True), options.picture)
     print(options.picture)

@@ -28,16 +28,24 @@ def precision_name(mixed_precision: str) -> str:
     return "fp32" if mixed_precision == "no" else mixed_precision
 
 
-def command(options: argparse.Namespace) -> str:
-    """Returns the command that repeats the measurement, without where its files go and where a backbone lies."""
+def command(options: argparse.Namespace, **instead: Any) -> str:
+    """Returns the command that repeats the measurement, without where its files go and where a backbone lies.
+
+    `instead` are values that replace those of `options`.
+    """
     words = ["python -m ride_bf.benchmark", options.name]
-    for option, value in vars(options).items():
+    for option, value in (vars(options) | instead).items():
         if option not in ("name", "results", "picture", "output_dir", "jobs") and value not in (None, False):
             values = [] if value is True else value if isinstance(value, list | tuple) else [value]
-            if option == "backbone" and Path(value).is_dir():
-                values = [Path(value).name]
+            if option == "backbone":
+                values = [backbone_name(value)]
             words += [f"--{option}", *(shlex.quote(str(word)) for word in values)]
     return " ".join(words)
+
+
+def backbone_name(backbone: str) -> str:
+    """Returns the name of a backbone: for a folder without where it lies."""
+    return Path(backbone).name if Path(backbone).is_dir() else backbone
 
 
 def machine(device: torch.device | None = None) -> str:
@@ -117,7 +125,7 @@ def read_results(options: argparse.Namespace, required: bool) -> dict[str, Any]:
     return {}
 
 
-def write_results(path: Path, benchmark: str, results: dict[str, Any], commits: Collection[str] | None = None) -> None:
+def write_results(path: Path, benchmark: str, results: dict[str, Any], commits: Collection[str | None] = ()) -> None:
     """Writes the measurements of a benchmark as JSON, with the commit of the code and digests of its files.
 
     Args:
@@ -125,12 +133,13 @@ def write_results(path: Path, benchmark: str, results: dict[str, Any], commits: 
         benchmark: the name of the benchmark.
         results: the measurements.
         commits: those that the measurements are from, if they may be of earlier ones. Each has digests of its own.
+            None stands for code outside a git repository; without any other, the digests are those of the files now.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    sources: dict[str, Any] = source_digests(benchmark)
-    if commits is not None:
-        known = results.get("sources", {})  # of a commit that this clone does not have
-        sources = {commit: source_digests(benchmark, commit) or known.get(commit, {}) for commit in sorted(commits)}
-    facts = {"benchmark": benchmark, **results, **code_version(), "sources": sources}
+    known = results.get("sources", {})  # of a commit that this clone does not have
+    sources: dict[str, Any] = {
+        commit: source_digests(benchmark, commit) or known.get(commit, {}) for commit in sorted(filter(None, commits))
+    }
+    facts = {"benchmark": benchmark, **results, **code_version(), "sources": sources or source_digests(benchmark)}
     path.write_text(json.dumps(facts, indent=1) + "\n")
     print(path)
