@@ -46,12 +46,14 @@ class Command:
     """`python SCRIPT.py ...` or `python -m MODULE ...` in a session that holds all the processes it starts.
 
     `command` is the path of the script or the name of the module, and then its arguments; `environment` is added to
-    that of pytest.
+    that of pytest. Launchers of one run, on several machines, share a barrier, `together`.
     """
 
-    def __init__(self, *command, folder=ROOT, **environment):
+    def __init__(self, *command, folder=ROOT, together=None, **environment):
         self._output, output = SERVER.Pipe(duplex=False)
-        self._process = SERVER.Process(target=_run, args=([str(word) for word in command], folder, environment, output))
+        arguments = ([str(word) for word in command], folder, environment, output, together)
+        self._together = together  # its semaphores end with the last reference here
+        self._process = SERVER.Process(target=_run, args=arguments)
         self._process.start()
         self.pid = self._process.pid
         output.close()
@@ -105,8 +107,37 @@ def _renew_thread_pool():
     torch.set_num_threads(torch.get_num_threads())
 
 
-def _run(command, folder, environment, output):
+def _let_none_begin_before_all_are_forked(together):
+    """Makes the processes of a launcher wait until it has forked the last of them, and so have those of `together`.
+
+    A launcher keeps the store of the run in a thread, which looks up the name of each process that connects and locks
+    glibc's resolver as it does. A process that is forked in that moment inherits the lock, and nobody opens it: its
+    first look at a name takes for ever. A launcher that starts new interpreters, as it does for users, is free of this.
+    """
+    start_processes = torch.multiprocessing.start_processes
+
+    def start_together(fn, *args, **options):
+        gate, key = os.pipe()
+
+        def wait_and_run(*arguments):
+            os.close(key)
+            os.read(gate, 1)  # returns when the launcher, which alone still has the key, closes it
+            os.close(gate)
+            return fn(*arguments)
+
+        processes = start_processes(wait_and_run, *args, **options)
+        if together is not None:
+            together.wait(60)
+        os.close(key)
+        os.close(gate)
+        return processes
+
+    torch.multiprocessing.start_processes = start_together
+
+
+def _run(command, folder, environment, output, together):
     os.setsid()
+    _let_none_begin_before_all_are_forked(together)
     os.register_at_fork(after_in_child=_renew_thread_pool)
     _renew_thread_pool()
     for descriptor in (sys.stdout.fileno(), sys.stderr.fileno()):

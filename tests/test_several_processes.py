@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from processes import TRAIN, Command, torchrun
+from processes import SERVER, TRAIN, Command, torchrun
 from safetensors.torch import load_file
 from test_surviving import without_speed
 from test_training import SMALL_ARGUMENTS, assert_same_weights, read_metrics, train
@@ -143,9 +143,11 @@ def launch_on_two_machines(script, output_dir, *options):
     network = ("--num_processes", 4, "--main_process_ip", "127.0.0.1", "--main_process_port", port)
     command = (script, *SMALL_ARGUMENTS, "--output_dir", output_dir, "--batch_size", 32, *options)
     forks = {"PET_START_METHOD": "fork", "PET_RUN_PATH": "1"}  # of torchrun, which accelerate launch calls
+    together = SERVER.Barrier(2)
     return [
         Command(
             *("accelerate.commands.launch", *config, *network, "--machine_rank", machine, *command),
+            together=together,
             **(forks | {"ACCELERATE_USE_CPU": "true"}),
         )
         for machine in (0, 1)
