@@ -152,6 +152,18 @@ def test_with_other_rates_the_choice_is_made_again(folder, tmp_path, trained, mo
     ] * 2
 
 
+def test_rates_are_tried_until_the_best_is_between_two(folder, tmp_path, trained, monkeypatch):
+    monkeypatch.setitem(PARTS, "frozen", replace(PART, ladder=("0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1")))
+    measured = benchmark(folder, tmp_path, "--splits", 0)["parts"]["frozen"]["methods"]
+    # of equal accuracies the lowest rate counts as the best, and "plain" has the same at all rates
+    assert [own["learning_rate"] for own in measured.values()] == ["0.001", "0.1"]
+    assert list(measured["plain"]["tuning"]) == ["0.01", "0.1", "0.003", "0.03", "0.001"]
+    assert list(measured["other"]["tuning"]) == ["0.01", "0.1", "0.03", "0.3"]
+    trained.clear()
+    benchmark(folder, tmp_path, "--splits", 0)
+    assert not trained, "the choice stands"
+
+
 def test_what_was_measured_is_not_measured_again(folder, tmp_path, trained, monkeypatch, capsys):
     first = benchmark(folder, tmp_path, "--splits", 0, 1)
     written = (tmp_path / "results.json").stat().st_mtime_ns

@@ -21,7 +21,10 @@ from ride_bf.benchmark.paired import COLUMNS, draw_windows, table
 from ride_bf.benchmark.runs import Run, train_all
 
 # of a run's results
-_KEPT = (*COLUMNS, "accuracy", "loss", "commit", "modified", "seconds", "batchformer_cosine", "batchformer_warned")
+_KEPT = (
+    *(*COLUMNS, "accuracy", "macro_f1", "geometric_mean_accuracy", "worst_class_accuracy", "loss"),
+    *("commit", "modified", "seconds", "batchformer_cosine", "batchformer_warned"),
+)
 _TUNED_ON = (0,)  # splits on whose training images the learning rates are chosen
 _SMALL = 128  # shorter side of the small copies, at least as long as the images of their parts
 
@@ -43,6 +46,7 @@ class Part:
         methods: name -> options.
         pairs: method -> the methods that it is compared with.
         learning_rates: those that each method tries; a single one is taken.
+        ladder: more of them, from low to high. While the best is not between two that were tried, the next is tried.
         own_learning_rates: method -> those that it tries instead.
         small: whether training reads small copies of the drawings.
         pretrained: whether it starts from the backbone of the command.
@@ -54,6 +58,7 @@ class Part:
     methods: dict[str, str]
     pairs: dict[str, tuple[str, ...]]
     learning_rates: tuple[str, ...]
+    ladder: tuple[str, ...] = ()
     own_learning_rates: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     small: bool = False
     pretrained: bool = True
@@ -76,14 +81,16 @@ _HEADS = {
     "cosine from class means, logit-adjusted": "",
     "three adapters, logit-adjusted": f"{_ADAPTERS} --loss expert_logit_adjusted",
     "three adapters, BalPoE": f"{_ADAPTERS} --loss expert_logit_adjusted --logit_adjustment_tau 0 1 2",
+    "three adapters, SADE": f"{_ADAPTERS} --loss sade",
     "three adapters, RIDE": f"{_ADAPTERS} --loss ride",
 }
-_HEADS_OF_BATCHFORMERS = ("linear, cross-entropy", "cosine from class means, logit-adjusted", "three adapters, RIDE")
-_ON_FROZEN = _with_batchformers({name: _HEADS[name] for name in _HEADS_OF_BATCHFORMERS})
 _BEST_HEAD = "cosine from class means, logit-adjusted"
 _ALONE = "BatchFormer, window 1"  # each image alone: the same layer and stream, without the other images
-_ALONE_ON = "linear, cross-entropy"
-_ON_ONE_IMAGE = {f"{_ALONE_ON} + {_ALONE}": f"{_HEADS[_ALONE_ON]} {PAPER} --batchformer_window 1"}
+_LINEAR_HEAD, _RIDE_HEAD = "linear, cross-entropy", "three adapters, RIDE"
+_ON_ONE_IMAGE = {
+    f"{head} + {_ALONE}": f"{_HEADS[head]} {PAPER} --batchformer_window 1" for head in (_LINEAR_HEAD, _RIDE_HEAD)
+}
+_ON_FROZEN = _with_batchformers({name: _HEADS[name] for name in (_LINEAR_HEAD, _BEST_HEAD, _RIDE_HEAD)})
 _CROPPED = {f"{_BEST_HEAD}, centre crop": "--crop backbone"}
 _WINDOWS = (1, 32, 128, 512)  # 512 is the whole batch
 _NAMES_ON_WINDOWS = {kind: {window: f"{kind}, window {window}" for window in _WINDOWS} for kind in _BATCHFORMERS}
@@ -136,11 +143,12 @@ PARTS = {
         summary="heads on the features of a frozen backbone, 10 epochs in batches of 128",
         options="--recipe probe --epochs 10",
         methods=_HEADS | _CROPPED | _ON_FROZEN | _ON_ONE_IMAGE,
-        pairs={name: (_ALONE_ON,) for name in _HEADS if name != _ALONE_ON}
+        pairs={name: (_LINEAR_HEAD,) for name in _HEADS if name != _LINEAR_HEAD}
         | {name: (name.rsplit(" + ", 1)[0],) for name in _ON_FROZEN | _ON_ONE_IMAGE}
         | dict.fromkeys(_CROPPED, (_BEST_HEAD,))
-        | {f"{_ALONE_ON} + BatchFormer": (_ALONE_ON, *_ON_ONE_IMAGE)},
-        learning_rates=("0.01", "0.003", "0.03"),
+        | {f"{head} + BatchFormer": (head, f"{head} + {_ALONE}") for head in (_LINEAR_HEAD, _RIDE_HEAD)},
+        learning_rates=("0.003", "0.01", "0.03"),
+        ladder=("0.0003", "0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"),
     ),
     "windows": Part(
         summary="the BatchFormer's window on a frozen backbone, 20 epochs in batches of 512",
@@ -270,29 +278,42 @@ def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:
 def _choose_learning_rates(name: str, part: Part, options: argparse.Namespace, methods: dict[str, Any]) -> None:
     """Adds `learning_rate`: the best by balanced accuracy on held-out training images.
 
-    A choice that was made before among the same rates stands. If another rate is chosen now, the runs are dropped.
+    What was tried before is not tried again. If another rate is chosen now, the runs of a method are dropped.
     """
-    new = {}
     for method, own in methods.items():
-        rates = part.own_learning_rates.get(method, part.learning_rates)
-        if own.get("tuning", {own.get("learning_rate"): []}).keys() != set(rates):
-            new[method] = rates
-            own.pop("tuning", None)
-    tried = [
-        (method, rate, split)
-        for split in _TUNED_ON
-        for method, rates in new.items()
-        for rate in (rates if len(rates) > 1 else ())
-    ]
-    runs = [_run(name, part, options, method, split, rate, tune=True) for method, rate, split in tried]
-    for (method, rate, _), result in zip(tried, train_all(runs, options.jobs), strict=True):
-        methods[method].setdefault("tuning", {}).setdefault(rate, []).append(result["balanced_accuracy"])
-    for method, rates in new.items():
-        own = methods[method]
-        tuning = own.get("tuning", {})
-        best = max(rates, key=lambda rate: statistics.mean(tuning.get(rate, [0.0])))
+        if not own.get("tuning", {}).keys() <= {*_learning_rates(part, method), *part.ladder}:
+            own.pop("tuning")  # chosen among other rates
+    while untried := [(method, rate) for method, own in methods.items() for rate in _untried(part, method, own)]:
+        tried = [(method, rate, split) for method, rate in untried for split in _TUNED_ON]
+        runs = [_run(name, part, options, method, split, rate, tune=True) for method, rate, split in tried]
+        for (method, rate, _), result in zip(tried, train_all(runs, options.jobs), strict=True):
+            methods[method].setdefault("tuning", {}).setdefault(rate, []).append(result["balanced_accuracy"])
+    for method, own in methods.items():
+        best = _best(own["tuning"]) if "tuning" in own else _learning_rates(part, method)[0]
         own["runs"] = own["runs"] if own.get("learning_rate") == best else []  # all runs of a table have one rate
         own["learning_rate"] = best
+
+
+def _learning_rates(part: Part, method: str) -> tuple[str, ...]:
+    return part.own_learning_rates.get(method, part.learning_rates)
+
+
+def _untried(part: Part, method: str, own: Mapping[str, Any]) -> list[str]:
+    """The learning rates that a method has to try next; none if its choice stands."""
+    rates, tuning = _learning_rates(part, method), own.get("tuning", {})
+    if len(rates) == 1:
+        return []
+    if missing := [rate for rate in rates if rate not in tuning]:
+        return missing
+    if (best := _best(tuning)) not in part.ladder:
+        return []
+    place = part.ladder.index(best)
+    return [rate for rate in part.ladder[max(0, place - 1) : place + 2] if rate not in tuning]
+
+
+def _best(tuning: Mapping[str, list[float]]) -> str:
+    """The best learning rate, the lowest of several."""
+    return max(sorted(tuning, key=float), key=lambda rate: statistics.mean(tuning[rate]))
 
 
 def _run(
