@@ -33,7 +33,7 @@ from ride_bf.methods.losses import RideLoss
 from ride_bf.methods.objectives import ClassificationObjective, SharedClassifierObjective
 from ride_bf.methods.teacher import load_teacher
 from ride_bf.recipes import RECIPES
-from ride_bf.training.cost import activation_bytes, run_cost
+from ride_bf.training.cost import activation_bytes, run_cost, training_flop
 from ride_bf.training.freezing import set_train_mode, train_only
 from ride_bf.training.start_weights import initialise_from
 
@@ -644,6 +644,21 @@ def test_dry_run_cost():
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
     recipe = RECIPES["digits_lt_resnet32"].with_overrides(image_size=32, resize_size=32)
     assert "multiply-adds an image" in run_cost(model, recipe, batches_per_epoch=2, draws_per_epoch=64)
+
+
+def test_what_does_not_learn_costs_less():
+    """2 for each multiply-add of the forward pass, and 4 more where something learns."""
+    model = tiny_model("vit", expert_adapter_size=3)
+    recipe = RECIPES["digits_lt_resnet32"].with_overrides(image_size=32, resize_size=32)
+    parts = {name: part["multiply_adds"] for name, part in profile(model.config, 32, recipe.window_size).items()}
+    heads = sum(count for name, count in parts.items() if name != "trunk")
+    assert training_flop(model, recipe, 10) == 60 * (parts["trunk"] + heads)
+    train_only(model, "heads")
+    assert training_flop(model, recipe, 10) == 20 * parts["trunk"] + 60 * heads
+    assert training_flop(model, recipe, 10, seen_once=3) == 6 * parts["trunk"] + 60 * heads
+    train_only(model, "classifiers")
+    behind = sum(count for name, count in parts.items() if name.startswith("classifier"))
+    assert training_flop(model, recipe, 10) == 20 * (parts["trunk"] + heads - behind) + 60 * behind
 
 
 @pytest.mark.parametrize("name", ["swin", "siglip2"])

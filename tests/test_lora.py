@@ -30,11 +30,12 @@ from transformers import AutoConfig, AutoModel, ConvNextImageProcessor
 from configuration_ride_bf import RideBfConfig
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf import evaluate, publish
+from ride_bf.evaluation.compute import profile
 from ride_bf.methods.losses import RideLoss
 from ride_bf.methods.objectives import ClassificationObjective
 from ride_bf.recipes import RECIPES
 from ride_bf.runs.models import load_model, to_fast_layout
-from ride_bf.training.cost import run_cost
+from ride_bf.training.cost import run_cost, training_flop
 from ride_bf.training.ema import WeightAverage
 from ride_bf.training.freezing import is_of_adapter, is_of_lora, parameter_counts, set_train_mode, train_only
 from ride_bf.training.lora import add_lora, merged
@@ -187,6 +188,17 @@ def test_the_memory_of_a_run_is_that_of_what_learns(optimizer, states):
     said = run_cost(model, recipe, batches_per_epoch=1, draws_per_epoch=1)
     expected = 4 * (counts["all"] + (1 + states) * counts["trained"]) / 2**30
     assert f"{expected:.2f} GiB for weights, gradients and optimizer" in said
+
+
+def test_a_run_costs_the_gradients_of_inputs():
+    """Of the weights of the layers that have LoRA, few learn."""
+    model = with_lora(RideBfForImageClassification(RideBfConfig(backbone_config=AutoConfig.for_model("vit", **VIT))))
+    trunk = profile(model.config, 32, 1)["trunk"]["multiply_adds"]
+    counts = parameter_counts(model.ride_bf.trunk)
+    assert 0 < counts["trained"] < counts["all"] / 5
+    recipe = RECIPE.with_overrides(image_size=32)
+    of_nine = training_flop(model, recipe, 10) - training_flop(model, recipe, 10, seen_once=1)
+    assert of_nine == pytest.approx(9 * trunk * (4 + 2 * counts["trained"] / counts["all"]))
 
 
 # --- In a run ---------------------------------------------------------------------------------------------------------

@@ -559,6 +559,7 @@ def test_a_failed_computation_leaves_nothing(tmp_path, vit, images, own_cache, m
 
 def test_a_dry_run_computes_no_features(tmp_path, vit, images, own_cache, capsys):
     probe(tmp_path / "out", vit, images, "--dry_run")
+    assert f"The features of {NUMBER_OF_IMAGES} images are computed once." in capsys.readouterr().out
     assert not own_cache.exists()
     assert not (tmp_path / "out").exists()
 

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import nn
 
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.compute import profile
@@ -41,12 +42,50 @@ def number_of_steps(recipe: TrainingRecipe, batches_per_epoch: int, max_steps: i
     return steps if max_steps is None else min(steps, max_steps)
 
 
+def training_flop(
+    model: RideBfForImageClassification, recipe: TrainingRecipe, images: int, seen_once: int = 0
+) -> float:
+    """Floating-point operations of training on `images` images.
+
+    For each multiply-add, a part of the network costs 2 in the forward pass, 2 for the gradient of its inputs if
+    anything up to it learns, and 2 for those of its own parameters, in proportion to those that learn.
+
+    Args:
+        seen_once: images that alone pass through the trunk, and once; 0: all do, each time.
+    """
+    parts, flop = profile(model.config, recipe.image_size, recipe.window_size), 0.0
+    learns = {name: _share_that_learns(module) for name, module in _modules(model).items()}
+    for name, part in parts.items():
+        before = ["trunk"] if name != "trunk" else []
+        if name.startswith("classifier"):
+            before.append(name.replace("classifier", "expert"))
+        elif name in ("BatchFormer", "router"):
+            before += [other for other in parts if other.startswith("expert")]
+        gradients = any(learns[other] for other in (*before, name))
+        passes = 2 + 2 * gradients + 2 * learns[name]
+        flop += passes * part["multiply_adds"] * (seen_once if name == "trunk" and seen_once else images)
+    return flop
+
+
+def _modules(model: RideBfForImageClassification) -> dict[str, nn.Module | None]:
+    """The parts of a network under the names of `profile`."""
+    numbered = {"expert": model.ride_bf.experts, "classifier": model.classifiers}
+    modules = {f"{kind} {number}": one for kind, all_of in numbered.items() for number, one in enumerate(all_of, 1)}
+    return {"trunk": model.ride_bf.trunk, **modules, "router": model.router, "BatchFormer": model.batch_module}
+
+
+def _share_that_learns(module: nn.Module | None) -> float:
+    counts = parameter_counts(module) if module is not None else {"all": 0, "trained": 0}
+    return counts["trained"] / max(1, counts["all"])
+
+
 def run_cost(
     model: RideBfForImageClassification,
     recipe: TrainingRecipe,
     *,
     batches_per_epoch: int,
     draws_per_epoch: int,
+    images_seen_once: int = 0,
     num_processes: int = 1,
     sharded: bool = False,
     max_steps: int | None = None,
@@ -60,6 +99,7 @@ def run_cost(
         batches_per_epoch: batches that the loader of each process has in an epoch.
         draws_per_epoch: images that the sampler draws in an epoch, over all processes. A loader that ends earlier, as
             that of a stream may, shows only the images in its batches.
+        images_seen_once: images whose features are computed before training; 0: each batch passes through the trunk.
         num_processes: number of processes that share a batch.
         sharded: whether they share the network too. The blocks that are gathered at the moment are not counted.
         max_steps: the run ends after this many steps.
@@ -68,8 +108,6 @@ def run_cost(
     images_per_epoch = min(draws_per_epoch, batches_per_epoch * held * num_processes)
     steps = number_of_steps(recipe, batches_per_epoch, max_steps)
     images = min(steps * recipe.batch_size, recipe.epochs * images_per_epoch)
-    parts = profile(model.config, recipe.image_size, recipe.window_size)
-    multiply_adds = sum(part["multiply_adds"] for part in parts.values())
     counts = parameter_counts(model)
     total, states = counts["all"], 2 if recipe.optimizer == "adamw" else 1
     # weights, gradients, the optimizer's states, average
@@ -80,9 +118,12 @@ def run_cost(
     epochs = f"{recipe.epochs} epochs of {images_per_epoch:,} images"
     if steps < number_of_steps(recipe, batches_per_epoch):
         epochs = f"part of {epochs}, ended by max_steps"
+    parts = profile(model.config, recipe.image_size, recipe.window_size)
+    multiply_adds = sum(part["multiply_adds"] for part in parts.values())
+    once = f"The features of {images_seen_once:,} images are computed once. " if images_seen_once else ""
     return (
-        f"{epochs}: {steps:,} steps of {recipe.batch_size}. {multiply_adds / 1e9:.3g} G multiply-adds an image; "
-        f"{6 * multiply_adds * images:.2g} FLOP in all, forward and backward.\n"
+        f"{epochs}: {steps:,} steps of {recipe.batch_size}. {once}{multiply_adds / 1e9:.3g} G multiply-adds an image; "
+        f"{training_flop(model, recipe, images, images_seen_once):.2g} FLOP in all, forward and backward.\n"
         f"Memory of each process: {copies / 2**30:.2f} GiB for weights, gradients and optimizer, "
         f"{activations / 2**30:.2f} GiB for what {held} images keep for the backward pass, in float32."
     )

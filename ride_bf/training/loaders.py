@@ -62,7 +62,8 @@ class RunLoaders:
     def make(self) -> dict[str, FinishedBatches]:
         """A prepared loader for each split. The training loader shuffles and augments."""
         loaders = {name: self._evaluation(name) for name in self.splits if name != "train"}
-        loaders["train"] = self._training_features() if self.training_views else self._training_images()
+        from_features = self.training_views and not self.run.dry_run  # which computes none
+        loaders["train"] = self._training_features() if from_features else self._training_images()
         return loaders
 
     @property
@@ -77,9 +78,17 @@ class RunLoaders:
         """Views of each training image whose features are computed once; 0: all views go through the backbone."""
         recipe = self.recipe
         mixes = recipe.mixup_alpha + recipe.cutmix_alpha > 0
-        if not self.has_features or mixes or self.run.dry_run:
+        if not self.has_features or mixes:
             return 0
         return recipe.feature_views or (0 if recipe.varies_images else 1)
+
+    @property
+    def images_seen_once(self) -> int:
+        """Images of all splits, with their views, whose features are computed before training. 0 if none are."""
+        if not self.training_views:
+            return 0
+        others = sum(len(split) for name, split in self.splits.items() if name != "train")
+        return self.training_views * len(self.splits["train"]) + others
 
     def centre_features(self, name: str) -> FeatureRows:
         """The features of a split's images, seen as in evaluation."""

@@ -155,6 +155,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
             recipe,
             batches_per_epoch=len(run_loaders.make()["train"]),
             draws_per_epoch=draws_per_epoch(counts, recipe),
+            images_seen_once=run_loaders.images_seen_once,
             num_processes=accelerator.num_processes,
             sharded=accelerator.is_fsdp2,
             max_steps=run.max_steps,
