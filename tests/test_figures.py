@@ -55,6 +55,13 @@ def test_figures_of_recipes_depend_on_what_the_recipes_train():
     assert {"ride_bf/training/lora.py", "ride_bf/training/blocks.py"} <= stale.source_digests("clipart").keys()
 
 
+@pytest.mark.parametrize("name", ["clipart", "collapse", "confidence", "digits"])
+def test_figures_of_runs_depend_on_how_they_start(name):
+    starts = {f"ride_bf/training/{part}.py" for part in ("loaders", "setup", "shared_weights", "start_weights")}
+    of_data = "data/custom.py" if name == "clipart" else "data/digits.py"
+    assert {*starts, of_data, "ride_bf/benchmark/runs.py"} <= stale.source_digests(name).keys()
+
+
 def test_only_what_code_does_counts():
     commented = '"""Doubles."""\n\n\ndef double(number):\n    """Doubles."""\n    return (2 * number)  # twice\n'
     assert stale.code_digest(commented) == stale.code_digest(CODE)

@@ -20,21 +20,26 @@ _IMAGES = (
     *("data/reading.py", "data/crops.py", "data/transforms.py", "data/augmentations.py", "data/batches.py"),
     "data/loaders.py",
 )
-_PARTS = ("backbone", "batch_norm", "blocks", "ema", "features", "freezing", "heads", "lora", "optimizer")
+_PARTS = (
+    *("backbone", "batch_norm", "blocks", "ema", "features", "freezing", "heads", "loaders", "lora", "optimizer"),
+    *("running_statistics", "setup", "shared_weights", "start_weights", "text_start"),
+)
 _TRAINING = (
     *(*_NETWORK, *_IMAGES, "train_accelerate.py", "ride_bf/recipes/*.py", "ride_bf/evaluation/metrics.py"),
     *(f"ride_bf/training/{name}.py" for name in _PARTS),
 )
+_RUNS = (*_TRAINING, "ride_bf/benchmark/runs.py")
+_DRAWINGS = ("data/custom.py", "ride_bf/benchmark/clipart_lists.py", "ride_bf/benchmark/efficientnet_lite0.py")
 _CONFIDENCE = (
     "confidence_ride_bf.py",
     *(f"ride_bf/evaluation/{name}.py" for name in ("calibration", "confidence", "conformal", "unknown")),
 )
 # benchmark -> what its numbers depend on
 SOURCES: dict[str, tuple[str, ...]] = {
-    "clipart": (*_TRAINING, "ride_bf/benchmark/clipart*.py"),
-    "collapse": (*_TRAINING, "ride_bf/benchmark/collapse.py"),
-    "confidence": (*_TRAINING, *_CONFIDENCE, "ride_bf/benchmark/confidence.py", "ride_bf/benchmark/clipart_lists.py"),
-    "digits": (*_TRAINING, "ride_bf/benchmark/digits.py"),
+    "clipart": (*_RUNS, *_DRAWINGS, "ride_bf/benchmark/clipart.py"),
+    "collapse": (*_RUNS, *_DRAWINGS, "data/digits.py", "ride_bf/benchmark/collapse.py"),
+    "confidence": (*_RUNS, *_DRAWINGS, "data/digits.py", *_CONFIDENCE, "ride_bf/benchmark/confidence.py"),
+    "digits": (*_RUNS, "data/digits.py", "ride_bf/benchmark/digits.py"),
     "gpu": (*_TRAINING, *(f"ride_bf/benchmark/{name}.py" for name in ("gpu", "side_by_side", "train", "backbone"))),
     "input": (*_IMAGES, "data/prepare.py", "ride_bf/benchmark/input.py"),
     "lists": (
