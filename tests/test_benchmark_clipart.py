@@ -210,6 +210,15 @@ def test_the_table_marks_what_five_pairs_show(folder, tmp_path, trained, capsys)
     assert "| **+10.0 ± 0.0** over plain | 5 of 5 |" in capsys.readouterr().out
 
 
+def test_the_table_shows_macro_f1():
+    """Older results have none."""
+    runs = [{"split": split, **dict.fromkeys(clipart.COLUMNS, 0.5)} for split in (0, 1)]
+    with_f1 = [run | {"macro_f1": 0.4 + 0.1 * run["split"]} for run in runs]
+    rows = table(PART, {"methods": {"plain": {"runs": runs}, "other": {"runs": with_f1}}}).splitlines()
+    assert [row.split(" | ")[5].strip() for row in rows[2:]] == ["–", "45.0 ± 7.1"]
+    assert "macro F1" not in table(PART, {"methods": {"plain": {"runs": runs}}})
+
+
 def test_a_difference_is_bold_if_a_t_test_finds_it():
     """Over five runs, 2.776 standard errors. Each run of "other" has its own difference."""
     for spread, shown in ((0.0079, "**+1.0 ± 0.4**"), (0.0082, "+1.0 ± 0.4")):
@@ -305,7 +314,7 @@ def test_the_table_counts_what_collapsed():
     assert rows[8] == f"| {rounded} | insert | 4 of 12 | 8 of 12 | 4 of 4 | -8.3 | -8.3 ± 1.8 |"
 
 
-def test_runs_are_normal_commands(tmp_path):
+def test_runs_are_normal_commands(tmp_path, capsys):
     options = ("--epochs", "1", "--max_steps", "2", "--hidden_sizes", "4", "4", "4")
     runs = [
         Run(name=f"seed {seed}", options=(*options, "--seed", str(seed)), folder=tmp_path / str(seed))
@@ -321,6 +330,7 @@ def test_runs_are_normal_commands(tmp_path):
     impossible = Run(name="impossible", options=("--epochs", "1", "--data_dir", "nowhere"), folder=tmp_path / "2")
     with pytest.raises(RuntimeError, match="nowhere"):
         train_all([runs[0], impossible], jobs=1)
+    assert f"1 finished run is reused; delete {tmp_path / '0'} to train again" in capsys.readouterr().out
     assert (tmp_path / "0/test_results.json").stat().st_mtime_ns == written
     train_all([replace(runs[0], options=(*options, "--seed", "7"))], jobs=1)
     assert (tmp_path / "0/test_results.json").stat().st_mtime_ns > written

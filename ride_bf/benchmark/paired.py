@@ -18,6 +18,7 @@ COLUMNS = {
     "medium_shot_accuracy": "medium",
     "few_shot_accuracy": "few",
 }
+_MORE_COLUMNS = {"macro_f1": "macro F1"}  # where a run has them; older results do not
 _COLOURS = ("#c8553d", "#2a9d5c")
 
 
@@ -27,11 +28,13 @@ def table(part: "Part", measured: dict[str, Any]) -> str:
     A difference over at least five runs is bold if a two-sided t-test finds it at 5 %. Over five runs, that is 2.8
     standard errors.
     """
-    headings = ["", *COLUMNS.values(), "balanced, paired difference", "runs above 0"]
+    known = {column for own in measured["methods"].values() for run in own["runs"] for column in run}
+    columns = COLUMNS | {column: heading for column, heading in _MORE_COLUMNS.items() if column in known}
+    headings = ["", *columns.values(), "balanced, paired difference", "runs above 0"]
     lines = [f"| {' | '.join(headings)} |", "| --- |" + " --- |" * (len(headings) - 1)]
     for method, own in measured["methods"].items():
         cells = [method]
-        cells += [mean_and_deviation([run[column] for run in own["runs"]]) for column in COLUMNS]
+        cells += [mean_and_deviation([run[column] for run in own["runs"] if column in run]) for column in columns]
         cells += _gain(part, measured["methods"], method)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

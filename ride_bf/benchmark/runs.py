@@ -49,6 +49,10 @@ def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(_IMPORTED)
     missing = [run for run in runs if not _is_finished(run)]
+    if finished := [run for run in runs if run not in missing]:
+        folder = os.path.commonpath([run.folder for run in finished])
+        count = f"{len(finished)} finished run{'s are' if len(finished) > 1 else ' is'}"
+        print(f"{count} reused; delete {folder} to train again", flush=True)
     with ProcessPoolExecutor(jobs, mp_context=server, max_tasks_per_child=1) as pool:
         started = {run: pool.submit(_train, run) for run in missing}
         for number, (run, future) in enumerate(started.items(), 1):
