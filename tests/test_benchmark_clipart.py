@@ -288,6 +288,7 @@ def test_the_commands_of_the_grid_are_possible(name):
         _, recipe = parse_arguments(cell.options(data).split())
         assert recipe.loss == "ride"
         assert recipe.batchformer_window == cell.window or cell.mode is None
+        assert (cell.mixed_precision(data) == "bf16") == (name == "clipart" or "bfloat16" in cell.form)
 
 
 def test_the_table_counts_what_collapsed():
