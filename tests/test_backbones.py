@@ -657,8 +657,16 @@ def test_what_does_not_learn_costs_less():
     assert training_flop(model, recipe, 10) == 20 * parts["trunk"] + 60 * heads
     assert training_flop(model, recipe, 10, seen_once=3) == 6 * parts["trunk"] + 60 * heads
     train_only(model, "classifiers")
-    behind = sum(count for name, count in parts.items() if name.startswith("classifier"))
-    assert training_flop(model, recipe, 10) == 20 * (parts["trunk"] + heads - behind) + 60 * behind
+    classifiers = sum(count for name, count in parts.items() if name.startswith("classifier"))
+    assert training_flop(model, recipe, 10) == 20 * (parts["trunk"] + heads - classifiers) + 60 * classifiers
+
+
+def test_two_streams_through_the_classifiers_cost_twice():
+    recipe = RECIPES["digits_lt_resnet32"].with_overrides(image_size=32, resize_size=32)
+    inserted, shared = (tiny_model("vit", batchformer=mode) for mode in ("insert", "shared_classifier"))
+    parts = profile(shared.config, 32, recipe.window_size)
+    classifiers = sum(part["multiply_adds"] for name, part in parts.items() if name.startswith("classifier"))
+    assert training_flop(shared, recipe, 10) - training_flop(inserted, recipe, 10) == pytest.approx(60 * classifiers)
 
 
 @pytest.mark.parametrize("name", ["swin", "siglip2"])

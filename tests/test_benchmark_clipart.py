@@ -1,6 +1,7 @@
 """The benchmark on drawings: its data, that no setting is chosen on the test images, and its tables."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +55,7 @@ def folder(tmp_path_factory):
     huge = bytearray(same.read_bytes())
     huge[16:24] = (20_000).to_bytes(4, "big") * 2
     (place / "food/fruit/huge.png").write_bytes(huge)
+    (place / "food/fruit/empty.png").touch()
     return place
 
 
@@ -248,6 +250,77 @@ def test_results_on_another_backbone_are_not_mixed(folder, tmp_path, trained):
     assert (tmp_path / "results.json").read_text() == written
 
 
+def test_other_drawings_are_trained_on_again(folder, tmp_path, trained):
+    copied = tmp_path / "drawings"
+    shutil.copytree(folder, copied)
+    benchmark(copied, tmp_path, "--splits", 0)
+    (copied / "animals/1.png").write_bytes((copied / "food/few/0.png").read_bytes())
+    with pytest.raises(SystemExit, match="is of other drawings or splits; name another file by --results"):
+        benchmark(copied, tmp_path, "--splits", 1)
+    before = {run.name: run for run in trained}
+    trained.clear()
+    (tmp_path / "results.json").unlink()
+    benchmark(copied, tmp_path, "--splits", 0)
+    assert all(run.options == before[run.name].options and run.inputs != before[run.name].inputs for run in trained)
+
+
+def test_small_copies_are_those_of_the_drawings(folder, tmp_path, trained, monkeypatch):
+    """Training reads them from a folder that other drawings do not share."""
+    monkeypatch.setitem(PARTS, "frozen", replace(PART, small=True, pretrained=False))
+    copied = tmp_path / "drawings"
+    shutil.copytree(folder, copied)
+    for number in range(2):
+        (copied / "animals/1.png").write_bytes((copied / f"food/few/{number}.png").read_bytes())
+        benchmark(copied, tmp_path, "--splits", 0)
+        (tmp_path / "results.json").unlink()
+    places = dict.fromkeys(run.options[run.options.index("--data_dir") + 1] for run in trained)
+    first, other = (Image.open(f"{place}/animals/1.png") for place in places)
+    assert not np.array_equal(first, other)
+
+
+def test_a_part_that_another_command_measures_meanwhile_stays(folder, tmp_path, trained, monkeypatch):
+    train = clipart.train_all
+
+    def train_beside(runs, jobs):
+        other = {"benchmark": "clipart", "lists": {"7": "digest"}, "parts": {"windows": {"methods": {}}}}
+        (tmp_path / "results.json").write_text(json.dumps(other))
+        return train(runs, jobs)
+
+    monkeypatch.setattr(clipart, "train_all", train_beside)
+    results = benchmark(folder, tmp_path, "--splits", 0)
+    assert list(results["parts"]) == ["windows", "frozen"]
+    assert results["lists"].keys() == {"7", "0"}
+
+
+def test_rows_of_other_options_are_not_kept(folder, tmp_path, trained, monkeypatch):
+    benchmark(folder, tmp_path, "--splits", 0)
+    monkeypatch.setitem(PARTS, "frozen", replace(PART, methods={**PART.methods, "other": "--loss focal"}))
+    methods = benchmark(folder, tmp_path, "--splits", 1, "--methods", "plain")["parts"]["frozen"]["methods"]
+    assert list(methods) == ["plain"]
+
+
+def test_a_picture_lies_beside_its_results(tmp_path, capsys):
+    in_docs = (ROOT / "docs/digits_lt.png").stat().st_mtime_ns
+    shutil.copyfile(ROOT / "docs/digits_lt.json", tmp_path / "mine.json")
+    main(["digits", "--plot_only", "--results", str(tmp_path / "mine.json")])
+    assert (tmp_path / "digits_lt.png").is_file()
+    assert (ROOT / "docs/digits_lt.png").stat().st_mtime_ns == in_docs
+
+
+def test_results_of_another_benchmark_are_refused(tmp_path):
+    for name in ("clipart", "collapse"):
+        with pytest.raises(SystemExit, match=f"has results of the benchmark 'confidence', not of '{name}'; name anoth"):
+            main([name, "--table_only", "--results", str(ROOT / "docs/confidence.json")])
+
+
+def test_drawings_that_are_not_there_end_in_a_message(tmp_path):
+    for name in ("clipart", "collapse", "confidence"):
+        where = ("--data_dir", tmp_path / "none", "--output_dir", tmp_path / "out", "--results", tmp_path / "x.json")
+        data = () if name == "clipart" else ("--data", "clipart")
+        with pytest.raises(SystemExit, match="has no drawings: apt-get install openclipart-png"):
+            main(list(map(str, (name, "--backbone", "some/backbone", *data, *where))))
+
+
 def test_unknown_methods_and_missing_files_are_errors(folder, tmp_path, trained):
     with pytest.raises(SystemExit, match="no method of --parts is called 'plian'; there are\n  plain\n  other"):
         benchmark(folder, tmp_path, "--methods", "plian", "other")
@@ -329,12 +402,16 @@ def test_runs_are_normal_commands(tmp_path, capsys):
         assert result["seconds"] > 0
     written = (tmp_path / "0/test_results.json").stat().st_mtime_ns
     impossible = Run(name="impossible", options=("--epochs", "1", "--data_dir", "nowhere"), folder=tmp_path / "2")
-    with pytest.raises(RuntimeError, match="nowhere"):
-        train_all([runs[0], impossible], jobs=1)
+    never = replace(runs[0], name="never", folder=tmp_path / "3")
+    with pytest.raises(ValueError, match="nowhere"):
+        train_all([runs[0], impossible, impossible, impossible, never], jobs=1)
+    assert not never.folder.exists(), "what waits is not started after an error"
     assert f"1 finished run is reused; delete {tmp_path / '0'} to train again" in capsys.readouterr().out
     assert (tmp_path / "0/test_results.json").stat().st_mtime_ns == written
-    train_all([replace(runs[0], options=(*options, "--seed", "7"))], jobs=1)
-    assert (tmp_path / "0/test_results.json").stat().st_mtime_ns > written
+    for other in ({"options": (*options, "--seed", "7")}, {"inputs": "a digest"}, {"mixed_precision": "bf16"}):
+        train_all([replace(runs[0], **other)], jobs=1)
+        assert (tmp_path / "0/test_results.json").stat().st_mtime_ns > written
+        written = (tmp_path / "0/test_results.json").stat().st_mtime_ns
 
 
 def test_the_picture_of_the_windows(tmp_path):

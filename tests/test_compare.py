@@ -162,6 +162,21 @@ class TestSeveralRuns:
         row = next(line for line in shown.splitlines() if line.startswith("| balanced |"))
         assert f"{100 * gains.mean():+.2f} ± {100 * accuracy['standard_error']:.2f} | 2 of 3 |" in row
 
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_pairs_of_other_training_counts_have_no_interval(self, tmp_path, first):
+        """Their shot groups differ: here only one pair has few-shot classes, the first or the second."""
+        counts = (COUNTS, [500, 300, 200, 100, 50, 40])
+        sides = []
+        for method, share in (("a", 0.5), ("b", 0.6)):
+            folders = [tmp_path / f"{method}_{number}" for number in (first, 1 - first)]
+            for folder, own in zip(folders, (counts[first], counts[1 - first]), strict=True):
+                write(folder, outcome([share] * 6, seed=own[2]), counts=own)
+            sides.append(list(map(str, folders)))
+        metrics = compared_runs(tmp_path, *sides)["metrics"]
+        assert "few_shot_accuracy" not in metrics
+        assert len(metrics["many_shot_accuracy"]["differences"]) == 2
+        assert not any("interval" in found for found in metrics.values())
+
     def test_runs_of_equal_seeds_are_pairs_whatever_their_order(self, tmp_path):
         a = write_runs(tmp_path, "a", [0.5, 0.6, 0.7], seeds=[3, 1, 2])
         b = write_runs(tmp_path, "b", [0.6, 0.7, 0.8], seeds=[1, 2, 3])

@@ -1,5 +1,6 @@
 """Figures in README and docs say which code they are from."""
 
+import ast
 import json
 import re
 import subprocess
@@ -66,6 +67,28 @@ def test_only_what_code_does_counts():
     commented = '"""Doubles."""\n\n\ndef double(number):\n    """Doubles."""\n    return (2 * number)  # twice\n'
     assert stale.code_digest(commented) == stale.code_digest(CODE)
     assert stale.code_digest(CODE.replace("2", "3")) != stale.code_digest(CODE)
+
+
+def test_the_digest_is_that_of_any_version_of_python():
+    """Versions differ in which lists of a node may be empty, and in empty strings beside the parts of an f-string."""
+    empty = ast.JoinedStr([ast.Constant("a"), ast.Constant("")])
+    assert stale._shape(empty) == stale._shape(ast.JoinedStr([ast.Constant("a")]))
+    call = ast.Call(ast.Name("f", ast.Load()), [], [])
+    assert stale._shape(call) == "Call(func=Name(id='f', ctx=Load()))"
+    del call.keywords
+    assert stale._shape(call) == "Call(func=Name(id='f', ctx=Load()))"
+
+
+def test_runs_of_modified_code_are_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(stale, "_ROOT", tmp_path)
+    monkeypatch.setattr(stale, "_DOCS", tmp_path / "docs")
+    for modified in (True, False):
+        content = {"parts": {"frozen": {"runs": [{"commit": "abc"}, {"commit": "abc", "modified": modified}]}}}
+        (tmp_path / "docs/clipart.json").write_text(json.dumps(content))
+        stale.main()
+        said = "docs/clipart.json has runs of code that differed from their commit" in capsys.readouterr().out
+        assert said == modified
 
 
 def test_changed_files_are_named(tmp_path, monkeypatch, capsys):

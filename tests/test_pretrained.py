@@ -560,6 +560,14 @@ def test_a_failed_computation_leaves_nothing(tmp_path, vit, images, own_cache, m
 def test_a_dry_run_computes_no_features(tmp_path, vit, images, own_cache, capsys):
     probe(tmp_path / "out", vit, images, "--dry_run")
     assert f"The features of {NUMBER_OF_IMAGES} images are computed once." in capsys.readouterr().out
+    varied = ("--augmentation", "imagenet", "--feature_views", 2)
+    in_training = sum(COUNTS.values())
+    for start, images_seen in (
+        (("--classifier_init", "random", "--no_standardise_features"), NUMBER_OF_IMAGES + in_training),
+        ((), NUMBER_OF_IMAGES + 2 * in_training),  # the heads start from the images as evaluation sees them
+    ):
+        probe(tmp_path / "out", vit, images, "--dry_run", *varied, *start)
+        assert f"The features of {images_seen} images are computed once." in capsys.readouterr().out
     assert not own_cache.exists()
     assert not (tmp_path / "out").exists()
 

@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (add_arguments, summary) in BENCHMARKS.items():
         add_arguments(commands.add_parser(name, help=summary, description=summary))
     options = parser.parse_args(arguments)
-    with errors_as_messages(ValueError):
+    with errors_as_messages():
         importlib.import_module(f"ride_bf.benchmark.{options.name}").run(options)
 
 

@@ -29,7 +29,7 @@ def _clipart(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", type=int, nargs="+", default=list(range(5)), help="numbers of the random splits")
     _add_runs(parser, "outputs/clipart")
     _add_results(parser, "clipart_lt.json")
-    parser.add_argument("--picture", type=Path, default=DOCS / "clipart_windows.png", help="for the part `windows`")
+    _add_picture(parser, "for the part `windows`; by default clipart_windows.png beside --results")
     parser.add_argument("--table_only", action="store_true", help="only print the tables of --results")
 
 
@@ -56,7 +56,7 @@ def _digits(parser: argparse.ArgumentParser) -> None:
     _add_runs(parser, "outputs/benchmark")
     _add_results(parser, "digits_lt.json")
     parser.add_argument("--plot_only", action="store_true", help="only plot the numbers in --results")
-    parser.add_argument("--picture", type=Path, default=DOCS / "digits_lt.png")
+    _add_picture(parser, "by default digits_lt.png beside --results")
 
 
 def _gpu(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +159,10 @@ def _add_runs(parser: argparse.ArgumentParser, output_dir: str) -> None:
 
 def _add_precision(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help=help)
+
+
+def _add_picture(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("--picture", type=Path, help=help)
 
 
 def _add_results(parser: argparse.ArgumentParser, name: str) -> None:

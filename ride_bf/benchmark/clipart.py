@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ride_bf.benchmark.clipart_lists import find_drawings, shrink, write_split
+from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, shrink, write_split
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import backbone_name, command, machine, read_results, write_results
 from ride_bf.benchmark.paired import COLUMNS, draw_windows, table
@@ -181,26 +181,29 @@ def run(options: argparse.Namespace) -> None:
     results = read_results(options, required=options.table_only)
     if not options.table_only:
         results = measure(options, results)
-    for name, measured in results["parts"].items():
+    for name, measured in results.get("parts", {}).items():
         print(f"\n### {PARTS[name].summary}\n\n{table(PARTS[name], measured)}")
-    on_windows = results["parts"].get("windows", {}).get("methods", {})
+    on_windows = results.get("parts", {}).get("windows", {}).get("methods", {})
     if on_windows.keys() >= {_BEST_HEAD, *_ON_WINDOWS}:
-        draw_windows(on_windows, _BEST_HEAD, _NAMES_ON_WINDOWS, options.picture)
-        print(f"\n{options.picture}")
+        picture = options.picture or options.results.with_name("clipart_windows.png")
+        draw_windows(on_windows, _BEST_HEAD, _NAMES_ON_WINDOWS, picture)
+        print(f"\n{picture}")
 
 
 def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
     """Trains what is missing in `results` and writes them after each part. Returns all results."""
     drawings = find_drawings(options.data_dir)
-    digests = {}
+    digests, contents = {}, drawings_digest(options.data_dir, drawings)
     for split in sorted({*options.splits, *_TUNED_ON}):
         drawn, digests[str(split)] = write_split(_lists(options, split), drawings, split)
         counts = [len(paths) for paths in drawn["train"].values()]
     data = {"classes": len(drawings), "drawings": sum(map(len, drawings.values())), "class_counts_of_split": counts}
     known = results.get("lists", {})
-    if any(known.get(split, digest) != digest for split, digest in digests.items()):
+    other_drawings = results.get("drawings_digest", contents) != contents
+    if other_drawings or any(known.get(split, digest) != digest for split, digest in digests.items()):
         raise ValueError(f"{options.results} is of other drawings or splits; name another file by --results")
-    results = {**results, **data, "lists": known | digests, "parts": results.get("parts", {})}
+    options.inputs = {int(split): f"lists {digest}, drawings {contents}" for split, digest in digests.items()}
+    options.copies = options.output_dir / f"drawings_{_SMALL}_{contents[:8]}"
     for name in options.parts:
         part = PARTS[name]
         if options.methods and part.methods.keys().isdisjoint(options.methods):
@@ -208,13 +211,16 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
         if part.pretrained:
             options.backbone = backbone_folder(options.backbone, options.output_dir)
         if part.small:
-            shrink(options.data_dir, drawings, _images(options, part), _SMALL)
-        before = results["parts"].get(name, {})
-        results["parts"][name] = measure_part(name, part, options, copy.deepcopy(before))
-        if results["parts"][name] == before:
+            shrink(options.data_dir, drawings, options.copies, _SMALL)
+        before = results.get("parts", {}).get(name, {})
+        measured = measure_part(name, part, options, copy.deepcopy(before))
+        if measured == before:
             print(f"{options.results} has all of {name!r}; name another file by --results to measure it again")
-        else:
-            write_results(options.results, "clipart", results, _commits(results))
+            continue
+        latest = read_results(options, required=False)  # another command may have measured another part meanwhile
+        results = {**latest, **data, "drawings_digest": contents, "lists": latest.get("lists", {}) | digests}
+        results["parts"] = {**latest.get("parts", {}), name: measured}
+        write_results(options.results, "clipart", results, _commits(results))
     return results
 
 
@@ -240,7 +246,11 @@ def measure_part(name: str, part: Part, options: argparse.Namespace, before: dic
         before = {}
     names = options.methods or part.methods
     methods = {method: _kept(before, method, own) for method, own in part.methods.items() if method in names}
-    others = {method: own for method, own in before.get("methods", {}).items() if method not in methods}
+    others = {
+        method: own
+        for method, own in before.get("methods", {}).items()
+        if method not in methods and own["options"] == part.methods.get(method)
+    }
     _choose_learning_rates(name, part, options, methods)
     wanted = [
         (method, split)
@@ -320,22 +330,25 @@ def _run(
     name: str, part: Part, options: argparse.Namespace, method: str, split: int, rate: str, tune: bool = False
 ) -> Run:
     lists = _lists(options, split) / ("tune" if tune else "")
-    where = ["--dataset", "custom", "--data_dir", _images(options, part), "--lists", lists, "--seed", split]
+    images = options.copies if part.small else options.data_dir
+    where = ["--dataset", "custom", "--data_dir", images, "--lists", lists, "--seed", split]
     if part.pretrained:
         where += ["--backbone", options.backbone]
     words = [*part.options.split(), *part.methods[method].split(), *where, "--learning_rate", rate]
     kind = f"tune_{rate}" if tune else "test"
     folder = options.output_dir / name / method.replace(" ", "_") / kind / str(split)
     shown = f"{name}: {method}, split {split}" + (f", learning rate {rate}, held-out training images" if tune else "")
-    return Run(name=shown, options=tuple(map(str, words)), folder=folder, mixed_precision=part.mixed_precision)
+    return Run(
+        name=shown,
+        options=tuple(map(str, words)),
+        folder=folder,
+        mixed_precision=part.mixed_precision,
+        inputs=options.inputs[split],
+    )
 
 
 def _lists(options: argparse.Namespace, split: int) -> Path:
     return options.output_dir / "lists" / str(split)
-
-
-def _images(options: argparse.Namespace, part: Part) -> Path:
-    return options.output_dir / f"drawings_{_SMALL}" if part.small else options.data_dir
 
 
 def command_of(part: Part, method: str, measured: Mapping[str, Any]) -> str:

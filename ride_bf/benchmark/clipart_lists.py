@@ -60,11 +60,21 @@ def _distinct(folder: Path, paths: Sequence[Path], with_subject: bool = False) -
             continue
         content = path.read_bytes()
         digest = content_digest(content)
-        width, height = struct.unpack(">II", content[16:24])  # of the first chunk of a PNG file
-        if digest in seen or width * height > MAX_IMAGE_PIXELS:
+        if digest in seen or len(content) < 24:  # the length of the signature and the first chunk, up to the size
+            continue
+        width, height = struct.unpack(">II", content[16:24])
+        if width * height > MAX_IMAGE_PIXELS:
             continue
         seen.add(digest)
         yield parts
+
+
+def drawings_digest(folder: Path, drawings: Drawings) -> str:
+    """A digest of the paths and contents of drawings in `folder`."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in _all(drawings):
+        digest.update(f"{path} {content_digest((folder / path).read_bytes())}\n".encode())
+    return digest.hexdigest()
 
 
 def draw_split(drawings: Drawings, seed: int) -> dict[str, Drawings]:
@@ -105,7 +115,8 @@ def write_lists(folder: Path, train: Drawings, test: Drawings) -> str:
 def write_split(folder: Path, drawings: Drawings, seed: int) -> tuple[dict[str, Drawings], str]:
     """Draws a split and writes its lists into `folder`, those for tuning into `folder/tune`.
 
-    Returns what `draw_split` returns, and the digest of the lists of training and test.
+    Returns what `draw_split` returns, and the digest of the lists of training and test. Those for tuning follow from
+    them.
     """
     drawn = draw_split(drawings, seed)
     write_lists(folder / "tune", drawn["tune_train"], drawn["tune_test"])

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ride_bf.benchmark.clipart_lists import find_drawings, write_split
+from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, write_split
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, train_all
 from ride_bf.evaluation.comparison import paired_gain
 
-_KEPT = ("balanced_accuracy", "batchformer_cosine", "batchformer_warned")  # of a run's results
+_KEPT = ("balanced_accuracy", "batchformer_cosine", "batchformer_warned")  # of a run's results, one for each seed
 _COLUMNS = ("layer", "stream", "collapsed", "the paper's there", "below RIDE alone", "lowest cell", "mean difference")
 POINTS = 0.1  # of balanced accuracy below RIDE alone
 PAPER, GATED = "paper", "gated"
@@ -121,12 +121,13 @@ def cells(forms: Sequence[str]) -> Iterator[Cell]:
 def run(options: argparse.Namespace) -> None:
     results = read_results(options, required=options.table_only)
     if not options.table_only:
-        results = {**results, "grids": results.get("grids", {})}
         for name in options.data:
-            results["grids"][name] = measure(name, options)
+            grid = measure(name, options)
+            results = read_results(options, required=False)  # another command may have measured another grid
+            results["grids"] = {**results.get("grids", {}), name: grid}
             commits = {commit for grid in results["grids"].values() for commit in grid["commits"]}
             write_results(options.results, "collapse", results, commits)
-    for name, grid in results["grids"].items():
+    for name, grid in results.get("grids", {}).items():
         print(f"\n### {name}\n\n{table(grid['cells'])}")
 
 
@@ -135,7 +136,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     Returns the `cells`, each with a list for each of `_KEPT`, a number for each seed, and how they were measured.
     """
-    grid, of_data = list(cells(DATA[name].forms)), _data_options(name, options)
+    grid, of_data, inputs = list(cells(DATA[name].forms)), *_data_options(name, options)
     wanted = [(cell, seed) for seed in options.seeds for cell in grid]
     runs = []
     for number, (cell, seed) in enumerate(wanted):
@@ -144,11 +145,15 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         shown = ", ".join(f"{key} {value}" for key, value in asdict(cell).items() if value is not None)
         shown = f"{name}: {shown}, seed {seed}"
         precision = cell.mixed_precision(DATA[name])
-        runs.append(Run(name=shown, options=tuple(words), folder=folder, mixed_precision=precision))
+        runs.append(
+            Run(name=shown, options=tuple(words), folder=folder, mixed_precision=precision, inputs=inputs[seed])
+        )
     rows: dict[Cell, dict[str, Any]] = {cell: {**asdict(cell), "seeds": options.seeds} for cell in grid}
     commits = set()
     for (cell, _), result in zip(wanted, train_all(runs, options.jobs), strict=True):
         commits.add(result["commit"])
+        if result.get("modified"):
+            rows[cell]["modified"] = True
         for key in _KEPT:
             if key in result:
                 rows[cell].setdefault(key, []).append(result[key])
@@ -160,18 +165,20 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _data_options(name: str, options: argparse.Namespace) -> dict[int, list[str]]:
-    """The options that name the data, for each seed. On drawings a seed has a split of its own."""
+def _data_options(name: str, options: argparse.Namespace) -> tuple[dict[int, list[str]], dict[int, str]]:
+    """The options that name the data, and a digest of its files, for each seed. Each has its own split of drawings."""
     if name == "digits":
-        return {seed: [] for seed in options.seeds}
+        return {seed: [] for seed in options.seeds}, dict.fromkeys(options.seeds, "")
     backbone = backbone_folder(options.backbone, options.output_dir)
-    drawings, words = find_drawings(options.data_dir), {}
+    drawings, words, inputs = find_drawings(options.data_dir), {}, {}
+    contents = drawings_digest(options.data_dir, drawings)
     for seed in options.seeds:
         lists = options.output_dir / "lists" / str(seed)
-        write_split(lists, drawings, seed)
+        _, digest = write_split(lists, drawings, seed)
+        inputs[seed] = f"lists {digest}, drawings {contents}"
         where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": backbone}
         words[seed] = [str(word) for key, value in where.items() for word in (f"--{key}", value)]
-    return words
+    return words, inputs
 
 
 def table(grid: Sequence[dict[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from confidence_ride_bf import KNOWN_SCORES
 from data import evaluation_batches, load_unlabelled
 from modeling_ride_bf import RideBfOutput
-from ride_bf.benchmark.clipart_lists import find_drawings, find_left_out, write_split
+from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, find_left_out, write_split
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, train_all
@@ -63,18 +63,23 @@ class Held:
 def run(options: argparse.Namespace) -> None:
     results = read_results(options, required=options.table_only)
     if not options.table_only:
-        earlier = {model: {"commit": results.get("commit"), **own} for model, own in results.get("models", {}).items()}
-        results = {**results, "command": command(options), "machine": machine(), "models": earlier}
         for name in options.data:
-            for model, held in _MAKERS[name](options).items():
-                results["models"][model] = {"commit": code_version()["commit"], **measure(held)}
-            commits = {own["commit"] for own in results["models"].values()}
+            how = {"command": command(options, data=[name]), "machine": machine(), "commit": code_version()["commit"]}
+            measured = {}
+            for model, (held, trained_at) in _MAKERS[name](options).items():
+                measured[model] = {**how, "trained_at_commit": trained_at, **measure(held)}
+            latest = read_results(options, required=False)  # another command may have measured other models
+            same = {key: latest.get(key) for key in how}  # of files that have these once, for all models
+            models = {model: {**same, **own} for model, own in latest.get("models", {}).items()} | measured
+            results = {**latest, "models": models}
+            commits = {own.get(key) for own in models.values() for key in ("commit", "trained_at_commit")}
             write_results(options.results, "confidence", results, commits)
-    for name, measured in results["models"].items():
+    for name, measured in results.get("models", {}).items():
         print(f"\n### {name}\n\n{table(measured)}")
 
 
-def _digits(options: argparse.Namespace) -> dict[str, Held]:
+def _digits(options: argparse.Namespace) -> dict[str, tuple[Held, str | None]]:
+    """What each model says of its images, and the commit that trained it."""
     runs = [
         Run(
             name=f"digits_lt, seed {seed}",
@@ -83,15 +88,20 @@ def _digits(options: argparse.Namespace) -> dict[str, Held]:
         )
         for seed in options.seeds
     ]
-    train_all(runs, options.jobs)
+    results = train_all(runs, options.jobs)
     letters = options.output_dir / "letters"
     draw_letters(letters)
-    return {one.name: _held(one.folder, ("validation", "test"), letters, 8) for one in runs}
+    return {
+        one.name: (_held(one.folder, ("validation", "test"), letters, 8), result["commit"])
+        for one, result in zip(runs, results, strict=True)
+    }
 
 
-def _clipart(options: argparse.Namespace) -> dict[str, Held]:
+def _clipart(options: argparse.Namespace) -> dict[str, tuple[Held, str | None]]:
     lists, unknown = options.output_dir / "lists" / "0", options.output_dir / "left_out"
-    write_split(lists, find_drawings(options.data_dir), 0)
+    drawings = find_drawings(options.data_dir)
+    _, digest = write_split(lists, drawings, 0)
+    shutil.rmtree(unknown, ignore_errors=True)  # those of other drawings
     for name in find_left_out(options.data_dir):
         (unknown / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(options.data_dir / name, unknown / name)
@@ -102,9 +112,10 @@ def _clipart(options: argparse.Namespace) -> dict[str, Held]:
         name="clip art, probe",
         options=("--recipe", "probe", *words, "--seed", "0"),
         folder=options.output_dir / "clipart",
+        inputs=f"lists {digest}, drawings {drawings_digest(options.data_dir, drawings)}",
     )
-    train_all([trained], options.jobs)
-    return {trained.name: _held(trained.folder, ("test",), unknown, None)}
+    (result,) = train_all([trained], options.jobs)
+    return {trained.name: (_held(trained.folder, ("test",), unknown, None), result["commit"])}
 
 
 _MAKERS = {"digits": _digits, "clipart": _clipart}

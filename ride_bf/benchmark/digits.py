@@ -45,8 +45,9 @@ def run(options: argparse.Namespace) -> None:
         runs = [run for method in METHODS for run in results["methods"][method]["runs"]]
         write_results(options.results, "digits", results, {run["commit"] for run in runs})
         print(digits_table(results))
-    draw_digits(read_results(options, required=True), options.picture)
-    print(options.picture)
+    picture = options.picture or options.results.with_name("digits_lt.png")
+    draw_digits(read_results(options, required=True), picture)
+    print(picture)
 
 
 def measure_digits(seeds: list[int], jobs: int, output_dir: Path) -> dict:

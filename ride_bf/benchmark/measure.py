@@ -17,6 +17,9 @@ import torch
 from ride_bf.benchmark.stale import source_digests
 from ride_bf.runs.environment import code_version
 
+# Options, and what a benchmark keeps beside them, that decide where files go or how fast they come
+_NOT_REPEATED = ("name", "results", "picture", "output_dir", "jobs", "inputs", "copies")
+
 
 def default_precision() -> str:
     """Returns the default precision: fp16 on a GPU, else no mixed precision."""
@@ -35,7 +38,7 @@ def command(options: argparse.Namespace, **instead: Any) -> str:
     """
     words = ["python -m ride_bf.benchmark", options.name]
     for option, value in (vars(options) | instead).items():
-        if option not in ("name", "results", "picture", "output_dir", "jobs") and value not in (None, False):
+        if option not in _NOT_REPEATED and value not in (None, False):
             values = [] if value is True else value if isinstance(value, list | tuple) else [value]
             if option == "backbone":
                 values = [backbone_name(value)]
@@ -117,9 +120,18 @@ def _resident_bytes(field: str) -> int:
 
 
 def read_results(options: argparse.Namespace, required: bool) -> dict[str, Any]:
-    """The measurements of a benchmark in `--results`. Empty if the file is not there; an error if it is required."""
+    """The measurements of a benchmark in `--results`. Empty if the file is not there; an error if it is required.
+
+    Raises ValueError if the file is of another benchmark.
+    """
     if options.results.is_file():
-        return json.loads(options.results.read_text(encoding="utf-8"))
+        results = json.loads(options.results.read_text(encoding="utf-8"))
+        if (of := results.get("benchmark", options.name)) != options.name:
+            raise ValueError(
+                f"{options.results} has results of the benchmark {of!r}, not of {options.name!r}; name another file by "
+                "--results"
+            )
+        return results
     if required:
         raise ValueError(f"{options.results} is not there; measure first, or name another file by --results")
     return {}
@@ -141,5 +153,7 @@ def write_results(path: Path, benchmark: str, results: dict[str, Any], commits: 
         commit: source_digests(benchmark, commit) or known.get(commit, {}) for commit in sorted(filter(None, commits))
     }
     facts = {"benchmark": benchmark, **results, **code_version(), "sources": sources or source_digests(benchmark)}
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+    written = path.with_name(f".{path.name}")
+    written.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    written.replace(path)
     print(path)

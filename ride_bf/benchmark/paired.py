@@ -34,7 +34,8 @@ def table(part: "Part", measured: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(headings)} |", "| --- |" + " --- |" * (len(headings) - 1)]
     for method, own in measured["methods"].items():
         cells = [method]
-        cells += [mean_and_deviation([run[column] for run in own["runs"] if column in run]) for column in columns]
+        of_runs = [[run[name] for run in own["runs"] if name in run] for name in columns]
+        cells += [mean_and_deviation(values if len(values) == len(own["runs"]) else []) for values in of_runs]
         cells += _gain(part, measured["methods"], method)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

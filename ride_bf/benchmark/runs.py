@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,20 @@ class Run:
         options: of the command, but for `--output_dir`.
         folder: for its output. A finished run in it, with the same options, is not trained again.
         mixed_precision: that Accelerate trains in, as `accelerate launch --mixed_precision` sets it.
+        inputs: a digest of the files that the options name. With others in their place, a run is trained again.
     """
 
     name: str
     options: tuple[str, ...]
     folder: Path
     mixed_precision: str = "no"
+    inputs: str = ""
 
 
 def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
     """Trains the runs, `jobs` at the same time, which share the cores. Returns the results of each, see `read_run`.
 
-    Raises RuntimeError for a run that fails, with the end of what it printed.
+    Raises ValueError for a run that fails, with the end of what it printed. No further run is started then.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # the server reads it when it imports torch
@@ -54,11 +56,15 @@ def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
         count = f"{len(finished)} finished run{'s are' if len(finished) > 1 else ' is'}"
         print(f"{count} reused; delete {folder} to train again", flush=True)
     with ProcessPoolExecutor(jobs, mp_context=server, max_tasks_per_child=1) as pool:
-        started = {run: pool.submit(_train, run) for run in missing}
-        for number, (run, future) in enumerate(started.items(), 1):
-            seconds = future.result()
-            accuracy = 100 * read_run(run.folder)["balanced_accuracy"]
-            print(f"{number}/{len(missing)} {run.name}: {accuracy:.1f} % in {seconds:.0f} s", flush=True)
+        started = {pool.submit(_train, run): run for run in missing}
+        try:
+            for number, future in enumerate(as_completed(started), 1):
+                seconds, run = future.result(), started[future]
+                accuracy = 100 * read_run(run.folder)["balanced_accuracy"]
+                print(f"{number}/{len(missing)} {run.name}: {accuracy:.1f} % in {seconds:.0f} s", flush=True)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)  # else all that wait would be trained first
+            raise
     return [read_run(run.folder) for run in runs]
 
 
@@ -93,8 +99,8 @@ def _is_finished(run: Run) -> bool:
 
 
 def _noted(run: Run) -> str:
-    """What is noted of a finished run: its options and precision. Its recipe has what the backbone decides too."""
-    return "".join(f"{option}\n" for option in (*run.options, run.mixed_precision))
+    """What is noted of a finished run. Its recipe has what the backbone decides too."""
+    return "".join(f"{line}\n" for line in (*run.options, run.mixed_precision, run.inputs))
 
 
 def _train(run: Run) -> float:
@@ -111,8 +117,8 @@ def _train(run: Run) -> float:
         runpy.run_path(str(_TRAIN), run_name="__main__")
     except SystemExit as error:
         if error.code not in (None, 0):
-            raise RuntimeError(f"{' '.join(sys.argv)}\nended: {error.code}\n{log.read_text()[-3000:]}") from None
+            raise ValueError(f"{' '.join(sys.argv)}\nended: {error.code}\n{log.read_text()[-3000:]}") from None
     except Exception as error:  # a traceback of another process may not be readable here
-        raise RuntimeError(f"{' '.join(sys.argv)}\nended: {error!r}\n{log.read_text()[-3000:]}") from None
+        raise ValueError(f"{' '.join(sys.argv)}\nended: {error!r}\n{log.read_text()[-3000:]}") from None
     (run.folder / _OPTIONS).write_text(_noted(run))
     return time.perf_counter() - started

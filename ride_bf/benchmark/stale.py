@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _DOCS = _ROOT / "docs"
@@ -22,7 +23,7 @@ _IMAGES = (
 )
 _PARTS = (
     *("backbone", "batch_norm", "blocks", "ema", "features", "freezing", "heads", "loaders", "lora", "optimizer"),
-    *("running_statistics", "setup", "shared_weights", "start_weights", "text_start"),
+    *("collapse", "running_statistics", "setup", "shared_weights", "start_weights", "text_start"),
 )
 _TRAINING = (
     *(*_NETWORK, *_IMAGES, "train_accelerate.py", "ride_bf/recipes/*.py", "ride_bf/evaluation/metrics.py"),
@@ -79,7 +80,19 @@ def code_digest(source: str) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-    return hashlib.blake2b(ast.dump(tree).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(_shape(tree).encode(), digest_size=8).hexdigest()
+
+
+def _shape(node: object) -> str:
+    """A syntax tree as text. What is empty is left out: versions of Python differ in which empty parts there are."""
+    if isinstance(node, ast.JoinedStr):  # an f-string
+        node.values = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+    if isinstance(node, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        return f"{type(node).__name__}({', '.join(f'{name}={_shape(value)}' for name, value in fields)})"
+    if isinstance(node, list):
+        return f"[{', '.join(map(_shape, node))}]"
+    return repr(node)
 
 
 def changed_sources(results: Path) -> dict[str, list[str]] | None:
@@ -100,8 +113,17 @@ def changed_sources(results: Path) -> dict[str, list[str]] | None:
     return {commit: paths for commit, paths in changed.items() if paths}
 
 
+def has_modified_runs(content: Any) -> bool:
+    """Whether some number in a results file is of code that differed from its commit."""
+    if isinstance(content, dict):
+        return content.get("modified") is True or any(map(has_modified_runs, content.values()))
+    return isinstance(content, list) and any(map(has_modified_runs, content))
+
+
 def main() -> None:
     for path in sorted(_DOCS.glob("*.json")):
+        if has_modified_runs(json.loads(path.read_text(encoding="utf-8"))):
+            print(f"{path.relative_to(_ROOT)} has runs of code that differed from their commit")
         changed = changed_sources(path)
         if changed is None:
             print(f"{path.relative_to(_ROOT)} was measured before digests of the code were kept")

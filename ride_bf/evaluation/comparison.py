@@ -146,7 +146,8 @@ def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]
     Returns `dataset`, `split`, `pairs`, each {"a", "b", "seed"}; `paired_by`, "seed" or "order"; `equal_runs`, groups
     of models of a side that predict the same; `level`; and `metrics`, with, for each metric that is a number: `a` and
     `b`, its values; `differences`, b minus a, their `mean` and `standard_error` and how many are `above_zero`; and, for
-    accuracies if all runs have the same test images, the `interval` of the mean from a bootstrap over the images.
+    accuracies if all runs have the same test images and training counts, the `interval` of the mean from a bootstrap
+    over the images.
 
     Raises ValueError for less than two runs or different numbers of them, for different classes, and if the runs of a
     pair have different images, and the errors of `read_evaluation` and `check_views`.
@@ -171,7 +172,9 @@ def compare_runs(first: Sequence[Path], other: Sequence[Path]) -> dict[str, Any]
     for (one, its, *_), (another, theirs, *_) in pairs:
         check_comparable([one, another], [its, theirs])
     measured = {name: _over_runs(pairs, name) for name in _common_numbers([own[1] for side in sides for own in side])}
-    if len({results["images_digest"] for side in sides for _, results, *_ in side}) == 1:
+    # Runs of other training counts have other shot groups.
+    same = [(results["images_digest"], results["train_class_counts"]) for side in sides for _, results, *_ in side]
+    if all(own == same[0] for own in same):
         labels, counts = sides[0][0][2].labels, sides[0][0][1]["train_class_counts"]
         gains = np.mean([_gains(one[2], another[2]) for one, another in pairs], axis=0)
         for name, found in _differences(gains, labels, counts).items():

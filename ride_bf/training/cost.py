@@ -48,7 +48,8 @@ def training_flop(
     """Floating-point operations of training on `images` images.
 
     For each multiply-add, a part of the network costs 2 in the forward pass, 2 for the gradient of its inputs if
-    anything up to it learns, and 2 for those of its own parameters, in proportion to those that learn.
+    anything up to it learns, and 2 for those of its own parameters, in proportion to those that learn. Classifiers that
+    a second stream shares see every image twice.
 
     Args:
         seen_once: images that alone pass through the trunk, and once; 0: all do, each time.
@@ -63,6 +64,8 @@ def training_flop(
             before += [other for other in parts if other.startswith("expert")]
         gradients = any(learns[other] for other in (*before, name))
         passes = 2 + 2 * gradients + 2 * learns[name]
+        if name.startswith("classifier") and model.config.batchformer == "shared_classifier":
+            passes *= 2
         flop += passes * part["multiply_adds"] * (seen_once if name == "trunk" and seen_once else images)
     return flop
 

@@ -1,18 +1,25 @@
 """Starts the heads on a pre-trained backbone: the statistics of its features, and the class vectors."""
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.recipes import TrainingRecipe
-from ride_bf.training.loaders import RunLoaders
+
+if TYPE_CHECKING:
+    from ride_bf.training.loaders import RunLoaders
 
 _ROWS_AT_ONCE = 65_536
 
 
 def start_heads(
-    model: RideBfForImageClassification, recipe: TrainingRecipe, loaders: RunLoaders, text_vectors: Tensor | None = None
+    model: RideBfForImageClassification,
+    recipe: TrainingRecipe,
+    loaders: "RunLoaders",
+    text_vectors: Tensor | None = None,
 ) -> None:
     """Sets what the heads start from: `text_vectors` (C, D), or the features of the training images.
 
@@ -22,17 +29,25 @@ def start_heads(
     """
     if text_vectors is not None:
         set_class_vectors(model, text_vectors)
-    # a recipe's own start does not hold for the linear classifiers that it is run with
-    means = recipe.classifier_init == "class_means" and model.config.classifier == "cosine"
-    if not (model.config.standardise_features or means):
+    if not starts_from_features(model, recipe):
         return
     rows = loaders.centre_features("train")
     read = rows.labels >= 0
     features, labels = torch.from_numpy(rows.features[0][read]), torch.from_numpy(rows.labels[read])
     if model.config.standardise_features:
         model.ride_bf.set_feature_statistics(*feature_statistics(features))
-    if means:
+    if _starts_from_means(model, recipe):
         set_class_vectors(model, class_means(model, features, labels))
+
+
+def starts_from_features(model: RideBfForImageClassification, recipe: TrainingRecipe) -> bool:
+    """Whether `start_heads` needs the features of the training images."""
+    return model.config.standardise_features or _starts_from_means(model, recipe)
+
+
+def _starts_from_means(model: RideBfForImageClassification, recipe: TrainingRecipe) -> bool:
+    # a recipe's own start does not hold for the linear classifiers that it is run with
+    return recipe.classifier_init == "class_means" and model.config.classifier == "cosine"
 
 
 @torch.no_grad()

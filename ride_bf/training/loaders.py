@@ -30,6 +30,7 @@ from ride_bf.recipes import TrainingRecipe
 from ride_bf.runs.run_folder import BROKEN_IMAGES
 from ride_bf.training.arguments import RunArguments
 from ride_bf.training.features import FeatureCache, FeatureRows, as_it_is, feature_batches
+from ride_bf.training.heads import starts_from_features
 from ride_bf.training.lora import merged
 
 
@@ -88,7 +89,10 @@ class RunLoaders:
         if not self.training_views:
             return 0
         others = sum(len(split) for name, split in self.splits.items() if name != "train")
-        return self.training_views * len(self.splits["train"]) + others
+        # The heads start from images as evaluation sees them, which training sees too if it does not vary them.
+        starts = self.run.init_from is None and starts_from_features(self.model, self.recipe)
+        centre = self.recipe.varies_images and starts
+        return (self.training_views + centre) * len(self.splits["train"]) + others
 
     def centre_features(self, name: str) -> FeatureRows:
         """The features of a split's images, seen as in evaluation."""
