@@ -10,7 +10,7 @@ from conftest import ROOT
 from PIL import Image
 
 from data import class_counts, load_long_tailed
-from ride_bf.benchmark import clipart, collapse
+from ride_bf.benchmark import clipart, collapse, digits
 from ride_bf.benchmark.__main__ import main
 from ride_bf.benchmark.arguments import CLIPART_PARTS
 from ride_bf.benchmark.clipart import PARTS, Part
@@ -338,6 +338,21 @@ def test_the_tables_in_the_docs_are_those_of_the_results():
     assert measured
     for name, part in measured.items():
         assert table(PARTS[name], part) in page
+    grids = json.loads((ROOT / "docs/collapse.json").read_text())["grids"]
+    assert all(collapse.table(grid["cells"]) in page for grid in grids.values())
+
+
+def test_the_rows_in_the_readme_are_those_of_the_results():
+    readme = (ROOT / "README.md").read_text()
+    rows = digits.digits_table(json.loads((ROOT / "docs/digits_lt.json").read_text())).split("\n\n")[0].splitlines()[2:]
+    assert len(rows) >= len(digits.METHODS)
+    assert [row for row in rows if row.split(" | ", 1)[1] not in readme] == []
+    measured = json.loads((ROOT / "docs/clipart_lt.json").read_text())["parts"]
+    of_drawings = "\n".join(table(PARTS[name], part) for name, part in measured.items())
+    shown = readme[readme.index("## Results") : readme.index("From scratch, on `digits_lt`")].splitlines()
+    numbers = [" | ".join(row.split(" | ")[1:5]) for row in shown if row.count(" ± ") >= 4]
+    assert len(numbers) > 5
+    assert [row for row in numbers if row not in of_drawings] == []
 
 
 def test_parts():
