@@ -85,7 +85,7 @@ format: $(INSTALLED)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(INSTALLED)  ## Measure the README's table and picture, about 40 minutes on 2 cores
+benchmark: $(INSTALLED)  ## Measure the README's table of digits and its picture, an hour or less on 2 cores
 	$(BIN)/python -m ride_bf.benchmark digits
 
 clean:  ## Remove the environment and all results
