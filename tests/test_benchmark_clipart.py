@@ -415,6 +415,13 @@ def test_runs_are_normal_commands(tmp_path, capsys):
         assert tested["step"] == 2
         assert result["balanced_accuracy"] == tested["test"]["balanced_accuracy"]
         assert result["seconds"] > 0
+    assert (runs[0].folder / "last/model.safetensors").is_file()
+    bare = replace(runs[0], folder=tmp_path / "bare", keeps_model=False)
+    assert train_all([bare], jobs=1)[0]["balanced_accuracy"] == results[0]["balanced_accuracy"]
+    assert list(bare.folder.rglob("*.safetensors")) == []
+    assert "1 finished run is reused" not in capsys.readouterr().out
+    train_all([bare], jobs=1)
+    assert f"1 finished run is reused; delete {bare.folder} to train again" in capsys.readouterr().out
     written = (tmp_path / "0/test_results.json").stat().st_mtime_ns
     impossible = Run(name="impossible", options=("--epochs", "1", "--data_dir", "nowhere"), folder=tmp_path / "2")
     never = replace(runs[0], name="never", folder=tmp_path / "3")

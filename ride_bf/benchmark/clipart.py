@@ -344,6 +344,7 @@ def _run(
         folder=folder,
         mixed_precision=part.mixed_precision,
         inputs=options.inputs[split],
+        keeps_model=False,
     )
 
 

@@ -144,10 +144,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         folder = options.output_dir / name / f"cell_{number % len(grid)}" / str(seed)
         shown = ", ".join(f"{key} {value}" for key, value in asdict(cell).items() if value is not None)
         shown = f"{name}: {shown}, seed {seed}"
-        precision = cell.mixed_precision(DATA[name])
-        runs.append(
-            Run(name=shown, options=tuple(words), folder=folder, mixed_precision=precision, inputs=inputs[seed])
-        )
+        how = {"mixed_precision": cell.mixed_precision(DATA[name]), "inputs": inputs[seed], "keeps_model": False}
+        runs.append(Run(name=shown, options=tuple(words), folder=folder, **how))
     rows: dict[Cell, dict[str, Any]] = {cell: {**asdict(cell), "seeds": options.seeds} for cell in grid}
     commits = set()
     for (cell, _), result in zip(wanted, train_all(runs, options.jobs), strict=True):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import shutil
 import statistics
 import sys
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ride_bf.runs.checkpoints import BEST, LAST, OLDER
 from ride_bf.runs.run_folder import ENVIRONMENT, METRICS, TEST_RESULTS
 from ride_bf.training.collapse import WARNING_START
 
@@ -32,6 +34,7 @@ class Run:
         folder: for its output. A finished run in it, with the same options, is not trained again.
         mixed_precision: that Accelerate trains in, as `accelerate launch --mixed_precision` sets it.
         inputs: a digest of the files that the options name. With others in their place, a run is trained again.
+        keeps_model: whether its checkpoints stay when it is finished. Hundreds of runs can fill a disk.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Run:
     folder: Path
     mixed_precision: str = "no"
     inputs: str = ""
+    keeps_model: bool = True
 
 
 def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
@@ -121,4 +125,7 @@ def _train(run: Run) -> float:
     except Exception as error:  # a traceback of another process may not be readable here
         raise ValueError(f"{' '.join(sys.argv)}\nended: {error!r}\n{log.read_text()[-3000:]}") from None
     (run.folder / _OPTIONS).write_text(_noted(run))
+    if not run.keeps_model:
+        for name in (LAST, BEST, OLDER):
+            shutil.rmtree(run.folder / name, ignore_errors=True)
     return time.perf_counter() - started
