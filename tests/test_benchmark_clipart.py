@@ -436,6 +436,15 @@ def test_runs_are_normal_commands(tmp_path, capsys):
         written = (tmp_path / "0/test_results.json").stat().st_mtime_ns
 
 
+def test_a_rate_at_which_a_run_diverges_is_the_worst(tmp_path):
+    options = ("--epochs", "1", "--max_steps", "4", "--hidden_sizes", "4", "4", "4", "--learning_rate", "1e20")
+    diverges = Run(name="diverges", options=options, folder=tmp_path / "run", may_diverge=True)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf)"):
+        train_all([replace(diverges, may_diverge=False)], jobs=1)
+    assert train_all([diverges], jobs=1)[0]["balanced_accuracy"] == 0.0
+    assert train_all([diverges], jobs=1)[0]["balanced_accuracy"] == 0.0, "it is not trained again"
+
+
 def test_the_picture_of_the_windows(tmp_path):
     names = [clipart._BEST_HEAD, *PARTS["windows"].methods]
     methods = {

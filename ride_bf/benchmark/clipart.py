@@ -345,6 +345,7 @@ def _run(
         mixed_precision=part.mixed_precision,
         inputs=options.inputs[split],
         keeps_model=False,
+        may_diverge=tune,
     )
 
 

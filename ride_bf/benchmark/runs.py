@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ride_bf.runs.checkpoints import BEST, LAST, OLDER
-from ride_bf.runs.run_folder import ENVIRONMENT, METRICS, TEST_RESULTS
+from ride_bf.runs.run_folder import ENVIRONMENT, LOST_LOSS, METRICS, TEST_RESULTS
 from ride_bf.training.collapse import WARNING_START
 
 _TRAIN = Path(__file__).resolve().parent.parent.parent / "train_accelerate.py"
@@ -35,6 +35,7 @@ class Run:
         mixed_precision: that Accelerate trains in, as `accelerate launch --mixed_precision` sets it.
         inputs: a digest of the files that the options name. With others in their place, a run is trained again.
         keeps_model: whether its checkpoints stay when it is finished. Hundreds of runs can fill a disk.
+        may_diverge: whether a loss that is not finite ends the run as one with an accuracy of 0, not as an error.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Run:
     mixed_precision: str = "no"
     inputs: str = ""
     keeps_model: bool = True
+    may_diverge: bool = False
 
 
 def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
@@ -79,11 +81,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     `batchformer_cosine`: how alike it made the images at the end, and `batchformer_warned`: whether that was warned of.
     """
     start = json.loads((folder / ENVIRONMENT).read_text())[-1]
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    metrics = folder / METRICS  # a run that diverges in its first epoch has none
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     facts = {"commit": start.get("commit"), "seconds": sum(line.get("seconds", 0.0) for line in lines)}
     if start.get("modified"):
         facts["modified"] = True
-    if "batchformer_cosine" in lines[-1]:
+    if lines and "batchformer_cosine" in lines[-1]:
         facts["batchformer_cosine"] = lines[-1]["batchformer_cosine"]
         facts["batchformer_warned"] = WARNING_START in (folder / _LOG).read_text()
     return {**json.loads((folder / TEST_RESULTS).read_text())["test"], **facts}
@@ -120,7 +123,9 @@ def _train(run: Run) -> float:
     try:
         runpy.run_path(str(_TRAIN), run_name="__main__")
     except SystemExit as error:
-        if error.code not in (None, 0):
+        if run.may_diverge and (run.folder / LOST_LOSS).is_file():
+            (run.folder / TEST_RESULTS).write_text(json.dumps({"test": {"balanced_accuracy": 0.0}}))
+        elif error.code not in (None, 0):
             raise ValueError(f"{' '.join(sys.argv)}\nended: {error.code}\n{log.read_text()[-3000:]}") from None
     except Exception as error:  # a traceback of another process may not be readable here
         raise ValueError(f"{' '.join(sys.argv)}\nended: {error!r}\n{log.read_text()[-3000:]}") from None
