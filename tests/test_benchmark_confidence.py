@@ -10,7 +10,9 @@ from scipy.stats import betabinom
 from test_calibrate import drawn
 
 from ride_bf.benchmark import confidence
+from ride_bf.benchmark.__main__ import main
 from ride_bf.benchmark.confidence import Held, draw_letters, measure, table
+from ride_bf.runs.environment import code_version
 
 COUNTS = [200, 150, 60, 30, 10, 5]
 
@@ -46,6 +48,24 @@ def test_letters_are_images_like_those_of_the_digits(tmp_path):
     assert len(images) == 4 * (52 - len(confidence._LOOK_LIKE_DIGITS))
     assert {(image.size, image.mode) for image in images} == {((8, 8), "L")}
     assert min(np.asarray(image).max() for image in images) > 100  # none is blank
+
+
+def test_each_model_says_what_it_was_measured_with(tmp_path, monkeypatch):
+    """Also if another command measured it, and that its training may be older than its evaluation."""
+    makers = {
+        "digits": lambda options: {"one": ("logits", "abc")},
+        "clipart": lambda options: {"other": ("logits", None)},
+    }
+    monkeypatch.setattr(confidence, "_MAKERS", makers)
+    monkeypatch.setattr(confidence, "measure", lambda held: {"accuracy": 0.5})
+    monkeypatch.setattr(confidence, "table", lambda measured: "a table")
+    results = tmp_path / "results.json"
+    for data in ("digits", "clipart"):
+        main(["confidence", "--data", data, "--results", str(results)])
+    models = json.loads(results.read_text())["models"]
+    assert {name: own["trained_at_commit"] for name, own in models.items()} == {"one": "abc", "other": None}
+    assert ["--data digits" in own["command"] for own in models.values()] == [True, False]
+    assert models["one"]["commit"] == models["other"]["commit"] == code_version()["commit"]
 
 
 def test_the_docs_say_what_was_measured():
