@@ -9,12 +9,13 @@ import argparse
 import copy
 import shlex
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, shrink, write_split
+from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, run_inputs, shrink, write_split
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import backbone_name, command, machine, read_results, write_results
 from ride_bf.benchmark.paired import COLUMNS, draw_windows, table
@@ -181,9 +182,10 @@ def run(options: argparse.Namespace) -> None:
     results = read_results(options, required=options.table_only)
     if not options.table_only:
         results = measure(options, results)
-    for name, measured in results.get("parts", {}).items():
+    parts = results.get("parts", {})
+    for name, measured in parts.items():
         print(f"\n### {PARTS[name].summary}\n\n{table(PARTS[name], measured)}")
-    on_windows = results.get("parts", {}).get("windows", {}).get("methods", {})
+    on_windows = parts.get("windows", {}).get("methods", {})
     if on_windows.keys() >= {_BEST_HEAD, *_ON_WINDOWS}:
         picture = options.picture or options.results.with_name("clipart_windows.png")
         draw_windows(on_windows, _BEST_HEAD, _NAMES_ON_WINDOWS, picture)
@@ -202,18 +204,20 @@ def measure(options: argparse.Namespace, results: dict[str, Any]) -> dict[str, A
     other_drawings = results.get("drawings_digest", contents) != contents
     if other_drawings or any(known.get(split, digest) != digest for split, digest in digests.items()):
         raise ValueError(f"{options.results} is of other drawings or splits; name another file by --results")
-    options.inputs = {int(split): f"lists {digest}, drawings {contents}" for split, digest in digests.items()}
-    options.copies = options.output_dir / f"drawings_{_SMALL}_{contents[:8]}"
+    inputs = {int(split): run_inputs(digest, contents) for split, digest in digests.items()}
     for name in options.parts:
         part = PARTS[name]
         if options.methods and part.methods.keys().isdisjoint(options.methods):
             continue
         if part.pretrained:
             options.backbone = backbone_folder(options.backbone, options.output_dir)
+        images = options.data_dir
         if part.small:
-            shrink(options.data_dir, drawings, options.copies, _SMALL)
+            images = options.output_dir / f"drawings_{_SMALL}_{contents[:8]}"
+            shrink(options.data_dir, drawings, images, _SMALL)
         before = results.get("parts", {}).get(name, {})
-        measured = measure_part(name, part, options, copy.deepcopy(before))
+        make_run = partial(_run, name, part, options, images, inputs)
+        measured = measure_part(name, part, options, make_run, copy.deepcopy(before))
         if measured == before:
             print(f"{options.results} has all of {name!r}; name another file by --results to measure it again")
             continue
@@ -230,7 +234,9 @@ def _commits(results: dict[str, Any]) -> set[str | None]:
     return {run["commit"] for own in methods for run in own["runs"]}
 
 
-def measure_part(name: str, part: Part, options: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
+def measure_part(
+    name: str, part: Part, options: argparse.Namespace, make_run: Callable[..., Run], before: dict[str, Any]
+) -> dict[str, Any]:
     """Chooses the learning rate of each method, then trains it on each split. Keeps earlier runs of other splits.
 
     Raises ValueError if the earlier runs are on another backbone.
@@ -251,14 +257,14 @@ def measure_part(name: str, part: Part, options: argparse.Namespace, before: dic
         for method, own in before.get("methods", {}).items()
         if method not in methods and own["options"] == part.methods.get(method)
     }
-    _choose_learning_rates(name, part, options, methods)
+    _choose_learning_rates(part, methods, make_run, options.jobs)
     wanted = [
         (method, split)
         for split in options.splits
         for method in methods
         if split not in {own["split"] for own in methods[method]["runs"]}
     ]
-    runs = [_run(name, part, options, method, split, methods[method]["learning_rate"]) for method, split in wanted]
+    runs = [make_run(method, split, methods[method]["learning_rate"]) for method, split in wanted]
     for (method, split), result in zip(wanted, train_all(runs, options.jobs), strict=True):
         own = {"split": split, "seed": split, **{key: result[key] for key in _KEPT if key in result}}
         methods[method]["runs"] = sorted([*methods[method]["runs"], own], key=lambda run: run["split"])
@@ -285,7 +291,7 @@ def _kept(before: dict[str, Any], method: str, options: str) -> dict[str, Any]:
     return measured if measured.get("options") == options else {"options": options, "runs": []}
 
 
-def _choose_learning_rates(name: str, part: Part, options: argparse.Namespace, methods: dict[str, Any]) -> None:
+def _choose_learning_rates(part: Part, methods: dict[str, Any], make_run: Callable[..., Run], jobs: int) -> None:
     """Adds `learning_rate`: the best by balanced accuracy on held-out training images.
 
     What was tried before is not tried again. If another rate is chosen now, the runs of a method are dropped.
@@ -295,8 +301,8 @@ def _choose_learning_rates(name: str, part: Part, options: argparse.Namespace, m
             own.pop("tuning")  # chosen among other rates
     while untried := [(method, rate) for method, own in methods.items() for rate in _untried(part, method, own)]:
         tried = [(method, rate, split) for method, rate in untried for split in _TUNED_ON]
-        runs = [_run(name, part, options, method, split, rate, tune=True) for method, rate, split in tried]
-        for (method, rate, _), result in zip(tried, train_all(runs, options.jobs), strict=True):
+        runs = [make_run(method, split, rate, tune=True) for method, rate, split in tried]
+        for (method, rate, _), result in zip(tried, train_all(runs, jobs), strict=True):
             methods[method].setdefault("tuning", {}).setdefault(rate, []).append(result["balanced_accuracy"])
     for method, own in methods.items():
         best = _best(own["tuning"]) if "tuning" in own else _learning_rates(part, method)[0]
@@ -327,10 +333,17 @@ def _best(tuning: Mapping[str, list[float]]) -> str:
 
 
 def _run(
-    name: str, part: Part, options: argparse.Namespace, method: str, split: int, rate: str, tune: bool = False
+    name: str,
+    part: Part,
+    options: argparse.Namespace,
+    images: Path,
+    inputs: Mapping[int, str],
+    method: str,
+    split: int,
+    rate: str,
+    tune: bool = False,
 ) -> Run:
     lists = _lists(options, split) / ("tune" if tune else "")
-    images = options.copies if part.small else options.data_dir
     where = ["--dataset", "custom", "--data_dir", images, "--lists", lists, "--seed", split]
     if part.pretrained:
         where += ["--backbone", options.backbone]
@@ -343,7 +356,7 @@ def _run(
         options=tuple(map(str, words)),
         folder=folder,
         mixed_precision=part.mixed_precision,
-        inputs=options.inputs[split],
+        inputs=inputs[split],
         keeps_model=False,
         may_diverge=tune,
     )

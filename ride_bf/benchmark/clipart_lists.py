@@ -77,6 +77,11 @@ def drawings_digest(folder: Path, drawings: Drawings) -> str:
     return digest.hexdigest()
 
 
+def run_inputs(lists: str, drawings: str) -> str:
+    """What a run depends on beside its options, from the digests of its lists and of all drawings."""
+    return f"lists {lists}, drawings {drawings}"
+
+
 def draw_split(drawings: Drawings, seed: int) -> dict[str, Drawings]:
     """Splits each class at random.
 

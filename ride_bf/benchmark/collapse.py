@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, write_split
+from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, run_inputs, write_split
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, train_all
@@ -173,7 +173,7 @@ def _data_options(name: str, options: argparse.Namespace) -> tuple[dict[int, lis
     for seed in options.seeds:
         lists = options.output_dir / "lists" / str(seed)
         _, digest = write_split(lists, drawings, seed)
-        inputs[seed] = f"lists {digest}, drawings {contents}"
+        inputs[seed] = run_inputs(digest, contents)
         where = {"dataset": "custom", "data_dir": options.data_dir, "lists": lists, "backbone": backbone}
         words[seed] = [str(word) for key, value in where.items() for word in (f"--{key}", value)]
     return words, inputs

@@ -24,7 +24,7 @@ from torch import Tensor
 from confidence_ride_bf import KNOWN_SCORES
 from data import evaluation_batches, load_unlabelled
 from modeling_ride_bf import RideBfOutput
-from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, find_left_out, write_split
+from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, find_left_out, run_inputs, write_split
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import command, machine, read_results, write_results
 from ride_bf.benchmark.runs import Run, train_all
@@ -112,7 +112,7 @@ def _clipart(options: argparse.Namespace) -> dict[str, tuple[Held, str | None]]:
         name="clip art, probe",
         options=("--recipe", "probe", *words, "--seed", "0"),
         folder=options.output_dir / "clipart",
-        inputs=f"lists {digest}, drawings {drawings_digest(options.data_dir, drawings)}",
+        inputs=run_inputs(digest, drawings_digest(options.data_dir, drawings)),
     )
     (result,) = train_all([trained], options.jobs)
     return {trained.name: (_held(trained.folder, ("test",), unknown, None), result["commit"])}

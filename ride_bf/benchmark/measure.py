@@ -17,9 +17,6 @@ import torch
 from ride_bf.benchmark.stale import source_digests
 from ride_bf.runs.environment import code_version
 
-# Options, and what a benchmark keeps beside them, that decide where files go or how fast they come
-_NOT_REPEATED = ("name", "results", "picture", "output_dir", "jobs", "inputs", "copies")
-
 
 def default_precision() -> str:
     """Returns the default precision: fp16 on a GPU, else no mixed precision."""
@@ -38,7 +35,7 @@ def command(options: argparse.Namespace, **instead: Any) -> str:
     """
     words = ["python -m ride_bf.benchmark", options.name]
     for option, value in (vars(options) | instead).items():
-        if option not in _NOT_REPEATED and value not in (None, False):
+        if option not in ("name", "results", "picture", "output_dir", "jobs") and value not in (None, False):
             values = [] if value is True else value if isinstance(value, list | tuple) else [value]
             if option == "backbone":
                 values = [backbone_name(value)]

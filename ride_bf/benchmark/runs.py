@@ -56,8 +56,9 @@ def train_all(runs: Sequence[Run], jobs: int) -> list[dict[str, Any]]:
     os.environ["OMP_NUM_THREADS"] = str(threads)  # the server reads it when it imports torch
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(_IMPORTED)
-    missing = [run for run in runs if not _is_finished(run)]
-    if finished := [run for run in runs if run not in missing]:
+    finished = {run for run in runs if _is_finished(run)}
+    missing = [run for run in runs if run not in finished]
+    if finished:
         folder = os.path.commonpath([run.folder for run in finished])
         count = f"{len(finished)} finished run{'s are' if len(finished) > 1 else ' is'}"
         print(f"{count} reused; delete {folder} to train again", flush=True)

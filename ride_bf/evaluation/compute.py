@@ -30,26 +30,32 @@ def profile(config: RideBfConfig, image_size: int, window: int) -> dict[str, dic
         features = torch.empty(window, config.num_experts, config.feature_size)
         logits = torch.empty(1, config.num_labels)
         states, context = model.ride_bf.trunk(image)
-    calls: dict[str, tuple[nn.Module, Callable[[], object]]] = {
-        "trunk": (model.ride_bf.trunk, lambda: model.ride_bf.trunk(image))
-    }
+    calls: dict[str, Callable[[], object]] = {"trunk": lambda: model.ride_bf.trunk(image)}
     for number, (expert, classifier) in enumerate(zip(model.ride_bf.experts, model.classifiers, strict=True), start=1):
-        calls[f"expert {number}"] = (expert, lambda expert=expert: expert(states[-1], **context))
-        calls[f"classifier {number}"] = (classifier, lambda classifier=classifier: classifier(feature))
+        calls[f"expert {number}"] = lambda expert=expert: expert(states[-1], **context)
+        calls[f"classifier {number}"] = lambda classifier=classifier: classifier(feature)
     if model.router is not None:
         decisions = range(config.num_experts - 1)
-        calls["router"] = (model.router, lambda: [model.router(index, feature, logits) for index in decisions])
-    parts = {
-        name: {"parameters": _parameters(module), "multiply_adds": multiply_adds(call)}
-        for name, (module, call) in calls.items()
-    }
+        calls["router"] = lambda: [model.router(index, feature, logits) for index in decisions]
     if model.batch_module is not None:
         model.batch_module.train()
-        parts["BatchFormer"] = {
-            "parameters": _parameters(model.batch_module),
-            "multiply_adds": multiply_adds(lambda: model.batch_module(features)) // window,
-        }
+        calls["BatchFormer"] = lambda: model.batch_module(features)
+    parts = {
+        name: {"parameters": _parameters(part), "multiply_adds": multiply_adds(calls[name])}
+        for name, part in network_parts(model).items()
+    }
+    if "BatchFormer" in parts:
+        parts["BatchFormer"]["multiply_adds"] //= window
     return parts
+
+
+def network_parts(model: RideBfForImageClassification) -> dict[str, nn.Module]:
+    """The parts of a network: trunk, experts and classifiers, and the router and the BatchFormer if it has them."""
+    parts: dict[str, nn.Module] = {"trunk": model.ride_bf.trunk}
+    for number, (expert, classifier) in enumerate(zip(model.ride_bf.experts, model.classifiers, strict=True), start=1):
+        parts |= {f"expert {number}": expert, f"classifier {number}": classifier}
+    others = {"router": model.router, "BatchFormer": model.batch_module}
+    return parts | {name: part for name, part in others.items() if part is not None}
 
 
 def _parameters(module: nn.Module) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.evaluation.compute import profile
+from ride_bf.evaluation.compute import network_parts, profile
 from ride_bf.recipes import TrainingRecipe
 from ride_bf.training.freezing import parameter_counts
 
@@ -55,7 +55,7 @@ def training_flop(
         seen_once: images that alone pass through the trunk, and once; 0: all do, each time.
     """
     parts, flop = profile(model.config, recipe.image_size, recipe.window_size), 0.0
-    learns = {name: _share_that_learns(module) for name, module in _modules(model).items()}
+    learns = {name: _share_that_learns(module) for name, module in network_parts(model).items()}
     for name, part in parts.items():
         before = ["trunk"] if name != "trunk" else []
         if name.startswith("classifier"):
@@ -70,15 +70,8 @@ def training_flop(
     return flop
 
 
-def _modules(model: RideBfForImageClassification) -> dict[str, nn.Module | None]:
-    """The parts of a network under the names of `profile`."""
-    numbered = {"expert": model.ride_bf.experts, "classifier": model.classifiers}
-    modules = {f"{kind} {number}": one for kind, all_of in numbered.items() for number, one in enumerate(all_of, 1)}
-    return {"trunk": model.ride_bf.trunk, **modules, "router": model.router, "BatchFormer": model.batch_module}
-
-
-def _share_that_learns(module: nn.Module | None) -> float:
-    counts = parameter_counts(module) if module is not None else {"all": 0, "trained": 0}
+def _share_that_learns(module: nn.Module) -> float:
+    counts = parameter_counts(module)
     return counts["trained"] / max(1, counts["all"])
 
 
