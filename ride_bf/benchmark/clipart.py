@@ -88,10 +88,11 @@ _HEADS = {
 _BEST_HEAD = "cosine from class means, logit-adjusted"
 _ALONE = "BatchFormer, window 1"  # each image alone: the same layer and stream, without the other images
 _LINEAR_HEAD, _RIDE_HEAD = "linear, cross-entropy", "three adapters, RIDE"
+_SADE_HEAD = "three adapters, SADE"  # without a BatchFormer: it is one more comparison for RIDE's loss
 _ON_ONE_IMAGE = {
     f"{head} + {_ALONE}": f"{_HEADS[head]} {PAPER} --batchformer_window 1" for head in (_LINEAR_HEAD, _RIDE_HEAD)
 }
-_ON_FROZEN = _with_batchformers({name: _HEADS[name] for name in (_LINEAR_HEAD, _BEST_HEAD, _RIDE_HEAD)})
+_ON_FROZEN = _with_batchformers({name: options for name, options in _HEADS.items() if name != _SADE_HEAD})
 _CROPPED = {f"{_BEST_HEAD}, centre crop": "--crop backbone"}
 _WINDOWS = (1, 32, 128, 512)  # 512 is the whole batch
 _NAMES_ON_WINDOWS = {kind: {window: f"{kind}, window {window}" for window in _WINDOWS} for kind in _BATCHFORMERS}
