@@ -15,6 +15,7 @@ from conftest import ROOT, tiny_config, tiny_model
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from test_evaluate import save_model
+from test_onnx import needs_onnx
 from tiny_run import COUNTS, NAMES, write_run
 from transformers import AutoConfig, pipeline
 
@@ -438,6 +439,7 @@ def test_without_a_temperature_no_text_says_that_the_model_is_calibrated(tmp_pat
     assert "It is not calibrated" in page.result(model, model.predict(IMAGE))
 
 
+@needs_onnx
 def test_an_onnx_file_has_calibrated_probabilities(tmp_path, images):
     model = tiny_model(confidence={"temperature": [2.0, 2.0, 3.0, 4.0, 4.0]}).eval()
     export_onnx(model, images, tmp_path / "model.onnx")

@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 
 import datasets
-import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
+from hub_errors import hub_error
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 from PIL import Image
 from test_training import train
@@ -237,7 +237,7 @@ class TestErrors:
             with pytest.raises(ValueError, match=re.escape(remedy)):
                 load_long_tailed("custom", place)
         (tmp_path / "ImageNet_LT").rename(tmp_path / "elsewhere")
-        monkeypatch.setattr("data.hub_images.hf_hub_download", raising(http_error(GatedRepoError, 401)))
+        monkeypatch.setattr("data.hub_images.hf_hub_download", raising(hub_error(GatedRepoError, 401)))
         assert remedy in error_of(hub, ValueError)
 
     def test_no_connection(self, hub):
@@ -254,7 +254,7 @@ class TestErrors:
         hub["user/name"] = datasets.exceptions.DatasetNotFoundError("Dataset 'user/name' doesn't exist on the Hub")
         assert "user/name cannot be loaded from the Hub (Dataset 'user/name' doesn't exist" in error_of(hub, ValueError)
         (tmp_path / "ImageNet_LT").rename(tmp_path / "elsewhere")
-        monkeypatch.setattr("data.hub_images.hf_hub_download", raising(http_error(RepositoryNotFoundError, 404)))
+        monkeypatch.setattr("data.hub_images.hf_hub_download", raising(hub_error(RepositoryNotFoundError, 404)))
         assert "is the id right? If it is private, log in" in error_of(hub, ValueError)
 
 
@@ -263,11 +263,6 @@ def raising(error):
         raise error
 
     return call
-
-
-def http_error(kind, status):
-    response = httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/x"))
-    return kind("refused", response=response)
 
 
 ENDING = DATA_SETS["imagenet_lt"].hub_ending

@@ -13,7 +13,7 @@ from ride_bf.hub import onnx as onnx_export
 from ride_bf.hub.export import export
 from ride_bf.hub.run_files import read_saved_run
 
-needs_extras = pytest.mark.skipif(
+needs_onnx = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs requirements-extras.txt",
 )
@@ -25,13 +25,13 @@ def test_without_the_extras_it_says_what_to_install(tmp_path, monkeypatch):
         onnx_export.export_onnx(tiny_model(), torch.randn(2, 3, 24, 24), tmp_path / "model.onnx")
 
 
-@needs_extras
+@needs_onnx
 def test_a_network_with_a_router_is_refused(tmp_path):
     with pytest.raises(ValueError, match="router"):
         onnx_export.export_onnx(tiny_model(router=True, router_top_k=2), torch.randn(2, 3, 24, 24), tmp_path / "m.onnx")
 
 
-@needs_extras
+@needs_onnx
 @pytest.mark.parametrize("network", ["cifar", "bottleneck", "resnext"])
 def test_any_number_of_images_gives_pytorchs_logits(network, tmp_path):
     import onnxruntime
@@ -51,7 +51,7 @@ def test_any_number_of_images_gives_pytorchs_logits(network, tmp_path):
         torch.testing.assert_close(torch.from_numpy(expert_logits), expected.expert_logits, rtol=1e-4, atol=1e-4)
 
 
-@needs_extras
+@needs_onnx
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     whole = onnx_export._difference
 
@@ -66,7 +66,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_extras
+@needs_onnx
 def test_published_with_its_size_on_the_card_and_twice_the_same(tmp_path):
     saved = read_saved_run(write_run(tmp_path / "run"))
     for name in ("first", "second"):

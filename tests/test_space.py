@@ -15,12 +15,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 from hostile_images import hostile_images, resident_mebibytes, right_images, watched
+from hub_errors import hub_error
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 from test_evaluate import save_model
@@ -109,7 +109,7 @@ def test_a_folder_that_is_no_publication(space, tmp_path):
 def test_a_model_that_the_hub_does_not_give(space, monkeypatch, error, message):
     def refuse(model, revision):
         assert (model, revision) == ("user/name", "v2")
-        raise error("no", response=httpx.Response(404, request=httpx.Request("GET", "http://127.0.0.1")))
+        raise hub_error(error, 404)
 
     monkeypatch.setattr(space[0], "snapshot_download", refuse)
     with pytest.raises(space[0].NoModelError, match=message):
