@@ -433,7 +433,9 @@ def main(arguments: list[str] | None = None) -> None:
     place = shlex.quote(str(options.output_dir))
     if options.format == "webdataset":
         classes = shlex.quote(str(options.output_dir / "class_names.txt"))
+        # The recipes for own images read the features of all training images first, which no stream can give.
         place += f" --dataset custom --streaming --class_names {classes}"
+        place += " --classifier_init random --standardise_features false"
     print(f"train on the copy: accelerate launch train_accelerate.py --data_dir {place}")
 
 

@@ -24,7 +24,7 @@ from data.split_names import SPLIT_NAMES, as_data_files, split_of
 T = TypeVar("T")
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _SPLIT = "split"  # a column with the split of each row, in a table that is the only one
-_FILL = "fill them, or train with --on_broken_image skip, which leaves these rows out"
+_FILL = "fill them, or leave these rows out with --on_broken_image skip"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,20 +24,13 @@ _DATA = (
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("check_data", __doc__)
     add_data_options(parser, _DATA)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/check_data"), help="folder for the report")
-    parser.add_argument(
-        "--min_images",
-        type=int,
-        default=2,
-        metavar="K",
-        help="name the classes with fewer than K images in all splits together (default: 2)",
-    )
-    parser.add_argument(
-        "--num_workers",
-        type=int,
-        default=os.cpu_count(),
-        help="processes that read; by default one a core",
-    )
+    add = parser.add_argument
+    add("--output_dir", type=Path, default=Path("outputs/check_data"), help="folder for the report")
+    help = "name the classes with fewer than K images in all splits together (default: 2)"
+    add("--min_images", type=int, default=2, metavar="K", help=help)
+    add("--num_workers", type=int, default=os.cpu_count(), help="processes that read; by default one a core")
+    help = "skip: training leaves out unreadable images, and rows of a table without image or label (default: stop)"
+    add("--on_broken_image", choices=("stop", "skip"), default="stop", help=help)
     options = parser.parse_args(arguments)
     if options.data_dir is None and options.dataset is None:
         parser.error("name the data: --data_dir, --dataset or both")
@@ -66,6 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     given.pop("dataset", None)
     data_dir = given.pop("data_dir", None)
     max_image_pixels = given.pop("max_image_pixels", MAX_IMAGE_PIXELS)
+    skips = options.on_broken_image == "skip"
+    if skips:
+        given["skip_empty_rows"] = True
     with (
         errors_as_messages(ValueError, OSError, ModuleNotFoundError),
         stops_as_messages("the same command continues where it stopped"),
@@ -81,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.min_images,
             similar=options.group_by == PERCEPTUAL,
             max_image_pixels=max_image_pixels,
+            skip_broken=skips,
         )
         report = {"dataset": name, "data_dir": data_dir, "options": given, "notices": notices, **data.to_dict()}
         options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -97,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"page: {page}\nfull report: {file}\nlong tail: {picture}")
     if not data.may_start:
         raise SystemExit(f"error: {refusal(report)}")
-    print("Training may start.")
+    print(f"Training may start{' with --on_broken_image skip' if skips else ''}.")
 
 
 if __name__ == "__main__":

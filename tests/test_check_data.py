@@ -153,6 +153,32 @@ class TestSoundData:
 
 
 class TestBrokenImages:
+    def test_training_may_leave_them_out(self, places, capsys):
+        listed(places, "train", 1)[0][0].write_bytes(b"")
+        report = run(places, "--on_broken_image", "skip")
+        assert report["may_start"] is True
+        assert report["findings"]["broken"]["count"] == 1
+        assert capsys.readouterr().out.endswith("Training may start with --on_broken_image skip.\n")
+
+    def test_but_not_all_of_a_class(self, places, capsys):
+        for path, _ in listed(places, "train", 0):
+            path.write_bytes(b"")
+        report, output, error = run_refused(places, capsys, "--on_broken_image", "skip")
+        assert report["may_start"] is False
+        assert "Training may start" not in output
+        assert "but then 1 class(es) have no training image" in error
+
+    def test_rows_of_a_table_without_a_label(self, places, capsys):
+        images = [path.relative_to(places) for label in (0, 2) for path, _ in listed(places, "train", label)]
+        (places / "one.csv").write_text(
+            "image,label\n" + "".join(f"{path},{path.parent}\n" for path in images) + "x,\n"
+        )
+        _, _, error = run_refused(places / "one.csv", capsys)
+        assert "is empty in row 7; fill them, or leave these rows out with --on_broken_image skip" in error
+        report = run(places / "one.csv", "--on_broken_image", "skip")
+        assert report["notices"][0].endswith("rows without image or label are left out: row 7")
+        assert sum(facts["images"] for facts in report["splits"].values()) == 6
+
     def test_truncated_and_no_image(self, places, capsys):
         (first, first_line), (_, _), (third, third_line) = listed(places, "train", 1)[:3]
         first.write_bytes(first.read_bytes()[:400])

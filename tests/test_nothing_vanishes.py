@@ -540,8 +540,8 @@ class TestEmptyCells:
         else:
             pyarrow.parquet.write_table(pa.table(rows), tmp_path / "train.parquet")
         assert error_of(tmp_path) == (
-            f"{tmp_path}/train.{suffix}: column {column!r} is empty in row 4; fill them, or train with "
-            "--on_broken_image skip, which leaves these rows out"
+            f"{tmp_path}/train.{suffix}: column {column!r} is empty in row 4; fill them, or leave "
+            "these rows out with --on_broken_image skip"
         )
         loaded, told = load(tmp_path, skip_empty_rows=True)
         assert sum(map(len, loaded.values())) == 5

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 from dataclasses import replace
 
 import datasets
@@ -15,6 +16,7 @@ from data import prepare as module
 from data.prepare import main
 from data.splits import class_labels
 from data.synthesize import STYLES, synthesize
+from ride_bf.training.arguments import check_starting_models, parse_arguments
 
 CLASSES = ("zebra", "ant", "moose")
 NUMBERS = {"train": (5, 4, 2), "test": (2, 1, 1)}
@@ -111,6 +113,16 @@ def test_archives(folder, capsys, monkeypatch):
             for row in splits[split].rows
         )
         assert found == sorted((shade, label) for _, _, shade, label in content(before[split]))
+
+
+@pytest.mark.parametrize("recipe", ["probe", "finetune_experts", "imagenet_lt_resnet50"])
+def test_training_takes_what_is_printed(folder, capsys, recipe):
+    prepared(folder, "--format", "webdataset")
+    options = shlex.split(capsys.readouterr().out.partition("train_accelerate.py ")[2])
+    assert options[:2] == ["--data_dir", str(folder.parent / "copy")]
+    run, chosen = parse_arguments([*options, "--recipe", recipe])
+    check_starting_models(run, chosen)
+    assert run.dataset_options["streaming"]
 
 
 def test_other_archives_are_counted(folder):

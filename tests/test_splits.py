@@ -494,6 +494,19 @@ class TestMakeSplits:
         counts = sorted(class_counts(thin["train"]))
         assert counts == [1, int(counts[-1] * 10**-0.5 + 1e-9), max(class_counts(whole["train"]))]
 
+    def test_rows_of_a_table_without_a_label(self, tmp_path):
+        folder = write(tmp_path / "set", *(f"im/{index}.png" for index in range(24)))
+        rows = [f"im/{index}.png,{'ab'[index % 2]}" for index in range(24)]
+        (folder / "images.csv").write_text("\n".join(["image,label", *rows, "im/0.png,"]))
+        options = ["--data_dir", str(folder / "images.csv"), "--output_dir", str(tmp_path / "lists")]
+        with pytest.raises(SystemExit, match="is empty in row 25; fill them, or leave these rows out with --on_broken"):
+            command.main(options)
+        command.main([*options, "--on_broken_image", "skip"])
+        lists = [(tmp_path / "lists" / f"{split}.txt").read_text().splitlines()[1:] for split in ("train", "test")]
+        assert sorted(line.partition(" ")[0] for lines in lists for line in lines) == sorted(
+            f"im/{n}.png" for n in range(24)
+        )
+
     def test_a_table_with_groups_and_excluded_images(self, tmp_path):
         folder = write(tmp_path / "set", *(f"im/{index}.png" for index in range(24)))
         lines = [f"im/{index}.png,{'ab'[index % 2]},camera {index // 4}" for index in range(24)]

@@ -80,6 +80,7 @@ class DataReport:
         min_images: a class with fewer images, in all splits together, is a proposal.
         similar: whether to look for images that look alike. Raises ModuleNotFoundError without ImageHash.
         max_image_pixels: images of more pixels are broken.
+        skip_broken: whether training leaves out broken images.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class DataReport:
         min_images: int = 2,
         similar: bool = False,
         max_image_pixels: int = MAX_IMAGE_PIXELS,
+        skip_broken: bool = False,
     ):
         self.splits, self.find, self.place, self.min_images = splits, find, place, min_images
-        self.max_image_pixels = max_image_pixels
+        self.max_image_pixels, self.skip_broken = max_image_pixels, skip_broken
         self.names = list(splits)
         self.images = concatenate_datasets([undecoded(rows) for rows in splits.values()])
         self.labels = class_labels(self.images)  # (N,)
@@ -108,7 +110,7 @@ class DataReport:
 
     @property
     def may_start(self) -> bool:
-        return not self.broken.size
+        return not self.broken.size or (self.skip_broken and not self._lost_classes())
 
     @cached_property
     def duplicates(self) -> list[np.ndarray]:

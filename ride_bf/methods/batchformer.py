@@ -23,7 +23,6 @@ class BatchFormer(RideBfBatchFormer):
         dropout: dropout of the encoder layers; 0.5 in the paper.
         layer_scale_init_value: None: the paper's post-norm layers. A number: pre-norm layers whose branches are
             multiplied by learned gates. The gates start at this number; with 0 the layer starts as the identity.
-            Small batches need the gates.
         window: which images attend to each other. "local": the batch; "global": the batches of all processes of
             torch.distributed; N: windows of N images, gathered across processes or split.
 
