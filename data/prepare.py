@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from data.command_line import add_data_options, command_parser
-from data.formats import MAX_IMAGE_PIXELS
+from data.formats import MAX_IMAGE_PIXELS, MAX_IMAGE_PIXELS_HELP
 from data.sets import SPLIT_OPTIONS
 
 MARKER = "prepare.json"  # written last
@@ -375,11 +375,17 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", required=True, help="the images: class folders, lists or a table")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for the copy, outside --data_dir")
     parser.add_argument("--dataset", metavar="NAME", help="name of the data set; by default the one that is there")
-    parser.add_argument("--shorter_side", type=int, default=320, metavar="N", help="in pixels (default 320)")
-    parser.add_argument("--quality", type=int, default=90, metavar="N", help="of JPEG, 1 to 95 (default 90)")
+    parser.add_argument(
+        "--shorter_side", type=int, default=320, metavar="N", help="of larger images, in pixels (default 320)"
+    )
+    parser.add_argument(
+        "--quality", type=int, default=90, metavar="N", help="of the JPEG files that it writes, 1 to 95 (default 90)"
+    )
     parser.add_argument("--format", choices=FORMATS, default="folder", help="files and lists, or tar archives")
-    parser.add_argument("--on_broken_image", choices=("stop", "skip"), default="stop", help="skip: leave it out")
-    parser.add_argument("--max_image_pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help="of an image")
+    help = "skip: leave out unreadable images, and rows of a table without image or label (default stop)"
+    parser.add_argument("--on_broken_image", choices=("stop", "skip"), default="stop", help=help)
+    help = f"{MAX_IMAGE_PIXELS_HELP} (default {MAX_IMAGE_PIXELS:,})"
+    parser.add_argument("--max_image_pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help=help)
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes; by default all cores")
     for option in SPLIT_OPTIONS:
         parser.add_argument(f"--{option.name}", metavar=option.metavar, type=option.kind, help=option.help)
@@ -402,6 +408,7 @@ def main(arguments: list[str] | None = None) -> None:
     from data import load_long_tailed, recognise
     from data.notices import printed_notices
     from data.sets import get_data_set
+    from data.sets._benchmark import Benchmark
 
     names = (*(option.name for option in SPLIT_OPTIONS), *_OPTIONS)
     given = {name: getattr(options, name) for name in names if getattr(options, name)}
@@ -436,7 +443,12 @@ def main(arguments: list[str] | None = None) -> None:
         # The recipes for own images read the features of all training images first, which no stream can give.
         place += f" --dataset custom --streaming --class_names {classes}"
         place += " --classifier_init random --standardise_features false"
-    print(f"train on the copy: accelerate launch train_accelerate.py --data_dir {place}")
+    if isinstance(get_data_set(name), Benchmark):  # --data_dir alone would take it for images of one's own
+        place += " --recipe RECIPE"
+        print(f"train on the copy, with RECIPE a recipe of {name}, by:")
+    else:
+        print("train on the copy:")
+    print(f"  accelerate launch train_accelerate.py --data_dir {place}")
 
 
 if __name__ == "__main__":

@@ -340,10 +340,12 @@ def load_rows(
         for split, rows in splits.items():
             looked_at = sorted({round(index) for index in np.linspace(0, len(rows) - 1, _LOOKED_AT)})
             paths = rows.data.column("image").take(pa.array(looked_at)).combine_chunks().field("path").to_pylist()
-            absent = [path for path in paths if not os.path.isfile(path)]
-            if absent:
+            if not all(map(os.path.isfile, paths)):
+                paths = rows.data.column("image").combine_chunks().field("path").to_pylist()
+                absent = [path for path in paths if not os.path.isfile(path)]
+                shown = f"{', '.join(absent[:_SHOWN])}{', ...' if len(absent) > _SHOWN else ''}"
                 raise FileNotFoundError(
-                    f"{len(absent)} of {len(paths)} checked {split} images are not there any more, the first "
-                    f"{absent[0]}; have they been moved? List all: python -m ride_bf.check_data --data_dir {folder}"
+                    f"{len(absent):,} of {len(paths):,} {split} images are not there any more: {shown}. Put them back, "
+                    "or give their new place with --data_dir"
                 )
     return splits

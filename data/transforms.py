@@ -40,8 +40,8 @@ class OnBrokenImage:
         message = f"{error} ({place})" if place else str(error)
         if self.action == "stop":
             raise BrokenImageError(
-                f"{message}. Repair or remove it (python -m ride_bf.check_data lists all broken images), or train "
-                "without broken images: --on_broken_image skip"
+                f"{message}. Repair or remove it (python -m ride_bf.check_data lists all broken images), or leave out "
+                "broken images: --on_broken_image skip"
             ) from error
         if self.log is not None:
             with self.log.open("a", encoding="utf-8") as file:  # one write a line: processes do not mix lines

@@ -89,7 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
             options.batch_size,
             options.num_workers,
             accelerator,
-            max_image_pixels=data.max_image_pixels,
+            data.on_broken(options.on_broken_image),
+            data.max_image_pixels,
         )
         logits, labels = logits_of(accelerator.prepare_model(model, evaluation_mode=True), loader, accelerator)
         promises = options.coverage, options.coverage_by, options.reject_known

@@ -60,8 +60,6 @@ def main(arguments: list[str] | None = None) -> None:
     data_dir = given.pop("data_dir", None)
     max_image_pixels = given.pop("max_image_pixels", MAX_IMAGE_PIXELS)
     skips = options.on_broken_image == "skip"
-    if skips:
-        given["skip_empty_rows"] = True
     with (
         errors_as_messages(ValueError, OSError, ModuleNotFoundError),
         stops_as_messages("the same command continues where it stopped"),

@@ -69,11 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
             options.batch_size,
             options.num_workers,
             accelerator,
-            max_image_pixels=data.max_image_pixels,
+            data.on_broken(options.on_broken_image),
+            data.max_image_pixels,
         )
 
     curve = {}
-    with errors_as_messages(BrokenImageError, FloatingPointError):
+    with errors_as_messages(BrokenImageError, FloatingPointError, ValueError):
         if strength is None:
             curve = choose_strength(prepared, method, loader("validation"), accelerator, counts)
             strength = max(curve, key=lambda tau: (curve[tau], -tau))  # of equal strengths, the smallest correction

@@ -26,10 +26,9 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("model", help="output folder of a run, folder of a checkpoint or id on the Hub; its own code is not run")
     add("--output", type=Path, metavar="FILE", help="default: embeddings.parquet in the model's folder")
     add("--splits", nargs="+", metavar="SPLIT", help="splits to embed; default: all that the data set has")
-    experts = "the features are those of this expert; default: of all experts, scaled to length 1, one after another"
+    experts = "take the features of this expert, from 0; default: of all, scaled to length 1, one after another"
     add("--expert", type=int, metavar="N", help=experts)
     add_loader_options(parser)
-    add("--on_broken_image", choices=("stop", "skip"), help="skip: leave out unreadable ones; default: as in training")
     add_data_options(parser)
     options = parser.parse_args(arguments)
     check_loader_options(parser, options)

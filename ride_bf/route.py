@@ -29,7 +29,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--split", default="validation", help="split to measure the curve on")
     add_loader_options(parser, batch_size=128)
-    parser.add_argument("--set_threshold", type=float, help="write this threshold into the model's config.json")
+    parser.add_argument(
+        "--set_threshold",
+        type=float,
+        help="write this threshold into the model's config.json; a calibration is removed",
+    )
     add_data_options(parser)
     options = parser.parse_args(arguments)
     check_loader_options(parser, options)
@@ -51,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"{place} has no router; train one with a recipe whose name ends in _router")
         # the other processes use the cache of the first
         with accelerator.main_process_first(), printed_notices(accelerator.print):
-            data = load_data_to_evaluate(place, options.split, **given_data_options(options))
+            data = load_data_to_evaluate(place, options.split, None, **given_data_options(options))
         if options.set_threshold is not None and accelerator.is_main_process:
             set_threshold(model.config, options.set_threshold, place)
         loader = evaluation_batches(
@@ -60,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
             options.batch_size,
             options.num_workers,
             accelerator,
-            max_image_pixels=data.max_image_pixels,
+            data.on_broken(options.on_broken_image),
+            data.max_image_pixels,
         )
         model = accelerator.prepare_model(model, evaluation_mode=True)
         curve = measure(model, loader, accelerator, data.train_class_counts)

@@ -220,7 +220,7 @@ def test_at_most_five_missing_images_are_shown(tmp_path):
 def test_images_that_go_missing_once_cached_are_noticed(places):
     load_long_tailed("places_lt", places)
     (places / TRAIN[2]).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 checked train images .* any more, the first .*bar/1.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 train images are .* any more: .*bar/1.jpg. Put"):
         load_long_tailed("places_lt", places)
 
 

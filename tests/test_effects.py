@@ -1,5 +1,7 @@
 """An option that cannot act is an error: of the command line before anything is read, of the data once they are."""
 
+from dataclasses import fields
+
 import pytest
 from test_training import train
 
@@ -52,7 +54,23 @@ ROUTER = "--recipe digits_lt_resnet32_router --init_from x"
         ("--batchformer insert --batchformer_loss_weight 0.5", "it needs --batchformer shared_classifier"),
         ("--router_top_k 3", "--router_top_k 3 cannot act: it needs --router, and this run has no --router"),
         ("--router_threshold 0.3", "--router_threshold 0.3 cannot act"),
-        ("--classifier linear --cosine_scale 20", "it needs --classifier cosine, and this run has --classifier linear"),
+        (
+            "--classifier linear --cosine_scale 20 --loss focal",
+            "it needs --classifier cosine or a loss with margins, and this run has --classifier linear and --loss",
+        ),
+        (
+            "--recipe finetune --backbone x --train_only heads --feature_views 4 --teacher y",
+            "--feature_views 4 cannot act: it needs no --teacher, and this run has --teacher y; leave it out or train "
+            "without a teacher",
+        ),
+        (
+            "--recipe finetune --backbone x --train_only heads --feature_views 4 --mixup_alpha 0.2",
+            "and this run has --mixup_alpha 0.2 and --cutmix_alpha 0.0; leave it out or set both of these to 0",
+        ),
+        (
+            "--freeze_batch_norm --init_from x --batchnorm synchronised",
+            "this run has --freeze_batch_norm; leave it out or set --no_freeze_batch_norm",
+        ),
         ("--groups 1", "--groups 1 cannot act: it needs --block_type bottleneck, and this run has --block_type basic"),
         ("--distillation_factor 2", "it needs --teacher, and this run has no --teacher; leave it out or set --teacher"),
         ("--recipe digits_lt_resnet32_distilled --distillation_temperature 2", "it needs --teacher"),
@@ -98,6 +116,8 @@ def test_what_is_given_and_cannot_act_is_refused(arguments, message, capsys):
         "--loss focal --focal_gamma 2 --reweight_epoch none --label_smoothing 0",
         "--loss ldam --max_margin 0.3 --reweight_epoch 39",
         "--imbalance_factor none --streaming false --teacher none",
+        "--classifier linear --cosine_scale 20",  # which the margins of RIDE's loss have too
+        "--data_dir x --image_size 448",  # with a backbone, its image processor resizes
         "--no_push_private --save_steps none",
         "--schedule step --lr_steps 39 --lr_gamma 0.5 --reweight_epoch 0 --reweight_factor 0.1",
         "--sampler class_balanced --sampler_epoch images --passes_per_epoch 2",
@@ -128,6 +148,18 @@ def test_every_option_of_a_loss_is_read_by_one():
     for name, option in options.items():
         for need in option.needs:
             assert set(need.options) <= set(options), name
+
+
+def test_a_need_that_is_met_by_nothing_has_a_remedy_of_its_own():
+    """To set the option, which is what is proposed otherwise, would be the wrong way round."""
+    kinds = (TrainingRecipe, RunArguments, NetworkOptions)
+    options = {name: option for kind in kinds for name, option in options_of(kind).items()}
+    defaults = {field.name: field.default for kind in kinds for field in fields(kind)}
+    needs = {need for option in options.values() for need in option.needs}
+    nothing = [need for need in needs if all(options[name].asks_for_nothing(defaults[name]) for name in need.options)]
+    reversed_ = [need for need in nothing if need.is_met(defaults)]
+    assert len(reversed_) >= 3
+    assert all(need.remedy for need in reversed_)
 
 
 def test_an_object_is_checked_by_its_values_alone():

@@ -14,7 +14,7 @@ from data import class_counts, load_long_tailed
 from data.exclusion import content_line
 from data.groups import content_digest
 from data.notices import DataNotice
-from ride_bf import decouple, evaluate, publish
+from ride_bf import calibrate, decouple, evaluate, publish
 from ride_bf.evaluation.exclusion_lists import image_line
 from ride_bf.evaluation.results import read_results
 from ride_bf.runs.checkpoints import read_facts
@@ -302,7 +302,7 @@ def test_a_run_that_skips_rows_without_image_or_label(tmp_path, capsys):
     rows["label"][3] = rows["image"][10] = ""
     lines = [f"{image},{label}" for image, label in zip(*rows.values(), strict=True)]
     write_lines(tmp_path / "set/train.csv", "image,label", *lines)
-    with pytest.raises(SystemExit, match=r"train.csv: column 'image' is empty in row 11; fill them, or train with"):
+    with pytest.raises(SystemExit, match=r"train.csv: column 'image' is empty in row 11; fill them, or leave"):
         train(tmp_path / "run", *TINY, "--data_dir", tmp_path / "set")
     run = train(tmp_path / "run", *TINY, "--data_dir", tmp_path / "set", "--on_broken_image", "skip")
     assert (
@@ -343,6 +343,38 @@ def test_an_evaluation_that_skips_broken_images(place, tmp_path, capsys):
     assert "skip" not in card
     assert "1 image(s) of the evaluated split" in card
     assert "1 epoch, " in card
+
+
+@pytest.mark.parametrize("trained_with", ["skip", "stop"])
+def test_later_commands_leave_out_broken_images_as_in_training(trained_with, tmp_path, capsys):
+    place = write(tmp_path / "set", *classes("cat", "dog", splits=("train", "val", "test"), each=12))
+    run = train(tmp_path / "run", *TINY, "--data_dir", place, "--on_broken_image", trained_with)
+    for split in ("val", "test"):
+        (place / split / "cat/1.png").write_text("broken")
+    later = {
+        calibrate: [str(run)],
+        decouple: ["logit_adjustment", str(run), "--output_dir", str(tmp_path / "other")],
+    }
+    for command, options in later.items():
+        if trained_with == "stop":
+            with pytest.raises(SystemExit, match=r"cat/1\.png cannot be read: .*, or leave out broken images: --on_"):
+                command.main(options)
+            options = [*options, "--on_broken_image", "skip"]
+        capsys.readouterr()
+        command.main(options)
+        assert "1 image(s) that cannot be read are left out\n" in capsys.readouterr().out
+
+
+def test_other_images_without_a_label_are_left_out(place, tmp_path):
+    run = train(tmp_path / "run", *TINY, "--data_dir", place)
+    rows = [f"im/{index}.png,{'cat' if index % 2 else 'dog'}" for index in range(8)]
+    other = write(tmp_path / "other", *(row.partition(",")[0] for row in rows))
+    write_lines(other / "train.csv", "image,label", *rows[:5])
+    write_lines(other / "test.csv", "image,label", "im/5.png,cat", "im/6.png,dog", "im/7.png,")
+    options = ("--other_images", "--data_dir", str(other))
+    with pytest.raises(SystemExit, match=r"empty in row 3; fill them, or leave these rows out with --on_broken_image"):
+        read_results_of(run, *options)
+    assert read_results_of(run, *options, "--on_broken_image", "skip")["num_images"] == 2
 
 
 def read_results_of(run, *options):

@@ -9,7 +9,8 @@ from data.sets import DATA_SETS, SPLIT_OPTIONS, data_options, with_option
 _OF_A_CHECKPOINT = """\
 A checkpoint knows the data that it was trained on, so none of these is needed. They are for models that do
 not know it, such as converted ones, and must be as in training. One that contradicts the checkpoint is an
-error; --data_dir may be another place with the same images, and --max_image_pixels any number."""
+error; --data_dir may be another place with the same images, and --max_image_pixels any number. With
+--other_images, where a command has it, they name the other data set."""
 
 
 def add_data_options(parser: argparse.ArgumentParser, description: str = _OF_A_CHECKPOINT) -> None:
@@ -45,6 +46,11 @@ def add_loader_options(parser: argparse.ArgumentParser, batch_size: int = 256) -
     help = "images in a batch of one process"
     parser.add_argument("--batch_size", type=int, default=batch_size, help=help)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
+    help = (
+        "skip: leave out unreadable images, and rows of a table without image or label; by default as in training, "
+        "and stop for other images or a model that does not know its data"
+    )
+    parser.add_argument("--on_broken_image", choices=("stop", "skip"), help=help)
 
 
 def check_loader_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -58,4 +64,7 @@ def given_data_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those that were given, by the names of `ride_bf.runs.provenance.load_splits_of`."""
     split_options = (option.name for option in SPLIT_OPTIONS)
     names = ("dataset", "data_dir", *split_options, "max_image_pixels", *data_options())
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if getattr(options, "on_broken_image", None) == "skip":
+        given["skip_empty_rows"] = True
+    return given

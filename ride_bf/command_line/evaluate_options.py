@@ -37,7 +37,6 @@ def parse_options(description: str, arguments: list[str] | None = None) -> argpa
     )
     add("--views", default="centre", help=views)
     add_loader_options(parser)
-    add("--on_broken_image", choices=("stop", "skip"), help="skip: leave out unreadable ones; default: as in training")
     add_data_options(parser)
     add("--other_images", action="store_true", help="evaluate on the data set, of equal classes, that the options name")
     options = parser.parse_args(arguments)

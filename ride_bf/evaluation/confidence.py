@@ -28,7 +28,7 @@ from ride_bf.evaluation.metrics import (
     shot_groups,
     wilson_interval,
 )
-from ride_bf.evaluation.predict import gather_columns
+from ride_bf.evaluation.predict import gather_whole
 from ride_bf.evaluation.results import Predictions
 from ride_bf.evaluation.unknown import choose_known_score, known_threshold, measure_rejected
 from ride_bf.runs.checkpoints import update_manifest
@@ -67,7 +67,7 @@ def check_promises(split: str, coverage: float | None, reject_known: float | Non
 
 def logits_of(model: nn.Module, loader: FinishedBatches, accelerator: Accelerator) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and labels (N,) of all images of the loader. Model and loader come from `accelerator.prepare`."""
-    columns = gather_columns(model, loader, accelerator, lambda outputs, labels: {"logits": outputs.logits.float()})
+    columns = gather_whole(model, loader, accelerator, lambda outputs, labels: {"logits": outputs.logits.float()})
     if not np.isfinite(columns["logits"]).all():
         raise FloatingPointError("some logits are not finite: is the model damaged, or the precision too low for it?")
     return torch.from_numpy(columns["logits"]), torch.from_numpy(columns["labels"])
@@ -173,7 +173,7 @@ def write_confidence(
 
 
 def confidence_facts(confidence: Confidence) -> Callable[[Any, Tensor], dict[str, Tensor]]:
-    """Makes the function of the columns (B,) that `measure_confidence` takes, for `gather_columns`."""
+    """Makes the function of the columns (B,) that `measure_confidence` takes, for `gather_whole`."""
 
     def facts(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
         label = labels.clamp(min=0)[:, None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data import FinishedBatches
 from modeling_ride_bf import RideBfForImageClassification, RideBfOutput
 from ride_bf.evaluation.metrics import shot_accuracy
-from ride_bf.evaluation.predict import as_predictions, gather_columns, image_facts
+from ride_bf.evaluation.predict import as_predictions, gather_whole, image_facts
 from ride_bf.evaluation.results import main_metrics
 from ride_bf.methods.losses import log_prior
 
@@ -86,7 +86,7 @@ def choose_strength(
             )
             return {"predictions": torch.stack([logits.mean(dim=1).argmax(dim=1) for logits in corrected], dim=1)}
 
-    images = gather_columns(model, loader, accelerator, predictions)
+    images = gather_whole(model, loader, accelerator, predictions)
     return {
         strength: shot_accuracy(own, images["labels"], class_counts)["balanced_accuracy"]
         for strength, own in zip(STRENGTHS, images["predictions"].T, strict=True)
@@ -111,7 +111,7 @@ def evaluate_both(
         after = {f"{_AFTER}{name}": column for name, column in image_facts(corrected, labels).items()}
         return image_facts(outputs, labels) | after
 
-    columns = gather_columns(model, loader, accelerator, facts)
+    columns = gather_whole(model, loader, accelerator, facts)
     before = {name: column for name, column in columns.items() if not name.startswith(_AFTER)}
     after = {name.removeprefix(_AFTER): column for name, column in columns.items() if name.startswith(_AFTER)}
     after["labels"] = columns["labels"]

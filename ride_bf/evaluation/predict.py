@@ -69,6 +69,25 @@ def gather_columns(
     return images if with_broken else rows_of(images, images["labels"] >= 0)
 
 
+def gather_whole(
+    model: nn.Module,
+    loader: FinishedBatches,
+    accelerator: Accelerator,
+    facts: Callable[[Any, Tensor], dict[str, Tensor]],
+) -> dict[str, np.ndarray]:
+    """`gather_columns` for a command that writes no list of broken images: it prints how many are left out.
+
+    Raises ValueError if all are.
+    """
+    columns = gather_columns(model, loader, accelerator, facts, with_broken=True)
+    whole = columns["labels"] >= 0
+    if not whole.any():
+        raise ValueError(f"none of the {len(whole):,} images can be read; repair them")
+    if not whole.all():
+        accelerator.print(f"{(~whole).sum():,} image(s) that cannot be read are left out")
+    return rows_of(columns, whole)
+
+
 def rows_of(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Some rows of columns (N, ...), by a mask (N,)."""
     return {name: column[rows] for name, column in columns.items()}

@@ -14,7 +14,7 @@ from configuration_ride_bf import RideBfConfig
 from data import FinishedBatches
 from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.metrics import expert_use, shot_accuracy
-from ride_bf.evaluation.predict import gather_columns
+from ride_bf.evaluation.predict import gather_whole
 from ride_bf.runs.checkpoints import update_manifest
 
 THRESHOLDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
@@ -35,7 +35,7 @@ def measure(
     before, sample = config.router_threshold, Sample(loader, TIMED_IMAGES)
     try:
         config.router_threshold = 0.0  # all experts and all routers see every image
-        images = gather_columns(model, sample, accelerator, _outcomes)
+        images = gather_whole(model, sample, accelerator, _outcomes)
         speeds = []
         if accelerator.is_main_process:
             for threshold in THRESHOLDS:

@@ -9,11 +9,17 @@ from functools import partial
 from typing import Any, Literal
 
 from ride_bf.command_line.options import Need, not_with, only_with, option
+from ride_bf.methods.losses import options_read
 
 _network = partial(option, group="network")
 # Of options that a backbone decides: it has its own network and its own image processor
 NO_BACKBONE = Need(
     "no --backbone", ("backbone",), lambda place: place is None, in_help=False, remedy="train without a backbone"
+)
+_SCALED = Need(
+    "--classifier cosine or a loss with margins",
+    ("classifier", "loss"),
+    lambda classifier, loss: classifier == "cosine" or "margin_scale" in options_read(loss),
 )
 _residual = partial(option, group="network", needs=(NO_BACKBONE,))
 _backbone = partial(option, group="backbone", needs=(only_with("backbone"),))
@@ -68,13 +74,13 @@ class NetworkOptions:
         64,
         needs=(NO_BACKBONE, only_with("block_type", "bottleneck")),
     )
-    num_experts: int = _network("number of experts on the shared trunk; 1 is a plain ResNet", 3)
+    num_experts: int = _network("number of experts on the shared trunk or backbone; 1: an ordinary network", 3)
     num_shared_stages: int = _residual("number of stages that all experts share; the stem is not counted", 2)
     classifier: Literal["linear", "cosine"] = _network(
         "linear, or cosine: cosine_scale times the cosine between feature and class vector", "cosine"
     )
     cosine_scale: float | int = _network(
-        "factor of the cosine classifier, and of the loss's margins", 30.0, needs=(only_with("classifier", "cosine"),)
+        "factor of the cosine classifier, and of the loss's margins", 30.0, needs=(_SCALED,)
     )
     batchformer: Literal["none", "insert", "shared_classifier"] = option(
         "layer across the images of a batch, in training only. insert: the classifiers see only its output; "

@@ -139,12 +139,19 @@ class TrainingRecipe:
                 lambda augmentation, policy: AUGMENTATIONS[augmentation].varies or policy != "none",
                 in_help=False,
             ),
-            Need("no --teacher", ("teacher",), lambda teacher: teacher is None, in_help=False),
+            Need(
+                "no --teacher",
+                ("teacher",),
+                lambda teacher: teacher is None,
+                in_help=False,
+                remedy="train without a teacher",
+            ),
             Need(
                 "images that are not mixed",
                 ("mixup_alpha", "cutmix_alpha"),
                 lambda mixup, cutmix: mixup + cutmix == 0,
                 in_help=False,
+                remedy="set both of these to 0",
             ),
         ),
     )
@@ -242,7 +249,13 @@ class TrainingRecipe:
         needs=(
             NO_BACKBONE,
             only_with("train_only", "all"),
-            Need("BatchNorm that trains", ("freeze_batch_norm",), lambda frozen: not frozen, in_help=False),
+            Need(
+                "BatchNorm that trains",
+                ("freeze_batch_norm",),
+                lambda frozen: not frozen,
+                in_help=False,
+                remedy="set --no_freeze_batch_norm",
+            ),
         ),
         off="local",
     )
@@ -254,7 +267,7 @@ class TrainingRecipe:
     )
     learning_rate: float = _optimisation("learning rate after warm-up and before decay", 0.1, must_be="positive")
     head_learning_rate_factor: float = _optimisation(
-        "factor on the learning rate of the classifiers", 1.0, must_be="positive", off=1.0
+        "factor on the learning rate of the classifiers and the adapters", 1.0, must_be="positive", off=1.0
     )
     optimizer: Literal["sgd", "adamw"] = _optimisation("SGD with momentum, or AdamW", "sgd")
     momentum: float = _optimisation(
@@ -295,7 +308,7 @@ class TrainingRecipe:
     train_only: Literal["all", "heads", "lora", "classifiers", "class_scales", "router"] = _optimisation(
         "what to train. heads: all but the backbone, which stays as it is; lora: the heads, and a low-rank change of "
         "the backbone's weights; classifiers: new classifiers (cRT); class_scales: the lengths of the class vectors "
-        "(LWS); router: the router. heads and lora need --backbone or --init_from, the others --init_from",
+        "(LWS); router: the router. heads and lora need --backbone or --init_from, the three last ones --init_from",
         "all",
     )
 
@@ -431,8 +444,12 @@ class TrainingRecipe:
             raise ValueError(f"lr_steps must be epochs in ascending order, not {list(self.lr_steps)}")
         if self.image_size is None and self.backbone is None:
             raise ValueError("image_size none is the backbone's own size: set --backbone, or --image_size to a number")
-        if self.image_size is not None and self.resize_size < self.image_size:
-            raise ValueError(f"resize_size {self.resize_size} is less than image_size {self.image_size}")
+        # With a backbone, its image processor decides how images are resized.
+        if self.backbone is None and self.image_size is not None and self.resize_size < self.image_size:
+            raise ValueError(
+                f"resize_size {self.resize_size} is less than image_size {self.image_size}; set --resize_size to at "
+                "least that"
+            )
         if not len(self.image_mean) == len(self.image_std) == 3 or self.network.get("num_channels", 3) != 3:
             raise ValueError(
                 "images are read in three channels: num_channels must be 3, and image_mean and image_std three numbers"

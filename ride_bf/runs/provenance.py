@@ -365,7 +365,7 @@ class EvaluationData:
 def load_data_to_evaluate(
     place: str | Path,
     split: str = "test",
-    other_images: bool = False,
+    other_images: bool | None = False,
     *,
     max_image_pixels: int | None = None,
     **given: Any,
@@ -374,7 +374,7 @@ def load_data_to_evaluate(
 
     With `other_images` the split is from another data set, which the options `given` name. If its name or place is not
     given, that of training is used; no other option is, except `max_image_pixels`. Raises ValueError if its classes
-    differ from those of training.
+    differ from those of training. None is for commands without this choice, whose errors do not propose it.
     """
     recorded = read_checkpoint_facts(place)
     known = data_of(recorded, place)
@@ -386,6 +386,8 @@ def load_data_to_evaluate(
         try:
             splits, data = load_splits_of(place, **given)
         except OtherDataError as error:
+            if other_images is None:
+                raise
             raise OtherDataError(
                 f"{error}. To evaluate it on other images of the same classes, pass --other_images"
             ) from error

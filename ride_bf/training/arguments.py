@@ -101,7 +101,9 @@ class RunArguments:
     )
     max_image_pixels: int = _data(MAX_IMAGE_PIXELS_HELP, MAX_IMAGE_PIXELS, must_be="1 or more")
     on_broken_image: Literal["stop", "skip"] = _data(
-        "what to do when an image cannot be read; skip: leave it out and list it in the results", "stop"
+        "what to do when an image cannot be read; skip: leave it out and list it in the results, and leave out rows of "
+        "a table without image or label",
+        "stop",
     )
     dataset_options: dict[str, Any] = field(default_factory=dict)
     """Options of the data set itself, by name."""
