@@ -1,9 +1,9 @@
 """Train a long-tailed image classifier: `accelerate launch train_accelerate.py [--recipe NAME] [--OPTION VALUE ...]`.
 
 Without arguments it trains the default recipe on images that come with scikit-learn. `--help` lists every option.
-The output folder gets `recipe.json` and `run.json`; `metrics.jsonl`, one line an epoch; TensorBoard scalars; the
-checkpoints `last` and `best`, each a Hugging Face folder; and `test_results.json`. SIGTERM, SIGUSR1 and Ctrl-C save a
-checkpoint and end the run with exit code 75; `--resume` continues the run as if nothing had happened.
+The output folder gets `recipe.json` and `run.json`; `metrics.jsonl`, a line for each evaluation and epoch; TensorBoard
+scalars; the checkpoints `last` and `best`, each a Hugging Face folder; and `test_results.json`. SIGTERM, SIGUSR1 and
+Ctrl-C save a checkpoint and end the run with exit code 75; `--resume` continues the run as if nothing had happened.
 """
 
 import json

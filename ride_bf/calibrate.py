@@ -2,6 +2,7 @@
 
 MODEL is a run's output folder or a checkpoint's folder. On the validation images the command fits a temperature, by
 which logits are divided before the softmax, and one for each shot group where cross-validation shows that it is better.
+Without validation images it takes a fifth of the training images, or all of a stream, and promises nothing.
 With `--coverage` it also finds thresholds for sets of classes that hold the true one in that share of the cases, and
 with `--reject_known` a threshold for images of none of the classes. It writes them into the model's config.json, in
 place of earlier ones; the weights and logits stay as they are. Then `pipeline`, `ride_bf.classify`, the endpoint, the
