@@ -232,6 +232,16 @@ def test_a_difference_is_bold_if_a_t_test_finds_it():
         assert f"| {shown} over plain |" in table(PART, {"methods": runs})
 
 
+def test_a_method_with_fewer_splits_says_so():
+    numbers = {"plain": 3, "other": 3, "third": 2, "fourth": 1}
+    runs = {
+        name: {"runs": [{"split": split, **dict.fromkeys(clipart.COLUMNS, 0.5)} for split in range(number)]}
+        for name, number in numbers.items()
+    }
+    rows = table(PART, {"methods": runs}).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| plain", "| other", "| third (2 splits)", "| fourth (1 split)"]
+
+
 def test_several_comparisons_stand_beside_each_other():
     methods = {
         name: {"runs": [{"split": 0, **dict.fromkeys(clipart.COLUMNS, value)}]}

@@ -26,14 +26,17 @@ def table(part: "Part", measured: dict[str, Any]) -> str:
     """A Markdown table in percent: mean ± standard deviation over the splits, and the paired difference of a method.
 
     A difference over at least five runs is bold if a two-sided t-test finds it at 5 %. Over five runs, that is 2.8
-    standard errors.
+    standard errors. A method that was measured on fewer splits than others says so: splits differ in difficulty, so its
+    means do not compare with theirs.
     """
     known = {column for own in measured["methods"].values() for run in own["runs"] for column in run}
     columns = COLUMNS | {column: heading for column, heading in _MORE_COLUMNS.items() if column in known}
     headings = ["", *columns.values(), "balanced, paired difference", "runs above 0"]
     lines = [f"| {' | '.join(headings)} |", "| --- |" + " --- |" * (len(headings) - 1)]
+    most = max((len(own["runs"]) for own in measured["methods"].values()), default=0)
     for method, own in measured["methods"].items():
-        cells = [method]
+        number = len(own["runs"])
+        cells = [method if number == most else f"{method} ({number} split{'' if number == 1 else 's'})"]
         of_runs = [[run[name] for run in own["runs"] if name in run] for name in columns]
         cells += [mean_and_deviation(values if len(values) == len(own["runs"]) else []) for values in of_runs]
         cells += _gain(part, measured["methods"], method)
