@@ -92,6 +92,11 @@ _SADE_HEAD = "three adapters, SADE"  # without a BatchFormer: it is one more com
 _ON_ONE_IMAGE = {
     f"{head} + {_ALONE}": f"{_HEADS[head]} {PAPER} --batchformer_window 1" for head in (_LINEAR_HEAD, _RIDE_HEAD)
 }
+# At the learning rates that these heads chose with other images, so that nothing else differs from those rows.
+_AT_THEIR_RATE = {
+    f"{head} + {_ALONE}, rate {rate}": (f"{head} + {_ALONE}", rate)
+    for head, rate in ((_LINEAR_HEAD, "0.03"), (_RIDE_HEAD, "0.001"))
+}
 _ON_FROZEN = _with_batchformers({name: options for name, options in _HEADS.items() if name != _SADE_HEAD})
 _CROPPED = {f"{_BEST_HEAD}, centre crop": "--crop backbone"}
 _WINDOWS = (1, 32, 128, 512)  # 512 is the whole batch
@@ -144,13 +149,24 @@ PARTS = {
     "frozen": Part(
         summary="heads on the features of a frozen backbone, 10 epochs in batches of 128",
         options="--recipe probe --epochs 10",
-        methods=_HEADS | _CROPPED | _ON_FROZEN | _ON_ONE_IMAGE,
+        methods=_HEADS
+        | _CROPPED
+        | _ON_FROZEN
+        | _ON_ONE_IMAGE
+        | {name: _ON_ONE_IMAGE[method] for name, (method, _) in _AT_THEIR_RATE.items()},
         pairs={name: (_LINEAR_HEAD,) for name in _HEADS if name != _LINEAR_HEAD}
-        | {name: (name.rsplit(" + ", 1)[0],) for name in _ON_FROZEN | _ON_ONE_IMAGE}
+        | {name: (name.rsplit(" + ", 1)[0],) for name in (*_ON_FROZEN, *_ON_ONE_IMAGE, *_AT_THEIR_RATE)}
         | dict.fromkeys(_CROPPED, (_BEST_HEAD,))
-        | {f"{head} + BatchFormer": (head, f"{head} + {_ALONE}") for head in (_LINEAR_HEAD, _RIDE_HEAD)},
+        | {
+            f"{head} + BatchFormer": (
+                head,
+                *(name for name in (*_ON_ONE_IMAGE, *_AT_THEIR_RATE) if name.startswith(head)),
+            )
+            for head in (_LINEAR_HEAD, _RIDE_HEAD)
+        },
         learning_rates=("0.003", "0.01", "0.03"),
         ladder=("0.0003", "0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"),
+        own_learning_rates={name: (rate,) for name, (_, rate) in _AT_THEIR_RATE.items()},
     ),
     "windows": Part(
         summary="the BatchFormer's window on a frozen backbone, 20 epochs in batches of 512",
