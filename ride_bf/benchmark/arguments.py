@@ -26,7 +26,8 @@ def _clipart(parser: argparse.ArgumentParser) -> None:
     _add_drawings(parser)
     parser.add_argument("--parts", nargs="+", choices=CLIPART_PARTS, default=CLIPART_PARTS, metavar="PART")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="rows of the tables to measure; by default all")
-    parser.add_argument("--splits", type=int, nargs="+", default=list(range(5)), help="numbers of the random splits")
+    splits = "numbers of the random splits (default: 0 to 4); with --table_only, those that the tables are of"
+    parser.add_argument("--splits", type=int, nargs="+", help=splits)
     _add_runs(parser, "outputs/clipart")
     _add_results(parser, "clipart_lt.json")
     _add_picture(parser, "for the part `windows`; by default clipart_windows.png beside --results")

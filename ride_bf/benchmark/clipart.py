@@ -18,7 +18,7 @@ from typing import Any
 from ride_bf.benchmark.clipart_lists import drawings_digest, find_drawings, run_inputs, shrink, write_split
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.benchmark.measure import backbone_name, command, machine, read_results, write_results
-from ride_bf.benchmark.paired import COLUMNS, draw_windows, table
+from ride_bf.benchmark.paired import COLUMNS, draw_windows, of_splits, table
 from ride_bf.benchmark.runs import Run, train_all
 
 # of a run's results
@@ -26,6 +26,7 @@ _KEPT = (
     *(*COLUMNS, "accuracy", "macro_f1", "geometric_mean_accuracy", "worst_class_accuracy", "loss"),
     *("commit", "modified", "seconds", "batchformer_cosine", "batchformer_warned"),
 )
+_SPLITS = range(5)  # by default
 _TUNED_ON = (0,)  # splits on whose training images the learning rates are chosen
 _SMALL = 128  # shorter side of the small copies, at least as long as the images of their parts
 
@@ -198,12 +199,16 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("\n  ".join([f"no method of --parts is called {shown}; there are", *known]))
     results = read_results(options, required=options.table_only)
     if not options.table_only:
+        options.splits = options.splits or list(_SPLITS)
         results = measure(options, results)
     parts = results.get("parts", {})
+    of_some_splits = options.table_only and options.splits
+    if of_some_splits:
+        parts = {name: of_splits(measured, options.splits) for name, measured in parts.items()}
     for name, measured in parts.items():
         print(f"\n### {PARTS[name].summary}\n\n{table(PARTS[name], measured)}")
     on_windows = parts.get("windows", {}).get("methods", {})
-    if on_windows.keys() >= {_BEST_HEAD, *_ON_WINDOWS}:
+    if on_windows.keys() >= {_BEST_HEAD, *_ON_WINDOWS} and not of_some_splits:  # the picture is of all
         picture = options.picture or options.results.with_name("clipart_windows.png")
         draw_windows(on_windows, _BEST_HEAD, _NAMES_ON_WINDOWS, picture)
         print(f"\n{picture}")

@@ -1,6 +1,6 @@
 """Tables and pictures of the runs on Clipart-LT, apart from what the numbers depend on."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,15 @@ def table(part: "Part", measured: dict[str, Any]) -> str:
         cells += _gain(part, measured["methods"], method)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def of_splits(measured: dict[str, Any], splits: Collection[int]) -> dict[str, Any]:
+    """The measurements of a part on some splits alone. Methods without any are left out."""
+    methods = {
+        name: {**own, "runs": [run for run in own["runs"] if run["split"] in splits]}
+        for name, own in measured["methods"].items()
+    }
+    return {**measured, "methods": {name: own for name, own in methods.items() if own["runs"]}}
 
 
 def _gain(part: "Part", methods: dict[str, Any], method: str) -> list[str]:
