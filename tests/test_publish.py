@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from hub_errors import hub_error
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import GatedRepoError
 from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -34,7 +36,7 @@ from ride_bf.hub.export import check_same_logits, export
 from ride_bf.hub.licences import IDENTIFIERS, Licence
 from ride_bf.hub.neighbours import NEIGHBOURS, _most_of_a_class
 from ride_bf.hub.run_files import read_saved_run
-from ride_bf.hub.upload import RunPublisher
+from ride_bf.hub.upload import PublishError, RunPublisher, published_license
 from ride_bf.publish import main as publish_main
 from ride_bf.recipes import RECIPES
 from ride_bf.runs.environment import web_address
@@ -549,10 +551,9 @@ def test_a_run_that_could_not_publish_stops_before_it_starts(tmp_path, monkeypat
         RunPublisher(tmp_path, "user/name", "mit", 0, False, True)
     with pytest.raises(ValueError, match="needs --push_license"):
         RunPublisher(tmp_path, "user/name", None, None, False, True)
-    with pytest.raises(ValueError, match="knows no licence 'foo'"):
-        RunPublisher(tmp_path, "user/name", "foo", None, False, True)
-    with pytest.raises(ValueError, match="--push_license other has no name"):
-        RunPublisher(tmp_path, "user/name", "other", None, False, True)
+    for license, problem in (("other", "--push_license other has no name"), ("foo", "--push_license: the Hub knows")):
+        with pytest.raises(ValueError, match=f"{problem}.* publish the finished run: python -m ride_bf.publish RUN"):
+            RunPublisher(tmp_path, "user/name", license, None, False, True)
 
 
 # With a Hub. huggingface_hub reads its endpoint when it is imported: whoever is to see this one has its own process.
@@ -581,7 +582,9 @@ image, result = sys.argv[1:]
 model = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True)
 pixel_values = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 answers = pipeline("image-classification", model="user/name", trust_remote_code=True)(image)
+from hub_errors import hub_error
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import GatedRepoError
 card = ModelCard.load("user/name")
 exec(card.text.split("```python")[1].split("```")[0].replace("image.jpg", image))
 json.dump(
@@ -781,6 +784,7 @@ def test_branches_and_private_repositories(run, hub, publish):
     publish(run, "--repo_id", "user/public")
     code, output = publish(run, "--repo_id", "user/public", "--private", "--keep_batchformer")
     assert "exists and is public" in code
+    assert "leave out --private (--push_private of the training command)" in code
     assert hub.uploads() == []
 
 
@@ -824,6 +828,31 @@ def test_the_licence_is_asked_for_once(run, hub, publish):
     code, output = publish(run, "--repo_id", "user/licensed", "--keep_batchformer", license=None)
     assert code == 0, output
     assert b"license: apache-2.0" in hub.repositories["user/licensed"].files["README.md"]
+
+
+def test_a_new_branch_has_the_licence_of_the_model(run, hub, publish):
+    assert publish(run, "--repo_id", "user/branched", license="apache-2.0")[0] == 0
+    code, output = publish(run, "--repo_id", "user/branched", "--revision", "trial", license=None)
+    assert code == 0, output
+    assert b"license: apache-2.0" in hub.repositories["user/branched"].branches["trial"]["README.md"]
+
+
+def test_a_licence_that_cannot_be_asked_for_is_not_called_missing(run, hub, publish, monkeypatch):
+    assert publish(run, "--repo_id", "user/silent", license="apache-2.0")[0] == 0
+    monkeypatch.setattr(hub, "failures", {("HEAD", "user/silent/resolve"): 100})
+    code, _ = publish(run, "--repo_id", "user/silent", "--keep_batchformer", license=None)
+    assert "user/silent was not published: its licence cannot be read from the Hub" in code
+    assert "Run the command again, or pass --license" in code
+    assert hub.uploads() == []
+
+
+def test_a_licence_that_the_hub_withholds_is_not_called_missing(monkeypatch):
+    def refuse(*place, **revision):
+        raise hub_error(GatedRepoError, 403)
+
+    monkeypatch.setattr("ride_bf.hub.upload.hf_hub_download", refuse)
+    with pytest.raises(PublishError, match="its licence cannot be read from the Hub: GatedRepoError"):
+        published_license("user/name", None)
 
 
 @pytest.mark.parametrize(
@@ -931,9 +960,10 @@ def test_a_last_push_that_fails_says_how_to_repeat_it(run, hub, publish, tmp_pat
     shutil.copytree(run, tmp_path / "run")
     for name, value in {**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
-    RunPublisher(tmp_path / "run", "user/by-hand", "mit", None, False, True).after_training()
+    RunPublisher(tmp_path / "run", "user/by-hand", "mit", None, True, True).after_training()
     said = capsys.readouterr().out
     assert "warning: a push to the Hub failed" in said
     code, output = publish(*re.search(r"python -m ride_bf\.publish (.*)", said)[1].split())
     assert code == 0, output
     assert "model.safetensors" in hub.repositories["user/by-hand"].files
+    assert hub.repositories["user/by-hand"].private, "the run was not to be public"
