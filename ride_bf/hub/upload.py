@@ -33,6 +33,7 @@ from data.hub_ids import check_repo_id
 from ride_bf.hub.export import HUB_CARDS
 from ride_bf.hub.licences import OTHER, Licence, check_identifier
 from ride_bf.hub.neighbours import NEIGHBOURS
+from ride_bf.runs.run_folder import BROKEN_IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Files that an export may have. A later export without them deletes them, such as an ONNX file of old weights.
@@ -219,7 +220,7 @@ class RunPublisher:
             shutil.rmtree(self.copy, ignore_errors=True)
             state = shutil.ignore_patterns("*.pkl", "*.bin", "training_state")
             shutil.copytree(self.run / published, self.copy / published, ignore=state)
-            for path in self.run.glob("*.json*"):
+            for path in (*self.run.glob("*.json*"), *self.run.glob(BROKEN_IMAGES)):
                 shutil.copyfile(path, self.copy / path.name)
             with self.log.open("w") as log:
                 self.push = subprocess.Popen(
