@@ -62,7 +62,14 @@ _pil_limit = threading.Lock()
 
 
 class BrokenImageError(ValueError):
-    """An image cannot be read or used. The message names the file and what is wrong with it."""
+    """An image cannot be read or used. The message names the file and what is wrong with it, and then the remedy.
+
+    `problem` is the message without the remedy, for commands that do not have the option which the remedy names.
+    """
+
+    def __init__(self, problem: str, remedy: str | None = None):
+        super().__init__(problem if remedy is None else f"{problem}; {remedy}")
+        self.problem = problem
 
 
 def read_image(
@@ -90,7 +97,7 @@ def read_image(
         with warnings.catch_warnings(action="ignore"):  # about large images and damaged metadata
             return _with_image(content, max_image_pixels, decode or decode_upright)
     except DECODER_ERRORS as error:
-        name = image["path"] or "an image stored in the data set"
+        name, remedy = image["path"] or "an image stored in the data set", None
         if isinstance(error, UnidentifiedImageError):  # its message has a memory address, which changes
             reason = "it is no image of a known format" if content else "it is empty"
         elif isinstance(error, FileNotFoundError):
@@ -99,13 +106,11 @@ def read_image(
             reason = f"it is a folder; name image files, such as {name}/*.png"
         elif isinstance(error, Image.DecompressionBombError):
             pixels = int(re.search(r"\d+", str(error)).group())  # PIL says nothing else about the size
-            reason = (
-                f"it has {pixels:,} pixels, and at most {max_image_pixels:,} are read; if it is meant to be that "
-                f"large, set --max_image_pixels {pixels}"
-            )
+            reason = f"it has {pixels:,} pixels, and at most {max_image_pixels:,} are read"
+            remedy = f"if it is meant to be that large, set --max_image_pixels {pixels}"
         else:
             reason = re.sub(r"^.*\.cpp:\d+, ", "", str(error))  # without the line of torchvision's source
-        raise BrokenImageError(f"{name} cannot be read: {reason or type(error).__name__}") from error
+        raise BrokenImageError(f"{name} cannot be read: {reason or type(error).__name__}", remedy) from error
 
 
 def stored_format(content: bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> tuple[str, int]:

@@ -4,9 +4,9 @@ A request is `{"inputs": IMAGE, "parameters": {"top_k": 5}}`. IMAGE is an image 
 images. The answer is a list of `{"label": ..., "score": ...}`, best first, or a list of such lists. A request that
 cannot be answered raises `BadRequestError`. The toolkit sends its message back as the `error` of the answer.
 
-The scores of a calibrated model are calibrated. If it has sets of classes, every entry also has `in_set`, and all
-classes of the set are there, even beyond `top_k`. For an image that it rejects, the first entry is "none of the
-classes", before the nearest ones.
+The scores of a calibrated model are calibrated. If it has sets of classes, the entry of a class also has `in_set`, and
+all classes of the set are there, even beyond `top_k`. For an image that it rejects, the first entry is "none of the
+classes", which has a label and a score only, before the nearest classes.
 
 The images of a request may have as many pixels together as one image may have. JPEG files that are too large for that
 are read at a half, a quarter or an eighth of their size; other images have the same pixels as in training.

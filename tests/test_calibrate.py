@@ -413,6 +413,7 @@ def test_the_card_has_the_errors_before_and_after_and_what_became_of_unknown_ima
     text = " ".join(card.text.split())
     assert "Of 40 test images of none of the classes, 2.5 % were rejected (AUROC of the score: 61.3 %)" in text
     assert "gives `logits`, `expert_logits` and `probabilities`, checked" in text
+    assert "The probabilities are calibrated." in text
 
 
 def test_the_card_takes_nothing_from_the_evaluation_of_another_calibration(tmp_path):
@@ -421,6 +422,27 @@ def test_the_card_takes_nothing_from_the_evaluation_of_another_calibration(tmp_p
     assert "| Expected calibration error of the calibrated scores | not measured |" in card.text
     assert not any("calibration" in one.metric_type for one in card.data.eval_results)
     assert "61.3" not in card.text
+
+
+def test_the_card_of_a_model_that_calibration_left_as_it_was(tmp_path):
+    saved = with_results(tmp_path)
+    saved.config.confidence = {**CONFIDENCE, "temperature": 1.0}
+    card = make_card(saved, Published("a/b", Licence("mit"), 1, onnx_size=(24, 24)))
+    assert "| Expected calibration error | 23.4 % |" in card.text
+    (shipped,) = (one.metric_value for one in card.data.eval_results if one.metric_type.endswith("calibration_error"))
+    assert shipped == 0.234
+    for claim in ("before calibration", "of the calibrated scores", "probabilities are calibrated"):
+        assert claim not in card.text
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_card_of_a_model_that_was_calibrated_on_training_images(tmp_path, temperature):
+    saved = with_results(tmp_path)
+    saved.config.confidence = {"temperature": temperature, "calibrated_on": "train"}
+    text = " ".join(make_card(saved, Published("a/b", None, 1, onnx_size=(24, 24))).text.split())
+    assert ("No temperature was better on training images." in text) == (temperature == 1)
+    assert ("the scores are calibrated on training images, so they are still too high" in text) == (temperature == 2)
+    assert "The probabilities are calibrated" not in text
 
 
 @pytest.mark.parametrize("temperature", [1.0, [1.0] * len(NAMES)])

@@ -26,8 +26,8 @@ from modeling_ride_bf import RideBfForImageClassification
 from ride_bf import evaluate, profile, publish, route
 from ride_bf.benchmark.efficientnet_lite0 import backbone_folder
 from ride_bf.hub.base_model import BaseModel, read_base_model
-from ride_bf.hub.card import _training_facts
 from ride_bf.hub.run_files import read_saved_run
+from ride_bf.hub.training_facts import training_facts
 from ride_bf.recipes import RECIPES
 from ride_bf.runs.models import load_model, load_processor
 from ride_bf.training.arguments import parse_arguments
@@ -794,7 +794,7 @@ def test_the_cost_of_a_recipe_on_a_backbone(resnet, capsys):
 
 def test_its_heads_alone(whole, images, tmp_path):
     heads = train(tmp_path / "heads", *after(whole, images, "--train_only", "heads"))
-    (said,) = [phrase for subject, phrase in _training_facts(read_saved_run(heads)) if subject == "Backbone"]
+    (said,) = [phrase for subject, phrase in training_facts(read_saved_run(heads)) if subject == "Backbone"]
     assert said.startswith("that of the model it started from, which was pre-trained. It was frozen")
     assert changed(whole, heads) == {f"classifiers.{expert}.weight" for expert in range(3)}
 

@@ -8,13 +8,16 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import ROOT
+from hub_errors import hub_error
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import GatedRepoError
 from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -29,12 +32,14 @@ from ride_bf import embed
 from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.embedding import read_embeddings
 from ride_bf.evaluation.results import Predictions, describe_machine, write_results
-from ride_bf.hub.card import Published, _devices, _duration, make_card, published_results
+from ride_bf.hub.card import Published, make_card
 from ride_bf.hub.export import check_same_logits, export
 from ride_bf.hub.licences import IDENTIFIERS, Licence
 from ride_bf.hub.neighbours import NEIGHBOURS, _most_of_a_class
+from ride_bf.hub.papers import published_results
 from ride_bf.hub.run_files import read_saved_run
-from ride_bf.hub.upload import RunPublisher
+from ride_bf.hub.training_facts import _devices, _duration
+from ride_bf.hub.upload import PublishError, RunPublisher, published_license
 from ride_bf.publish import main as publish_main
 from ride_bf.recipes import RECIPES
 from ride_bf.runs.environment import web_address
@@ -158,12 +163,59 @@ def test_hardware_and_time_in_words():
     assert [_duration(seconds) for seconds in (0.3, 1.5, 180)] == ["less than a second", "1.5 seconds", "3.0 minutes"]
 
 
-def test_the_papers_numbers_stay_apart(exported):
-    card = ModelCard.load(exported / "README.md")
-    measured, papers = card.text.split("### What the papers report")
+def card_of(run, folder, name="best", *, recipe=None, **contents):
+    """The card of a copy of the run in `folder`, with another recipe, and with more in `facts` or `settings`."""
+    shutil.copytree(run, folder)
+    (folder / "best").rename(folder / name)
+    if recipe is not None:
+        (folder / "recipe.json").write_text(recipe.as_json())
+    for path, content in ((folder / name / "checkpoint.json", "facts"), (folder / "run.json", "settings")):
+        known = json.loads(path.read_text()) | contents.get(content, {})
+        path.write_text(json.dumps({key: value for key, value in known.items() if value is not None}))
+    return make_card(read_saved_run(folder / name), Published("user/name", Licence("mit"), 1))
+
+
+UNCHANGED = RECIPES["imagenet_lt_resnet50"]
+PAPERS = "### What the papers report"
+
+
+def test_the_papers_numbers_stay_apart(run, tmp_path):
+    card = card_of(run, tmp_path / "run", recipe=UNCHANGED)
+    measured, papers = card.text.split(PAPERS)
     assert "54.1 (many 64.3, medium 51.4, few 35.1)" in papers
     assert "54.1" not in measured
     assert 0.541 not in [result.metric_value for result in card.data.eval_results]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        UNCHANGED.with_overrides(epochs=1),
+        UNCHANGED.with_overrides(loss="focal", reweight_epoch=None),
+        UNCHANGED.with_overrides(dataset="places_lt"),
+        UNCHANGED.with_overrides(num_experts=2),
+        RECIPES["places_lt_resnet152"],
+    ],
+    ids=["epochs", "loss", "data set", "network", "nothing published"],
+)
+def test_the_papers_report_nothing_of_a_changed_recipe(run, tmp_path, recipe):
+    assert PAPERS not in card_of(run, tmp_path / "run", recipe=recipe).text
+
+
+@pytest.mark.parametrize("settings", [{"teacher": "user/teacher"}, {"validation_fraction": 0.1}])
+def test_the_papers_report_nothing_of_another_run_of_the_recipe(run, tmp_path, settings):
+    assert PAPERS not in card_of(run, tmp_path / "run", recipe=UNCHANGED, settings=settings).text
+
+
+@pytest.mark.parametrize(("options", "same"), [({}, True), ({"imbalance_factor": 10}, False)])
+def test_the_papers_report_nothing_of_other_images(run, tmp_path, options, same):
+    data = data_entry(dataset="cifar100_lt", options={**options, "skip_empty_rows": True})
+    card = card_of(run, tmp_path / "run", recipe=RECIPES["cifar100_lt_resnet32"], facts={"data": data})
+    assert (PAPERS in card.text) == same
+    if same:
+        text = " ".join(card.text.split())
+        assert "for networks like this one on this data set, in percent" in text
+        assert "unless another method is named: RIDE with expert assignment 48.6" in text
 
 
 def test_every_recipe_says_what_is_published_or_that_nothing_is():
@@ -189,6 +241,92 @@ def test_how_it_was_trained(exported):
         assert fact in card, fact
 
 
+def fact(card, subject):
+    """What the section on the training says about a subject; None if it does not have it."""
+    found = re.search(rf"^- {subject}: (.*)$", card.text, re.MULTILINE)
+    return found and found[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "said"),
+    [
+        ("best", {}, "epoch 3 of 4, chosen for its balanced accuracy on validation images"),
+        ("last", {"balanced_accuracy": None}, "epoch 3 of 4, the last one saved"),
+        ("checkpoints/step-00000012", {"balanced_accuracy": None}, "epoch 3 of 4"),
+        ("renamed", {}, "epoch 3, chosen for its balanced accuracy on validation images"),
+        (
+            "corrected",
+            {"balanced_accuracy": None, "correction": {"method": "tau_normalisation", "strength": 1}},
+            "epoch 3",
+        ),
+    ],
+)
+def test_why_it_is_this_checkpoint(run, tmp_path, name, facts, said):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    shutil.copytree(run, tmp_path / "run", dirs_exist_ok=True)
+    assert fact(card_of(tmp_path / "run", tmp_path / "copy", name, facts=facts), "Checkpoint") == said
+
+
+@pytest.mark.parametrize(
+    ("epoch", "time"),
+    [
+        (3, "3.0 minutes for the epochs up to this checkpoint, without evaluation"),
+        (2.5, "2.0 minutes for the whole epochs before this checkpoint, without evaluation"),
+        (0.5, None),
+    ],
+)
+def test_the_time_is_that_of_whole_epochs(run, tmp_path, epoch, time):
+    assert fact(card_of(run, tmp_path / "run", facts={"epoch": epoch}), "Time") == time
+
+
+def test_what_was_trained_of_a_model_with_a_router(run, tmp_path):
+    parameters = {"parameters": {"all": 1000, "trained": 10}}
+    card = card_of(run, tmp_path / "run", recipe=RECIPES["imagenet_lt_resnet50_router"], facts=parameters)
+    assert "loss `" not in card.text
+    assert fact(card, "BatchFormer") is None, "there was none"
+    trained = "only the routers, by binary cross-entropy, to tell whether a later expert is needed"
+    assert fact(card, "Trained") == f"{trained}; 10 of 1,000 parameters (1.0 %)"
+    assert "loss `ride`" in fact(card_of(run, tmp_path / "other", recipe=UNCHANGED), "Schedule")
+    assert fact(card_of(run, tmp_path / "third", recipe=UNCHANGED), "BatchFormer") == "`insert`, only in training"
+
+
+@pytest.mark.parametrize("router", [True, False])
+def test_the_experts_of_a_router_are_measured_on_other_images(run, tmp_path, router):
+    saved = read_saved_run(run)
+    results = saved.results | {"experts": {"each": [{"accuracy": 0.5}] * 3}}
+    config = type(saved.config).from_dict(saved.config.to_dict() | {"router": router, "router_top_k": 4})
+    text = make_card(replace(saved, config=config, results=results), Published("a/b", Licence("mit"), 1)).text
+    assert ("With a router, each expert is measured on the images that reached it" in text) == router
+    assert ("Accuracy over these images, as the mean" in text) == router
+
+
+def test_images_that_the_run_could_not_read_are_counted(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    lines = "a.png cannot be read: it is empty\n", "b.png cannot be read: it is empty\n"
+    (tmp_path / "run/broken_images.txt").write_text("".join((*lines, lines[0])))  # the first one in two epochs
+    card = card_of(tmp_path / "run", tmp_path / "copy")
+    said = "2 images that the run could not read, in all splits; the counts of training images include them"
+    assert fact(card, "Left out") == said
+    assert "a.png" not in card.text
+    assert fact(card_of(run, tmp_path / "whole"), "Left out") is None
+
+
+def test_a_backbone_of_timm_needs_timm(run, tmp_path):
+    published = Published("a/b", None, 1, oldest_transformers="5.17", oldest_timm="1.0.22")
+    text = make_card(read_saved_run(run), published).text
+    assert "It needs PyTorch, Transformers 5.17 or newer and timm 1.0.22 or newer." in text
+
+
+def test_other_images_are_not_called_the_authors_own(run, tmp_path):
+    own_images(run, tmp_path / "run", "someone/leaves")
+    saved = read_saved_run(tmp_path / "run")
+    results = saved.results | {"dataset": "custom", "other_images": True}
+    card = make_card(replace(saved, results=results), Published("a/b", Licence("mit"), 1))
+    assert "On the test split of other images of the same classes, another data set than the model" in card.text
+    assert "own images" not in card.text
+    assert {result.dataset_name for result in card.data.eval_results} == {"other images of the same classes"}
+
+
 def test_what_the_images_are_and_what_a_prediction_costs(exported, image):
     card = ModelCard.load(exported / "README.md")
     model = RideBfForImageClassification.from_pretrained(exported)
@@ -204,12 +342,17 @@ def test_what_the_images_are_and_what_a_prediction_costs(exported, image):
     assert not re.search(r"!\[\]", card.text)
 
 
+def data_entry(dataset="custom", data_dir=None, options=None, drawn=False):
+    """What `checkpoint.json` says of the data."""
+    counts = dict(zip(("train_class_counts", "class_names"), (COUNTS, NAMES), strict=True))
+    splits = {"train": {"images": sum(COUNTS), "digest": "0"}, "test": {"images": 50, "digest": "1", "drawn": drawn}}
+    return {"dataset": dataset, "data_dir": data_dir, "options": options or {}, "splits": splits, **counts}
+
+
 def own_images(run, folder, data_dir, drawn=False, **published):
     """The card of a run on images of the user's own."""
     shutil.copytree(run, folder)
-    counts = dict(zip(("train_class_counts", "class_names"), (COUNTS, NAMES), strict=True))
-    splits = {"train": {"images": sum(COUNTS), "digest": "0"}, "test": {"images": 50, "digest": "1", "drawn": drawn}}
-    data = {"dataset": "custom", "data_dir": data_dir, "options": {}, "splits": splits, **counts}
+    data = data_entry(data_dir=data_dir, drawn=drawn)
     (folder / "best" / "checkpoint.json").write_text(json.dumps({"epoch": 3, "data": data}))
     recipe = json.loads((folder / "recipe.json").read_text()) | {"dataset": "custom"}
     (folder / "recipe.json").write_text(json.dumps(recipe))
@@ -363,12 +506,16 @@ def test_results_of_another_model_or_checkpoint_are_not_shown(tmp_path):
     assert read_saved_run(tmp_path / "last").results is None
 
 
-def test_examples_must_be_images_with_names_of_their_own(run, image, tmp_path):
+def test_examples_must_be_images_with_names_of_their_own(image, tmp_path):
+    run = write_run(tmp_path / "run")
     saved = read_saved_run(run)
     with pytest.raises(ValueError, match="is no image of a known format; name another with --examples"):
         export(saved, tmp_path / "a", "user/name", examples=[run / "recipe.json"])
     with pytest.raises(ValueError, match=r"several called image\.jpg"):
         export(saved, tmp_path / "b", "user/name", examples=[image, image])
+    (run / "best" / "checkpoint.json").write_text(json.dumps({"data": data_entry() | {"max_image_pixels": 100}}))
+    with pytest.raises(ValueError, match="pixels, and at most 100 are read; name another with --examples"):
+        export(read_saved_run(run), tmp_path / "c", "user/name", examples=[image])
 
 
 IMPOSSIBLE = ("name", "a/b/c", "user/na me", "user/", "-/x", "user/a--b", "user/name.git", "user/.name", "user/café")
@@ -549,10 +696,19 @@ def test_a_run_that_could_not_publish_stops_before_it_starts(tmp_path, monkeypat
         RunPublisher(tmp_path, "user/name", "mit", 0, False, True)
     with pytest.raises(ValueError, match="needs --push_license"):
         RunPublisher(tmp_path, "user/name", None, None, False, True)
-    with pytest.raises(ValueError, match="knows no licence 'foo'"):
-        RunPublisher(tmp_path, "user/name", "foo", None, False, True)
-    with pytest.raises(ValueError, match="--push_license other has no name"):
-        RunPublisher(tmp_path, "user/name", "other", None, False, True)
+    for license, problem in (("other", "--push_license other has no name"), ("foo", "--push_license: the Hub knows")):
+        with pytest.raises(ValueError, match=f"{problem}.* publish the finished run: python -m ride_bf.publish RUN"):
+            RunPublisher(tmp_path, "user/name", license, None, False, True)
+
+
+def test_a_push_takes_the_list_of_broken_images_along(run, tmp_path, monkeypatch):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/broken_images.txt").write_text("a.png cannot be read: it is empty\n")
+    monkeypatch.setattr("ride_bf.hub.upload.get_token", lambda: TOKEN)
+    publisher = RunPublisher(tmp_path / "run", "user/name", "mit", 1, False, True)
+    monkeypatch.setattr("ride_bf.hub.upload.subprocess.Popen", lambda *arguments, **options: None)
+    publisher.after_epoch(1)
+    assert read_saved_run(publisher.copy).broken_images == 1
 
 
 # With a Hub. huggingface_hub reads its endpoint when it is imported: whoever is to see this one has its own process.
@@ -581,7 +737,9 @@ image, result = sys.argv[1:]
 model = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True)
 pixel_values = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 answers = pipeline("image-classification", model="user/name", trust_remote_code=True)(image)
+from hub_errors import hub_error
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import GatedRepoError
 card = ModelCard.load("user/name")
 exec(card.text.split("```python")[1].split("```")[0].replace("image.jpg", image))
 json.dump(
@@ -781,6 +939,7 @@ def test_branches_and_private_repositories(run, hub, publish):
     publish(run, "--repo_id", "user/public")
     code, output = publish(run, "--repo_id", "user/public", "--private", "--keep_batchformer")
     assert "exists and is public" in code
+    assert "leave out --private (--push_private of the training command)" in code
     assert hub.uploads() == []
 
 
@@ -824,6 +983,31 @@ def test_the_licence_is_asked_for_once(run, hub, publish):
     code, output = publish(run, "--repo_id", "user/licensed", "--keep_batchformer", license=None)
     assert code == 0, output
     assert b"license: apache-2.0" in hub.repositories["user/licensed"].files["README.md"]
+
+
+def test_a_new_branch_has_the_licence_of_the_model(run, hub, publish):
+    assert publish(run, "--repo_id", "user/branched", license="apache-2.0")[0] == 0
+    code, output = publish(run, "--repo_id", "user/branched", "--revision", "trial", license=None)
+    assert code == 0, output
+    assert b"license: apache-2.0" in hub.repositories["user/branched"].branches["trial"]["README.md"]
+
+
+def test_a_licence_that_cannot_be_asked_for_is_not_called_missing(run, hub, publish, monkeypatch):
+    assert publish(run, "--repo_id", "user/silent", license="apache-2.0")[0] == 0
+    monkeypatch.setattr(hub, "failures", {("HEAD", "user/silent/resolve"): 100})
+    code, _ = publish(run, "--repo_id", "user/silent", "--keep_batchformer", license=None)
+    assert "user/silent was not published: its licence cannot be read from the Hub" in code
+    assert "Run the command again, or pass --license" in code
+    assert hub.uploads() == []
+
+
+def test_a_licence_that_the_hub_withholds_is_not_called_missing(monkeypatch):
+    def refuse(*place, **revision):
+        raise hub_error(GatedRepoError, 403)
+
+    monkeypatch.setattr("ride_bf.hub.upload.hf_hub_download", refuse)
+    with pytest.raises(PublishError, match="its licence cannot be read from the Hub: GatedRepoError"):
+        published_license("user/name", None)
 
 
 @pytest.mark.parametrize(
@@ -931,9 +1115,10 @@ def test_a_last_push_that_fails_says_how_to_repeat_it(run, hub, publish, tmp_pat
     shutil.copytree(run, tmp_path / "run")
     for name, value in {**hub.environment(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
-    RunPublisher(tmp_path / "run", "user/by-hand", "mit", None, False, True).after_training()
+    RunPublisher(tmp_path / "run", "user/by-hand", "mit", None, True, True).after_training()
     said = capsys.readouterr().out
     assert "warning: a push to the Hub failed" in said
     code, output = publish(*re.search(r"python -m ride_bf\.publish (.*)", said)[1].split())
     assert code == 0, output
     assert "model.safetensors" in hub.repositories["user/by-hand"].files
+    assert hub.repositories["user/by-hand"].private, "the run was not to be public"

@@ -21,7 +21,12 @@ import yaml
 from conftest import ROOT
 from hostile_images import hostile_images, resident_mebibytes, right_images, watched
 from hub_errors import hub_error
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 from test_evaluate import save_model
 from tiny_run import COUNTS, NAMES, write_run
@@ -114,6 +119,23 @@ def test_a_model_that_the_hub_does_not_give(space, monkeypatch, error, message):
     monkeypatch.setattr(space[0], "snapshot_download", refuse)
     with pytest.raises(space[0].NoModelError, match=message):
         space[0].load("user/name", "v2")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (LocalEntryNotFoundError("the Hub is out of reach"), "the Hub is out of reach"),
+        (hub_error(HfHubHTTPError, 503), "refused"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_a_hub_that_fails_is_named_on_the_page(space, monkeypatch, error, reason):
+    def fail(model, revision):
+        raise error
+
+    monkeypatch.setattr(space[0], "snapshot_download", fail)
+    with pytest.raises(space[0].NoModelError, match=f"user/name could not be downloaded .*{reason}.* try again later"):
+        space[0].load("user/name")
 
 
 def test_predictions_are_the_networks(model, tmp_path):

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_token, snapshot_download
 from huggingface_hub.constants import ENDPOINT
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
@@ -205,6 +205,12 @@ def _download(model: str, revision: str | None) -> Path:
         raise NoModelError(
             f"The Hub has no model {model} that this page may read. If it is private, make a token that may read it, "
             "add it in the settings of this Space as the secret HF_TOKEN, and restart the Space."
+        ) from error
+    except (HTTPError, OSError) as error:  # the Hub is out of reach or has an error, or the disk is full
+        reason = " ".join(str(error).split())
+        reason = reason.replace(token, "***") if (token := get_token()) else reason  # the page is public
+        raise NoModelError(
+            f"{model} could not be downloaded from the Hub: {reason} Restart the Space, or try again later."
         ) from error
 
 

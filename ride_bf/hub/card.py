@@ -1,7 +1,6 @@
 """Makes the model card from the files of a run. Every number on the card comes from a file."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,13 @@ from ride_bf.evaluation.plots import (
     styled,
 )
 from ride_bf.evaluation.unknown import UNKNOWN
+from ride_bf.hub.dataset_names import dataset_title, hub_link, title_of, told_options
 from ride_bf.hub.licences import Licence
 from ride_bf.hub.neighbours import NEIGHBOURS, SIDE, PublishedNeighbours
 from ride_bf.hub.onnx import output_names
+from ride_bf.hub.papers import published_for
 from ride_bf.hub.run_files import SavedRun
-from ride_bf.runs.provenance import CORRECTION, describe_parameters
+from ride_bf.hub.training_facts import training_facts
 
 TEMPLATE = Path(__file__).resolve().parent.parent.parent / "hub_cards" / "model_card.md"
 _CALIBRATION_ERROR = "expected_calibration_error"
@@ -43,7 +44,6 @@ METRIC_NAMES = {
     "top_5_accuracy": "Top-5 accuracy",
     _CALIBRATION_ERROR: "Expected calibration error",
 }
-_PRECISIONS = {"no": "float32"}  # Accelerate's name -> ours
 _MOST_CLASSES_IN_A_TABLE = 20
 _DIGITS = 6  # of the metrics in the metadata; results.json has them all
 
@@ -75,6 +75,7 @@ class Published:
     plots: Sequence[str] = ()
     onnx_size: tuple[int, int] | None = None  # height and width of the input images of model.onnx
     oldest_transformers: str = ""  # that handler.py's requirements allow
+    oldest_timm: str | None = None  # the same; None: the network's code needs no timm
     neighbours: PublishedNeighbours | None = None  # small copies of training images
 
 
@@ -84,15 +85,15 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         _metadata(saved, published),
         template_path=str(TEMPLATE),
         saved=saved,
-        confidence=Confidence.from_dict(saved.config.confidence, saved.config.num_labels),
+        confidence=_confidence(saved),
         published=published,
         has_batchformer=_has_batchformer(saved),
         onnx_size=published.onnx_size,
         onnx_outputs=output_names(saved.config),
         title=published.repo_id.rpartition("/")[2],
-        dataset=_dataset_title(saved),
+        dataset=dataset_title(saved),
         images=published.data_description or describe_images(saved),
-        training=list(_training_facts(saved)),
+        training=list(training_facts(saved)),
         split=(saved.results or {}).get("split"),
         measured_on=_measured_on(saved),
         drawn=_is_drawn(saved),
@@ -105,7 +106,7 @@ def make_card(saved: SavedRun, published: Published) -> ModelCard:
         rare=_rare_classes(saved),
         neighbours_file=NEIGHBOURS,
         picture_side=SIDE,
-        papers=published_results(saved.recipe.get("description", "")),
+        papers=published_for(saved),
         many_above=MANY_SHOT_ABOVE,
         few_below=FEW_SHOT_BELOW,
     )
@@ -123,7 +124,7 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
                 dataset_type=measured_on if measured_on == saved.hub_dataset else saved.results["dataset"],
                 dataset_name=measured_on,
                 dataset_split=saved.results["split"],
-                dataset_args=_told(saved.results.get("dataset_options") or {}) or None,
+                dataset_args=told_options(saved.results.get("dataset_options") or {}) or None,
                 metric_type=metric,
                 metric_name=title,
                 metric_value=round(metrics[metric], _DIGITS),
@@ -156,10 +157,15 @@ def _metadata(saved: SavedRun, published: Published) -> ModelCardData:
     )
 
 
+def _confidence(saved: SavedRun) -> Confidence:
+    """The calibration that the model has now; the plain softmax without one."""
+    return Confidence.from_dict(saved.config.confidence, saved.config.num_labels)
+
+
 def _published_metrics(saved: SavedRun) -> dict[str, Any]:
-    """The metrics of the published scores: of a calibrated model, the calibration error after calibration, if known."""
+    """The metrics of the published scores: with a temperature, the calibration error with it, if known."""
     metrics = dict(saved.results["metrics"])
-    if saved.config.confidence:
+    if _confidence(saved).has_temperature:
         metrics.pop(_CALIBRATION_ERROR, None)
         if (measured := _measured_confidence(saved)) is not None:
             metrics[_CALIBRATION_ERROR] = measured["after"]["all"][_CALIBRATION_ERROR]
@@ -169,14 +175,14 @@ def _published_metrics(saved: SavedRun) -> dict[str, Any]:
 def _measured_confidence(saved: SavedRun) -> dict[str, Any] | None:
     """What the evaluation measured of the calibration that the model has now; None if it was of another or of none."""
     measured = (saved.results or {}).get(CONFIDENCE)
-    confidence = Confidence.from_dict(saved.config.confidence, saved.config.num_labels)
+    confidence = _confidence(saved)
     return measured if measured is not None and measured["temperature"] == confidence.temperature else None
 
 
 def _unknown_images(saved: SavedRun) -> dict[str, str] | None:
     """How many images of none of the classes the evaluation had, and what became of them; None if that is unknown."""
     unknown, measured = (saved.results or {}).get(UNKNOWN), _measured_confidence(saved)
-    confidence = Confidence.from_dict(saved.config.confidence, saved.config.num_labels)
+    confidence = _confidence(saved)
     if unknown is None or measured is None or "rejected" not in unknown:
         return None
     promised = measured.get("rejected", {}).get("promised")
@@ -194,42 +200,21 @@ def _has_batchformer(saved: SavedRun) -> bool:
     return saved.recipe.get("network", vars(saved.config)).get("batchformer", "none") != "none"
 
 
-def published_results(description: str) -> str | None:
-    """The results of the papers in a recipe's description, if it has any."""
-    found = re.search(r"Published: ((?:RIDE|\d).*?)\s*(?:Cost:|$)", description, re.DOTALL)
-    return " ".join(found.group(1).split()) if found else None
-
-
-def _dataset_title(saved: SavedRun) -> str | None:
-    """The name of the training data for people; a link if they are a data set of the Hub."""
-    if saved.hub_dataset is not None and saved.dataset == CUSTOM:
-        return _hub_link(saved.hub_dataset)
-    return _title(saved.dataset)
-
-
-def _title(dataset: str | None) -> str | None:
-    if dataset == CUSTOM:
-        return "the author's own images"
-    return DATA_SETS[dataset].title if dataset in DATA_SETS else dataset
-
-
-def _hub_link(hub_id: str) -> str:
-    return f"[{hub_id}](https://huggingface.co/datasets/{hub_id})"
-
-
 def describe_images(saved: SavedRun) -> str | None:
     """A sentence on what the training images show, or where that is said; None if it is not known."""
     if saved.hub_dataset is not None:
-        return f"The card of {_hub_link(saved.hub_dataset)} describes them."
+        return f"The card of {hub_link(saved.hub_dataset)} describes them."
     return (DATA_SETS[saved.dataset].description if saved.dataset in DATA_SETS else "") or None
 
 
 def _measured_on(saved: SavedRun) -> str | None:
     """The Hub id or the name for people of the data set that the model was evaluated on."""
     results = saved.results or {}
-    if results.get("dataset") == CUSTOM and saved.hub_dataset is not None and not results.get("other_images"):
+    if results.get("dataset") == CUSTOM and results.get("other_images"):
+        return "other images of the same classes"  # whose place is not in the results
+    if results.get("dataset") == CUSTOM and saved.hub_dataset is not None:
         return saved.hub_dataset
-    return _title(results.get("dataset"))
+    return title_of(results.get("dataset"))
 
 
 def _is_drawn(saved: SavedRun) -> bool:
@@ -238,111 +223,6 @@ def _is_drawn(saved: SavedRun) -> bool:
     if saved.data is None or results.get("other_images") or results.get("split") not in saved.data.splits:
         return False
     return saved.data.splits[results["split"]].drawn
-
-
-def _told(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that describe the data. What was left out of them is told by the numbers of images."""
-    return {name: value for name, value in options.items() if name != "skip_empty_rows"}
-
-
-def _training_facts(saved: SavedRun) -> Iterable[tuple[str, str]]:
-    """Facts about the training, as pairs of a subject and a phrase."""
-    counts, recipe, settings = saved.train_class_counts, saved.recipe, saved.settings
-    if saved.dataset:
-        images = f": {sum(counts):,} images, {max(counts):,} to {min(counts):,} a class" if counts else ""
-        options = _told(saved.data.without_place().options) if saved.data else {}
-        told = "".join(f"; {name.replace('_', ' ')} {value}" for name, value in options.items())
-        yield "Data", f"{_dataset_title(saved)}, {saved.config.num_labels:,} classes{images}{told}"
-    if recipe:
-        optimizer = {"adamw": "AdamW"}.get(recipe.get("optimizer"), "SGD")
-        yield "Recipe", f"`{recipe['name']}`; every setting is in [`recipe.json`](recipe.json)"
-        yield (
-            "Schedule",
-            f"{recipe['epochs']} epoch{'s' * (recipe['epochs'] != 1)}, {recipe['batch_size']} images a step, "
-            f"{optimizer} at {recipe['learning_rate']:g}, "
-            f"{recipe['schedule'].replace('_', ' ')} schedule, loss `{recipe['loss']}`, seed {settings.get('seed')}",
-        )
-        if saved.backbone is not None:
-            yield "Backbone", _backbone(saved)
-            yield "Pre-training", _pre_training(saved)
-        if trained := describe_parameters(saved.facts):
-            yield "Trained", trained
-        yield "BatchFormer", f"`{recipe['network'].get('batchformer', 'none')}`, only in training"
-    for name, subject in (("init_from", "Started from"), ("teacher", "Distilled from")):
-        if settings.get(name):
-            yield subject, f"`{settings[name]}`"
-    if broken := (saved.results or {}).get("broken_images_left_out"):
-        yield "Left out", f"{broken:,} image(s) of the evaluated split, which cannot be read"
-    if "epoch" in saved.facts:
-        of = f" of {recipe['epochs']}" if recipe else ""
-        chosen = "balanced_accuracy" in saved.facts and saved.checkpoint.name == "best"
-        rule = "chosen for its balanced accuracy on validation images" if chosen else "the last one saved"
-        yield "Checkpoint", f"epoch {saved.facts['epoch']}{of}, {rule}"
-    if correction := saved.facts.get(CORRECTION):
-        method = correction["method"].replace("_", " ")
-        yield "Corrected after training", f"{method} of the classifiers, strength {correction['strength']:g}"
-    yield from _environment(saved)
-
-
-def _backbone(saved: SavedRun) -> str:
-    """What the backbone was, and whether it learned."""
-    place, part = saved.base_model, saved.recipe["train_only"]
-    name = f"`{saved.backbone}`" if place is None else f"[`{place}`](https://huggingface.co/{place})"
-    if saved.backbone == saved.settings.get("init_from"):
-        name = "that of the model it started from"
-    learned = {
-        "all": "trained with the rest of the network",
-        "lora": f"adapted by LoRA of rank {saved.recipe.get('lora_rank')}, which is merged into its weights",
-    }.get(part, "frozen: only what follows it was trained")
-    return f"{name}, which was pre-trained. It was {learned}"
-
-
-def _pre_training(saved: SavedRun) -> str:
-    """What the backbone saw before, if its card says so."""
-    seen = ", ".join(f"`{name}`" for name in saved.base.datasets)
-    silent = "the backbone's card does not say" if saved.base.has_card else "there is no card of the backbone to read"
-    known = f"on {seen}, says the backbone's card" if seen else f"on unknown data: {silent}"
-    return (
-        f"{known}. The backbone may know a class with few training images here well, if it saw many images of that "
-        "class then"
-    )
-
-
-def _environment(saved: SavedRun) -> Iterable[tuple[str, str]]:
-    if not saved.starts:
-        return
-    hardware = [
-        f"{_devices(start)}, {_PRECISIONS.get(start['precision'], start['precision'])}" for start in saved.starts
-    ]
-    yield "Hardware", "; ".join(dict.fromkeys(hardware))
-    if saved.training_seconds is not None:
-        yield "Time", f"{_duration(saved.training_seconds)} for the epochs up to this checkpoint, without evaluation"
-    commits = [
-        _commit(start) + (" with changes" if start["modified"] else "") for start in saved.starts if start["commit"]
-    ]
-    versions = [", ".join(f"{name} {number}" for name, number in start["versions"].items()) for start in saved.starts]
-    yield "Code", "; ".join(dict.fromkeys([*commits, *versions]))
-
-
-def _devices(start: Mapping[str, Any]) -> str:
-    """The device of each process. Processes on the CPU share its cores."""
-    processes, device = start["num_processes"], start["device"]
-    if device.endswith("CPU cores"):
-        return device if processes == 1 else f"{device} for {processes} processes"
-    return f"{processes} × {device}"
-
-
-def _commit(start: Mapping[str, Any]) -> str:
-    """The commit of the code, with a link to it if the address of its repository is known."""
-    source, commit = start.get("source"), start["commit"]
-    return f"[commit `{commit[:12]}`]({source}/tree/{commit})" if source else f"commit `{commit}`"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return "less than a second" if seconds < 1 else f"{seconds:.1f} seconds"
 
 
 def _percent(fraction: float | None) -> str:
@@ -374,7 +254,7 @@ def _main_table(saved: SavedRun) -> str | None:
     measured = [metric for metric in METRIC_NAMES if metric in saved.results["metrics"] and "_shot_" not in metric]
     rows = {METRIC_NAMES[metric]: _with_interval(saved, metric) for metric in measured}
     title = METRIC_NAMES[_CALIBRATION_ERROR]
-    if saved.config.confidence and title in rows:
+    if _confidence(saved).has_temperature and title in rows:
         rows[f"{title} before calibration"] = rows.pop(title)
         published = _published_metrics(saved).get(_CALIBRATION_ERROR)
         rows[f"{title} of the calibrated scores"] = "not measured" if published is None else _percent(published)

@@ -109,7 +109,8 @@ def export(
         examples=shown,
         plots=plots,
         onnx_size=tuple(images.shape[2:]) if onnx else None,
-        oldest_transformers=re.search(r"transformers>=([\d.]+)", requirements)[1],
+        oldest_transformers=_oldest("transformers", requirements),
+        oldest_timm=_oldest("timm", requirements),
         neighbours=shown_images,
     )
     card = make_card(saved, published)
@@ -124,6 +125,12 @@ def _requirements(config: RideBfConfig) -> str:
         return content
     content = content.replace(_TRANSFORMERS, _TRANSFORMERS_WITH_BACKBONE)
     return content + f"{TIMM}\n" * (config.backbone_config.model_type == "timm_wrapper")
+
+
+def _oldest(package: str, requirements: str) -> str | None:
+    """The oldest version of a package that the requirements allow; None if they do not name it."""
+    found = re.search(rf"^{package}>=([\d.]+)", requirements, re.MULTILINE)
+    return found and found[1]
 
 
 def _is_square(size: tuple[int, int] | None) -> bool:
@@ -164,7 +171,8 @@ def _classified_examples(folder: Path, examples: Sequence[Path]) -> list[Example
         try:
             answers = classify(path, _TOP_K)
         except BrokenImageError as error:
-            raise ValueError(f"the example {error}; name another with --examples") from error
+            # an endpoint has the limits of training, so no option of this command makes it read the image
+            raise ValueError(f"the example {error.problem}; name another with --examples") from error
         shutil.copyfile(path, folder / "examples" / path.name)
         picture = _enlarged(folder, f"examples/{path.name}")
         rounded = [{"label": answer["label"], "score": round(answer["score"], 6)} for answer in answers]

@@ -18,13 +18,25 @@ lgpl-3.0 lgpl-lr llama2 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 ope
 postgresql unknown unlicense wtfpl zlib
 """
 IDENTIFIERS = frozenset(_NAMES.split())
+# What to do about other terms: options of `python -m ride_bf.publish`
+_OWN_TERMS = "For terms of its own use --license other --license_name NAME --license_link ADDRESS"
+
+
+def check_identifier(identifier: str, option: str = "--license", remedy: str = _OWN_TERMS) -> None:
+    """Raises ValueError for an identifier that the Hub does not know. It names similar ones, and then the `remedy`."""
+    if identifier not in IDENTIFIERS:
+        similar = get_close_matches(identifier.lower(), IDENTIFIERS, 3) or ["mit", "cc-by-nc-4.0"]
+        raise ValueError(
+            f"{option}: the Hub knows no licence {identifier!r}; similar ones are "
+            f"{', '.join(sorted(similar))}. {remedy}"
+        )
 
 
 @dataclass(frozen=True)
 class Licence:
     """An identifier of the Hub; of `other`, also the name and, if there is one, the address of the terms.
 
-    Raises ValueError for an unknown identifier, which names similar ones, and for a name that is missing or cannot act.
+    Raises ValueError as `check_identifier` does, and for a name that is missing or cannot act.
     """
 
     identifier: str
@@ -32,12 +44,7 @@ class Licence:
     link: str | None = None
 
     def __post_init__(self):
-        if self.identifier not in IDENTIFIERS:
-            similar = get_close_matches(self.identifier.lower(), IDENTIFIERS, 3) or ["mit", "cc-by-nc-4.0"]
-            raise ValueError(
-                f"the Hub knows no licence {self.identifier!r}; similar ones are {', '.join(sorted(similar))}. For "
-                "terms of its own use --license other --license_name NAME --license_link ADDRESS"
-            )
+        check_identifier(self.identifier)
         if (self.identifier == OTHER) != (self.name is not None) or (self.link is not None and self.name is None):
             raise ValueError(
                 f"licence {self.identifier}: a licence {OTHER} needs --license_name, and may have --license_link; the "

@@ -16,7 +16,7 @@ from ride_bf.hub.base_model import BaseModel, read_base_model
 from ride_bf.runs.checkpoints import FACTS, read_facts
 from ride_bf.runs.models import find_model, loading_errors
 from ride_bf.runs.provenance import PATH_OPTIONS, TrainingData, check_same_counts, data_of
-from ride_bf.runs.run_folder import ENVIRONMENT, TEST_RESULTS, run_of
+from ride_bf.runs.run_folder import ENVIRONMENT, TEST_RESULTS, read_broken_images, run_of
 
 # These may be paths of this machine.
 _LOCAL_SETTINGS = {"backbone", "class_names", "data_dir", "init_from", "teacher", *PATH_OPTIONS}
@@ -36,7 +36,8 @@ class SavedRun:
         recipe: the content of `recipe.json`.
         settings: the content of `run.json`.
         starts: the entries of `environment.json`.
-        epochs: the lines of `metrics.jsonl` up to this checkpoint.
+        epochs: the lines of `metrics.jsonl` up to this checkpoint, or up to the end of the epoch that it lies in.
+        broken_images: how many images of all splits the run could not read and left out.
         results: has the keys that `ride_bf.evaluation.results` describes; `metrics`, `dataset`, `split`, `class_names`
             and `train_class_counts` are always there.
         results_name: the name of the file with the results.
@@ -51,6 +52,7 @@ class SavedRun:
     settings: dict[str, Any] = field(default_factory=dict)
     starts: list[dict[str, Any]] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    broken_images: int = 0
     results: dict[str, Any] | None = None
     results_name: str = RESULTS
     base: BaseModel | None = None
@@ -97,8 +99,9 @@ class SavedRun:
 
     @property
     def training_seconds(self) -> float | None:
-        """Time of the training epochs, without evaluation and saving."""
-        seconds = [line.get("seconds") for line in self.epochs]
+        """Time of the training epochs that were whole at this checkpoint, without evaluation and saving."""
+        until = self.facts.get("epoch", math.inf)
+        seconds = [line.get("seconds") for line in self.epochs if line["epoch"] <= until]
         return sum(seconds) if seconds and None not in seconds else None
 
 
@@ -131,6 +134,7 @@ def read_saved_run(folder: Path) -> SavedRun:
                 for line in _read_lines(run / "metrics.jsonl")
                 if "train_loss" in line and line["epoch"] <= last_epoch
             ],
+            "broken_images": len(read_broken_images(run)),
         }
     results_name, results = _read_results(checkpoint, run, recipe)
     data = data_of(facts, checkpoint)

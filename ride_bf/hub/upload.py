@@ -8,6 +8,7 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
@@ -18,18 +19,32 @@ from huggingface_hub import (
     metadata_load,
     metadata_save,
 )
-from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the latter is httpx's, or httpx2's
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,  # httpx's, or httpx2's
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from data.hub_ids import check_repo_id
 from ride_bf.hub.export import HUB_CARDS
-from ride_bf.hub.licences import OTHER, Licence
+from ride_bf.hub.licences import OTHER, Licence, check_identifier
 from ride_bf.hub.neighbours import NEIGHBOURS
+from ride_bf.runs.run_folder import BROKEN_IMAGES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Files that an export may have. A later export without them deletes them, such as an ONNX file of old weights.
 _OPTIONAL = (
     *("recipe.json", "results.json", "test_results.json", "report.html", "class_counts.json", "checkpoint.json"),
     *("plots/*", "examples/*", "shown/*", "model*.safetensors*", "model.onnx*", NEIGHBOURS),
+)
+# What to do in training, whose --push_license cannot name other terms
+_OWN_TERMS = (
+    "For terms of its own leave out --push_to_hub, and publish the finished run: python -m ride_bf.publish RUN "
+    f"--repo_id USER/NAME --license {OTHER} --license_name NAME"
 )
 
 
@@ -60,7 +75,10 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = 
             **repository, private=private, exist_ok=True, space_sdk="gradio" if repo_type == "space" else None
         )
         if private and not api.repo_info(**repository).private:
-            raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or leave out --private")
+            raise ValueError(
+                f"{repo_id} exists and is public; make it private in its settings, or leave out --private "
+                "(--push_private of the training command)"
+            )
         if revision is not None:
             api.create_branch(**repository, branch=revision, exist_ok=True)
         there = api.list_repo_files(**repository, revision=revision)
@@ -85,17 +103,35 @@ def upload(folder: Path, repo_id: str, *, private: bool, revision: str | None = 
 
 
 def published_license(repo_id: str, revision: str | None) -> Licence:
-    """The licence on the card of the model that the repository has. Raises ValueError without one."""
-    try:
-        card = metadata_load(hf_hub_download(repo_id, "README.md", revision=revision)) or {}
-    except (HTTPError, OSError):
-        card = {}
+    """The licence on the card of the model that the repository has: of the branch `revision`, else of `main`.
+
+    Raises ValueError without one, and PublishError if the Hub does not answer or refuses to.
+    """
+    card = _published_card(repo_id, revision)
+    if revision is not None and not card.get("license"):  # of a new branch the repository has no card yet
+        card = _published_card(repo_id, None)
     if not card.get("license"):
         raise ValueError(
             f"{repo_id} has no licence yet: pass --license, an identifier of the Hub such as mit or cc-by-nc-4.0. The "
             "terms of the training images may limit the choice"
         )
     return Licence(card["license"], card.get("license_name"), card.get("license_link"))
+
+
+def _published_card(repo_id: str, revision: str | None) -> dict[str, Any]:
+    """The metadata of the card that the Hub has; empty without a repository, branch or card."""
+    try:
+        return metadata_load(hf_hub_download(repo_id, "README.md", revision=revision)) or {}
+    except (HTTPError, OSError, EntryNotFoundError) as error:
+        absent = (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError)
+        # Of these, the first is a file that only this machine does not have, and the second one that the Hub withholds.
+        unknown = (LocalEntryNotFoundError, GatedRepoError)
+        if isinstance(error, absent) and not isinstance(error, unknown):
+            return {}
+        raise PublishError(
+            f"{repo_id} was not published: its licence cannot be read from the Hub: {_reason(error)}. Run the command "
+            "again, or pass --license"
+        ) from error
 
 
 def is_private(repo_id: str) -> bool:
@@ -151,12 +187,12 @@ class RunPublisher:
             if license is None:
                 raise ValueError("--push_to_hub needs --push_license, an identifier of the Hub such as mit")
             if license == OTHER:
-                raise ValueError(f"--push_license {OTHER} has no name: publish the finished run by ride_bf.publish")
-            Licence(license)
+                raise ValueError(f"--push_license {OTHER} has no name. {_OWN_TERMS}")
+            check_identifier(license, "--push_license", _OWN_TERMS)
             check_login()
-        self.run, self.every, self.private = run.absolute(), every, private
+        self.run, self.every = run.absolute(), every
         self.repo_id = repo_id if is_main_process else None
-        self.options = ["--repo_id", str(repo_id), "--license", str(license)]
+        self.options = ["--repo_id", str(repo_id), "--license", str(license), *(["--private"] * private)]
         self.push: subprocess.Popen | None = None
         self.copy, self.log = self.run / ".push", self.run / "push.log"
 
@@ -184,11 +220,11 @@ class RunPublisher:
             shutil.rmtree(self.copy, ignore_errors=True)
             state = shutil.ignore_patterns("*.pkl", "*.bin", "training_state")
             shutil.copytree(self.run / published, self.copy / published, ignore=state)
-            for path in self.run.glob("*.json*"):
+            for path in (*self.run.glob("*.json*"), *self.run.glob(BROKEN_IMAGES)):
                 shutil.copyfile(path, self.copy / path.name)
             with self.log.open("w") as log:
                 self.push = subprocess.Popen(
-                    command + ["--private"] * self.private,
+                    command,
                     cwd=ROOT,
                     env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # leaves the GPUs to the run
                     stdout=log,
