@@ -286,8 +286,8 @@ def main() -> None:
     with (
         Interruption() as interruption,
         RunFolder(Path(run.output_dir)) as folder,
-        errors_as_messages(*expected),
-        dead_workers_as_messages(),
+        errors_as_messages(*expected, go_on=folder.how_to_go_on),
+        dead_workers_as_messages(folder.how_to_go_on),
     ):
         with errors_as_messages():
             parts = set_up(run, recipe, folder)
