@@ -193,9 +193,11 @@ def test_before_the_first_checkpoint_there_is_nothing_to_resume(tmp_path, monkey
 def test_only_training_says_how_to_go_on_when_a_process_is_lost(monkeypatch, go_on):
     monkeypatch.setattr(messages, "_has_lost_another", lambda error: True)
     monkeypatch.setattr(messages.time, "sleep", lambda seconds: None)
-    with pytest.raises(SystemExit, match=r"^error: another process of this command has ended \(gone\)") as stopped:
-        with errors_as_messages(go_on=go_on):
-            raise RuntimeError("gone")
+    with (
+        pytest.raises(SystemExit, match=r"^error: another process of this command has ended \(gone\)") as stopped,
+        errors_as_messages(go_on=go_on),
+    ):
+        raise RuntimeError("gone")
     assert str(stopped.value).endswith("; continue with --resume" if go_on else "too little memory")
 
 

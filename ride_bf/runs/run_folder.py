@@ -104,7 +104,7 @@ class RunFolder:
         self.checkpoint, self.run_id = outcome
 
     def how_to_go_on(self) -> str:
-        """How to go on with this run after it has ended early: before its first checkpoint there is nothing to resume."""
+        """How to go on with this run after it has ended early. Before its first checkpoint it cannot be resumed."""
         if is_training_state(self.path / LAST):
             return "continue with --resume"
         return "there is no checkpoint yet: start again with --overwrite_output_dir"
