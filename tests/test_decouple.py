@@ -193,7 +193,9 @@ def test_the_routers_curve(first, routed, curve, tmp_path):
     assert costs == sorted(costs, reverse=True)
     assert all(point["images_per_second"] > 0 for point in curve)
     assert {point["timed_images"] for point in curve} == {80}
-    with pytest.raises(SystemExit, match="has no router"):
+    with pytest.raises(
+        SystemExit, match="has no router; train one with --router true --train_only router --init_from "
+    ):
         route.main([str(first)])
 
 

@@ -36,6 +36,7 @@ from ride_bf.runs.run_folder import TENSORBOARD, RunFolder, excluded_in
 from ride_bf.training.arguments import SOUND_CHANGES, RunArguments, check_starting_models
 from ride_bf.training.backbone import (
     Backbone,
+    UnreachableError,
     check_image_size,
     load_backbone,
     processor_facts,
@@ -304,7 +305,15 @@ def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone |
                 f"--drop_path {recipe.drop_path:g} needs a backbone; {run.init_from} is a residual network"
             )
         return None, recipe
-    backbone = load_backbone(recipe.backbone)
+    try:
+        backbone = load_backbone(recipe.backbone)
+    except UnreachableError as error:
+        if recipe.dataset != "custom":  # the recipes of the other data sets have images of their own size
+            raise
+        raise ValueError(
+            f"{error}; or train from scratch: --recipe digits_lt_resnet32 (16 x 16 pixels) or imagenet_lt_resnet10 "
+            "(224 x 224), with --dataset custom"
+        ) from error
     if backbone.model is None and run.init_from is None:
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
     backbone = with_drop_path(backbone.prepare_images(recipe.image_size, recipe.crop), recipe.drop_path)
