@@ -105,9 +105,13 @@ class RunFolder:
 
     def how_to_go_on(self) -> str:
         """How to go on with this run after it has ended early. Before its first checkpoint it cannot be resumed."""
-        if is_training_state(self.path / LAST):
+        if self._has_checkpoint():
             return "continue with --resume"
         return "there is no checkpoint yet: start again with --overwrite_output_dir"
+
+    def _has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from. It may be damaged."""
+        return any(map(is_training_state, (self.path / LAST, *(self.path / OLDER).glob("step-*"))))
 
     def close(self) -> None:
         """Releases the folder for other runs."""
@@ -164,7 +168,8 @@ class RunFolder:
         checkpoint, damaged = newest_whole_checkpoint(self.path)
         if checkpoint is None and damaged:
             raise ValueError(
-                f"{self.path} holds no whole checkpoint ({'; '.join(damaged)}); start again with --overwrite_output_dir"
+                f"{self.path} holds no whole checkpoint ({'; '.join(damaged)}); start again with "
+                "--overwrite_output_dir in place of --resume"
             )
         if checkpoint is None:
             raise ValueError(_NOTHING_TO_RESUME.format(folder=self.path))
@@ -193,9 +198,10 @@ class RunFolder:
         older = sorted(path for path in (self.path / OLDER).glob("step-*") if is_checkpoint(path))
         left = [name for name in (LAST, BEST, *_RESULTS) if (self.path / name).exists()]
         if (left or older) and not overwrite:
+            resume = "continue it with --resume, " if self._has_checkpoint() else ""
             raise ValueError(
-                f"{self.path} holds a run already; continue it with --resume, delete it with --overwrite_output_dir, "
-                f"or name another --output_dir. The folder has: {', '.join([*left, *([OLDER] if older else [])])}"
+                f"{self.path} holds a run already; {resume}delete it with --overwrite_output_dir, or name another "
+                f"--output_dir. The folder has: {', '.join([*left, *([OLDER] if older else [])])}"
             )
         for name in (LAST, BEST):
             for path in (self.path / name, *self.path.glob(f".{name}.*")):
