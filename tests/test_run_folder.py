@@ -32,9 +32,9 @@ def finished(tmp_path_factory):
     ("removed", "remedy"),
     [
         (("best",), "continue it with --resume, delete it with --overwrite_output_dir"),
-        (("last",), "delete it with --overwrite_output_dir, or name another"),
-        (("last", "metrics.jsonl", "test_results.json"), "delete it"),
-        (("last", "best"), "delete it"),
+        (("last", "checkpoints"), "delete it with --overwrite_output_dir, or name another"),
+        (("last", "metrics.jsonl", "test_results.json"), "continue it with --resume, "),
+        (("last", "best"), "continue it with --resume, "),
     ],
 )
 def test_what_is_left_of_a_run_is_not_deleted_unasked(finished, tmp_path, removed, remedy):

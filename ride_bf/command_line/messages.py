@@ -24,8 +24,8 @@ def errors_as_messages(*kinds: type[Exception], go_on: Callable[[], str] | None 
     that fails prints its message, or raises its error, and the others end without a word: they fail in the same way,
     or because the first one is gone.
 
-    `go_on` says how to go on with a run that has ended early, such as `RunFolder.how_to_go_on`. The message ends with
-    its answer if another process or the disk ended the run. Only training has it: no other command can be resumed.
+    `go_on` says how to go on with a run that has ended early, as `RunFolder.how_to_go_on` does. Messages end with its
+    answer, also if another process has ended. Only training gives it: no other command can be resumed.
     """
     try:
         yield
@@ -43,9 +43,7 @@ def errors_as_messages(*kinds: type[Exception], go_on: Callable[[], str] | None 
         elif not isinstance(error, mendable):
             raise
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # without the traceback of a loader worker
-        if go_on is not None and _is_of_checkpoint(error):
-            message += f"; {go_on()}"
-        raise SystemExit(f"error: {message}") from error
+        raise SystemExit(f"error: {message}{'; ' + go_on() if go_on else ''}") from error
 
 
 # What gloo and NCCL say of a process that is gone. They have no type of error for it.
@@ -54,12 +52,6 @@ _LOST_ANOTHER = (
     "error: another process of this command has ended ({}). The launcher's report says which one, and how; SIGKILL "
     "mostly means that there was too little memory"
 )
-
-
-def _is_of_checkpoint(error: Exception) -> bool:
-    from ride_bf.runs.checkpoints import CheckpointError
-
-    return isinstance(error, CheckpointError)
 
 
 def _is_first_to_fail(error: Exception) -> bool:
