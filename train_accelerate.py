@@ -282,12 +282,12 @@ def main() -> None:
         print(recipe.as_json())
         return
     logging.disable_progress_bar()  # its bars for saved files would hide the run's own
-    expected = (BrokenImageError, CheckpointError, FloatingPointError)
     with (
         Interruption() as interruption,
         RunFolder(Path(run.output_dir)) as folder,
-        errors_as_messages(*expected),
-        dead_workers_as_messages(),
+        errors_as_messages(BrokenImageError, FloatingPointError),
+        errors_as_messages(CheckpointError, go_on=folder.how_to_go_on),
+        dead_workers_as_messages(folder.how_to_go_on),
     ):
         with errors_as_messages():
             parts = set_up(run, recipe, folder)

@@ -338,8 +338,8 @@ def _check_and_tell(
     others = some([f"{count:,} {suffix} (such as {examples[suffix]})" for suffix, count in skipped.most_common()])
     if not names and ".tar" in skipped:
         raise ValueError(
-            f"{place} has tar archives, such as {examples['.tar']}, and no folders of images; read archives with "
-            "--streaming, or unpack them"
+            f"{place} has tar archives, such as {examples['.tar']}, and no folders of images; train on "
+            "archives with --streaming, or unpack them for this command"
         )
     if not names and (beside := found["train"].beside):
         remedy = f"If it is the folder of one class, name the folder above: --data_dir {Path(place).absolute().parent}"

@@ -184,7 +184,7 @@ def check_length(source: Path, length: int) -> None:
     if length > _MOST_BYTES:
         raise ValueError(
             f"{source} has {length:,} bytes of paths, and a split can have {_MOST_BYTES:,}: put the images into tar "
-            "archives in WebDataset's format and read them with --streaming, or use fewer images or shorter paths"
+            "archives in WebDataset's format and train on them with --streaming, or use fewer images or shorter paths"
         )
 
 

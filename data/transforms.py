@@ -182,7 +182,8 @@ def collate_prepared(rows: list[dict]) -> dict[str, torch.Tensor]:
         shown = " and ".join(f"{width} x {height}" for height, width in sizes[:2])
         raise BrokenImageError(
             f"the image processor makes images of different sizes, such as {shown} pixels, which cannot be in one "
-            'batch; set "do_center_crop": true and a "crop_size" in its preprocessor_config.json, or use --batch_size 1'
+            'batch; in training set --crop whole; for a trained model set "do_center_crop": true and a "crop_size" in '
+            "its preprocessor_config.json, or use --batch_size 1"
         )
     return default_collate(rows)
 

@@ -68,15 +68,13 @@ def main(arguments: list[str] | None = None) -> None:
         write_confidence,
     )
     from ride_bf.runs.engine import start_accelerator
-    from ride_bf.runs.models import check_classes, find_model, load_model, load_processor
+    from ride_bf.runs.models import changeable_folder, check_classes, find_model, load_model, load_processor
     from ride_bf.runs.provenance import load_splits_of
 
     logging.disable_progress_bar()
     with errors_as_messages(ValueError, OSError, BrokenImageError, FloatingPointError):
         accelerator = start_accelerator()
-        place = find_model(options.model)
-        if isinstance(place, str):
-            raise ValueError(f"{place}, on the Hub, cannot be changed; hf download it, and name the folder")
+        place = changeable_folder(find_model(options.model))
         model, processor = load_model(place), load_processor(place)
         # the other processes use the cache of the first
         with accelerator.main_process_first(), printed_notices(accelerator.print):

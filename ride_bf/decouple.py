@@ -85,11 +85,12 @@ def main(arguments: list[str] | None = None) -> None:
     facts = {name: value for name, value in read_checkpoint_facts(place).items() if name != "balanced_accuracy"}
     facts |= {DATA: data.as_dict(), CORRECTION: {"method": method, "strength": strength}}
     correct(model, method, strength, counts)
-    save_model(options.output_dir, accelerator, prepared, processor, facts)
-    if accelerator.is_main_process:
-        results = {"method": method, "strength": strength, "validation_balanced_accuracy": curve}
-        results |= {"test_before": before, "test": after}
-        (options.output_dir / "decoupling.json").write_text(json.dumps(results, indent=2) + "\n")
+    with errors_as_messages():
+        save_model(options.output_dir, accelerator, prepared, processor, facts)
+        if accelerator.is_main_process:
+            results = {"method": method, "strength": strength, "validation_balanced_accuracy": curve}
+            results |= {"test_before": before, "test": after}
+            (options.output_dir / "decoupling.json").write_text(json.dumps(results, indent=2) + "\n")
     accelerator.print(f"test before: {shot_summary(before)}")
     accelerator.print(f"test after:  {shot_summary(after)}")
     accelerator.print(options.output_dir)

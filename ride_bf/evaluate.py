@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
         with accelerator.main_process_first(), printed_notices(accelerator.print):
             data = load_data_to_evaluate(place, options.split, options.other_images, **given_data_options(options))
         check_classes(model, data.class_names, f"the model {place}")
-        neighbours = read_neighbours(results_folder(place) / EMBEDDINGS, model) if options.neighbours else None
+        neighbours = read_neighbours(results_folder(place) / EMBEDDINGS, model, place) if options.neighbours else None
         known, test_prior = choose_priors(place, options.test_prior, options.model_prior, data)
     output_dir = options.output_dir or results_folder(place)
     with errors_as_messages(BrokenImageError, FloatingPointError, ValueError):

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     from data import BrokenImageError
     from data.notices import printed_notices
-    from ride_bf.evaluation.embedding import EMBEDDINGS
+    from ride_bf.evaluation.embedding import EMBEDDINGS, check_written
     from ride_bf.evaluation.explanation import Explainer, TrainingImages, page_paths
     from ride_bf.runs.models import find_model, load_model, load_processor, results_folder
     from ride_bf.runs.provenance import limit_in_training, load_stored_splits_of
@@ -52,11 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         explain = Explainer(load_model(place), load_processor(place), limit, options.class_name)
         neighbours, embeddings = None, options.embeddings or folder / EMBEDDINGS
         try:
-            if not embeddings.is_file():
-                raise FileNotFoundError(f"{embeddings} does not exist; python -m ride_bf.embed {place} writes it")
+            check_written(embeddings, place)  # before the images are loaded
             with printed_notices():
                 splits, data = load_stored_splits_of(place, ["train"], **given)
-            neighbours = TrainingImages(embeddings, splits["train"], data, explain.model)
+            neighbours = TrainingImages(embeddings, splits["train"], data, explain.model, place)
         except (ValueError, OSError) as error:
             if options.embeddings or given.keys() - {"max_image_pixels"}:  # which ask for the training images
                 raise

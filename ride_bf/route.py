@@ -52,7 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         place = find_model(options.model)
         model, processor = load_model(place), load_processor(place)
         if model.router is None:
-            raise ValueError(f"{place} has no router; train one with a recipe whose name ends in _router")
+            raise ValueError(
+                f"{place} has no router; train one with --router true --train_only router --init_from {place}, or with "
+                "a recipe whose name ends in _router"
+            )
         # the other processes use the cache of the first
         with accelerator.main_process_first(), printed_notices(accelerator.print):
             data = load_data_to_evaluate(place, options.split, None, **given_data_options(options))

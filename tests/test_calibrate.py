@@ -114,7 +114,7 @@ def test_training_images_never_make_a_model_surer():
     assert "so the scores stay as they are: they are not calibrated" in said
     assert measured.calibrate(logits / 2, labels, [200] * 6, "validation")[0].temperature == pytest.approx(0.5, rel=0.1)
     with pytest.raises(
-        ValueError, match=r"--coverage 0\.9 cannot be promised from training images.*validation_fraction"
+        ValueError, match=r"--coverage 0\.9 cannot be promised from training images.*validation_fraction.*val-\*\.tar"
     ):
         measured.calibrate(logits, labels, [200] * 6, "train", coverage=0.9)
     splits = {"train": load_long_tailed("digits_lt")["train"]}
@@ -276,6 +276,24 @@ def test_a_change_of_the_logits_forgets_the_calibration(tmp_path):
     assert RideBfConfig.from_pretrained(tmp_path).confidence is None
 
 
+def test_the_hub_s_cache_is_not_written_into(plain, tmp_path):
+    """Its snapshots are links to files that other revisions and commands count on."""
+    snapshot, blob = tmp_path / "snapshots" / "abc", tmp_path / "blobs" / "0123"
+    shutil.copytree(plain, snapshot)
+    blob.parent.mkdir()
+    (snapshot / "config.json").rename(blob)
+    (snapshot / "config.json").symlink_to(blob)
+    before = blob.read_bytes()
+    with pytest.raises(SystemExit, match=rf"config\.json is a link to {blob}, .* cp -rL {snapshot} DIR, and name DIR"):
+        calibrate.main([str(snapshot), "--dataset", "digits_lt"])
+    config = tiny_config(router=True, router_top_k=4)
+    with pytest.raises(ValueError, match="is a link to"):
+        routing.set_threshold(config, 0.2, snapshot)
+    with pytest.raises(ValueError, match="user/model, on the Hub, cannot be changed"):
+        routing.set_threshold(config, 0.2, "user/model")
+    assert blob.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -293,7 +311,9 @@ def test_too_much_is_not_promised(plain, tmp_path):
     shutil.copytree(plain, tmp_path / "model")
     with pytest.raises(SystemExit, match=r"80 calibration images cannot promise 99\.9 %, at most 98\.8 %"):
         calibrate.main([str(tmp_path / "model"), "--dataset", "digits_lt", "--coverage", "0.999"])
-    with pytest.raises(SystemExit, match="user/model, on the Hub, cannot be changed"):
+    with pytest.raises(
+        SystemExit, match="user/model, on the Hub, cannot be changed; hf download user/model --local-dir"
+    ):
         calibrate.main(["user/model"])
     assert load_config(tmp_path / "model").confidence is None
 

@@ -701,8 +701,9 @@ class TestCache:
 
     def test_a_dead_process_is_named(self, places, monkeypatch):
         monkeypatch.setattr("ride_bf.evaluation.image_facts.inspect_image", lambda *_: os._exit(9))
-        with pytest.raises(ChildProcessError, match="fewer --num_workers than 3: it continues"):
-            read_facts(self.rows(self.files(places, 2)), 3, "d")
+        for workers, remedy in ((3, "with fewer --num_workers than 3"), (1, "with more free memory")):
+            with pytest.raises(ChildProcessError, match=f"run the same command again, {remedy}: it continues"):
+                read_facts(self.rows(self.files(places, 2)), workers, "d")
 
 
 def test_images_that_look_alike(places, capsys):

@@ -28,7 +28,7 @@ from data import load_long_tailed
 from modeling_ride_bf import RideBfForImageClassification, RideBfModel
 from ride_bf.evaluation.compute import profile
 from ride_bf.methods import BatchFormer, SharedClassifierObjective, TrainerLoss, make_objective
-from ride_bf.methods.windows import BatchFormerWindows, set_window
+from ride_bf.methods.windows import BatchFormerWindows, set_window, set_windows
 from ride_bf.recipes import RECIPES
 
 COUNTS = [12, 8, 5, 3, 2]
@@ -481,6 +481,13 @@ def test_the_page_s_module_takes_the_place_of_the_batchformer(tmp_path, monkeypa
     set_window(model, "local")
     with pytest.raises(TypeError, match=r"BatchMean has no windows.*window 4.*set_windows\(windows\)"):
         set_window(model, 4)
+    for options, named in (
+        ({"batchformer_start_epoch": 2}, "batchformer_start_epoch 2 and batchformer_float32 False"),
+        ({"batchformer_float32": True}, "batchformer_start_epoch 0 and batchformer_float32 True"),
+    ):
+        local = RECIPE.with_overrides(batchformer="insert", batchformer_window="local", **options)
+        with pytest.raises(TypeError, match=rf"BatchMean has no windows, so it cannot have {named}: .*them to 0 and F"):
+            set_windows(model, local, 0)
     kind.set_windows = lambda self, windows: setattr(self, "given", windows)
     set_window(model, 4)
     assert model.batch_module.given == BatchFormerWindows(4)

@@ -336,10 +336,14 @@ def test_add_bt_that_names_no_network(tmp_path, image_batch):
     options, arch, arguments = NETWORKS["resnet10-insert"]
     model = make_model(options)
     path = write_checkpoint(tmp_path / "theirs", model, arch, {**arguments, "add_bt": 22})
-    with pytest.raises(ConversionError, match="doubles the batch but not its labels"):
+    with pytest.raises(
+        ConversionError, match=r"not its labels\. To read it as --batchformer insert, set add_bt to 1 in it"
+    ):
         convert(path, tmp_path / "ours")
     convert(path, tmp_path / "ours", batchformer="insert")
     compare(model, tmp_path / "ours", image_batch)
+    asked = {"arch": {"type": arch, "args": {**arguments, "num_classes": 12, "add_bt": 1}}}
+    assert read_reference_config(asked)["batchformer"] == "insert", "the remedy, which a recipe file has too"
 
 
 def test_a_batchformer_kept_in_evaluation_is_warned_of(tmp_path):

@@ -1,5 +1,6 @@
 """Corrections of a trained classifier, and the router's curve, on models of the default images."""
 
+import errno
 import json
 import os
 import shutil
@@ -60,7 +61,9 @@ def test_cosine_classifiers_are_refused_with_the_reason():
     for method in decoupling.METHODS:
         with pytest.raises(ValueError, match=f"{method} needs a linear classifier"):
             decoupling.correct(tiny_model(), method, 0.5, COUNTS)
-    with pytest.raises(ValueError, match="class_scales needs --classifier linear"):
+    with pytest.raises(
+        ValueError, match="class_scales needs --classifier linear, and --init_from a model that was trained with it"
+    ):
         train_only(tiny_model(), "class_scales")
 
 
@@ -79,6 +82,15 @@ def test_the_strength_is_chosen_on_validation(linear, tmp_path, method, capsys):
     with torch.no_grad():
         assert torch.equal(corrected(images).logits, by_hand(images).logits)
     assert "test after" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_a_message_without_the_options_of_training(linear, tmp_path, monkeypatch):
+    def fills_up(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RideBfForImageClassification, "save_pretrained", fills_up)
+    with pytest.raises(SystemExit, match=r"^error: .*/out could not be written .*Free space on the disk$"):
+        decouple.main(["tau_normalisation", str(linear), "--output_dir", str(tmp_path / "out"), "--strength", "1"])
 
 
 def test_a_given_strength_is_taken(linear, tmp_path):
@@ -181,7 +193,9 @@ def test_the_routers_curve(first, routed, curve, tmp_path):
     assert costs == sorted(costs, reverse=True)
     assert all(point["images_per_second"] > 0 for point in curve)
     assert {point["timed_images"] for point in curve} == {80}
-    with pytest.raises(SystemExit, match="has no router"):
+    with pytest.raises(
+        SystemExit, match="has no router; train one with --router true --train_only router --init_from "
+    ):
         route.main([str(first)])
 
 

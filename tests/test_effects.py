@@ -178,6 +178,9 @@ def test_without_a_validation_split_what_looks_at_it_is_refused(option):
     with pytest.raises(ValueError, match=f"--{option} 3 cannot act: these data have no validation split .*_fraction"):
         check_effect_of_options(run, ["train", "test"])
     check_effect_of_options(RunArguments(), ["train", "test"])
+    streamed = RunArguments(**{option: 3}, dataset_options={"streaming": True})
+    with pytest.raises(ValueError, match=r"add one to the stream, such as archives val-\*\.tar, or leave it out"):
+        check_effect_of_options(streamed, ["train", "test"])
 
 
 def test_a_run_without_validation_is_refused_before_it_is_begun(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The embed command: features, what the nearest training images say, and likely label errors."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute
@@ -18,7 +19,7 @@ from test_training import train
 
 from data import load_long_tailed
 from ride_bf import embed, evaluate
-from ride_bf.evaluation.embedding import SplitEmbeddings, read_embeddings
+from ride_bf.evaluation.embedding import SplitEmbeddings, check_written, read_embeddings
 from ride_bf.evaluation.label_errors import Judged, find_label_errors, judge
 from ride_bf.evaluation.neighbours import nearest, nearest_mean_without_itself, vote
 from ride_bf.evaluation.results import Predictions, read_results
@@ -74,7 +75,9 @@ def test_evaluate_has_the_accuracy_of_the_neighbours_beside_its_own(digits, embe
     assert "<th>Neighbours</th>" in (tmp_path / "with" / "report.html").read_text()
     assert "<th>Neighbours</th>" not in (tmp_path / "without" / "report.html").read_text()
     save_model(tmp_path / "bare")
-    with pytest.raises(SystemExit, match=r"embeddings\.parquet does not exist; python -m ride_bf\.embed .* writes it"):
+    with pytest.raises(
+        SystemExit, match=rf"parquet does not exist; python -m ride_bf\.embed {tmp_path}/bare writes it"
+    ):
         evaluate.main([str(tmp_path / "bare"), *words[1:], "--neighbours"])
     shutil.copyfile(model / "embeddings.parquet", tmp_path / "bare" / "embeddings.parquet")
     with pytest.raises(SystemExit, match="has the features of another model"):
@@ -287,6 +290,20 @@ class TestLabelErrors:
 
 
 class TestErrors:
+    @pytest.mark.parametrize(
+        ("path", "place", "command"),
+        [
+            ("outputs/user_name/embeddings.parquet", "user/name", "user/name"),
+            ("runs/a b/best/embeddings.parquet", Path("runs/a b/best"), "'runs/a b/best'"),
+            ("features.parquet", "user/name", "user/name --output features.parquet"),
+        ],
+    )
+    def test_the_command_that_writes_the_file(self, path, place, command):
+        """It names the model, not the folder of the results, and the file unless it is the default."""
+        with pytest.raises(FileNotFoundError) as caught:
+            check_written(Path(path), place)
+        assert str(caught.value) == f"{path} does not exist; python -m ride_bf.embed {command} writes it"
+
     @pytest.mark.parametrize(
         ("options", "words", "message"),
         [

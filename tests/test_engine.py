@@ -101,6 +101,31 @@ def test_accumulation_that_the_environment_changes(tmp_path, monkeypatch):
     assert start_accelerator().num_processes == 1, "evaluation accumulates nothing"
 
 
+def test_only_a_command_that_trains_names_options_of_training(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match=r"or with --train_only lora or heads$"):
+        start_accelerator(can_shard=True)
+    with pytest.raises(ValueError, match=r"MULTI_GPU in the configuration file$"):
+        start_accelerator()
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (
+            {},
+            "use accelerate launch --mixed_precision no, or set ACCELERATE_MIXED_PRECISION=no for torchrun and python",
+        ),
+        ({"mixed_precision": "fp16"}, "on a CPU use --mixed_precision no;"),
+    ],
+)
+def test_the_option_for_the_precision_is_that_of_the_launcher_or_the_command(options, remedy, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(ValueError, match=f"^fp16 needs a GPU; .*{remedy}"):
+        start_accelerator(**options)
+
+
 def test_gpus(monkeypatch):
     """On one GPU of an older kind, as PyTorch describes it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

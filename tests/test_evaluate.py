@@ -406,7 +406,9 @@ class TestAgain:
         evaluate.main(["--model", str(folder), *arguments])
         assert not (place / "log_probabilities.npy").exists(), "those of the evaluation before would be others"
         assert "no log_probabilities.npy" in capsys.readouterr().out
-        with pytest.raises(SystemExit, match="5,000 numbers; at most 4,999 are kept"):
+        with pytest.raises(
+            SystemExit, match="at most 4,999 are kept: leave it out, or name a smaller split with --split"
+        ):
             evaluate.main(["--model", str(folder), *arguments, "--test_prior", "train", "--model_prior", "train"])
 
 

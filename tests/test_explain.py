@@ -221,7 +221,7 @@ class TestCommand:
         folder, image, _, _ = explained
         save_model(tmp_path / "other", num_experts=2)
         words = ["--dataset", "digits_lt", "--embeddings", str(folder / "embeddings.parquet")]
-        with pytest.raises(SystemExit, match="has the features of another model"):
+        with pytest.raises(SystemExit, match=rf"has the features of another model; .* into {tmp_path}/other/emb"):
             explain.main([str(tmp_path / "other"), str(image), *words])
 
 

@@ -416,7 +416,9 @@ class TestSplitsElsewhere:
         )
 
     def test_archives_without_streaming(self, tmp_path):
-        assert "read archives with --streaming" in error_of(write(tmp_path, "train-0.tar", "test-0.tar"))
+        assert "train on archives with --streaming, or unpack them for this command" in error_of(
+            write(tmp_path, "train-0.tar", "test-0.tar")
+        )
 
     @pytest.mark.parametrize(
         ("files", "message"),

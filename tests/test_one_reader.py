@@ -536,7 +536,7 @@ def test_images_of_different_sizes_make_no_batch():
 
     (batch,) = batches(image, image)
     assert batch["pixel_values"].shape == (2, 3, 24, 30)
-    with pytest.raises(BrokenImageError, match=r'30 x 24 and 24 x 50 pixels, .*"crop_size".*or use --batch_size 1'):
+    with pytest.raises(BrokenImageError, match=r'30 x 24 .* --crop whole; .*"crop_size".*or use --batch_size 1$'):
         batches(image, tall)
     broken = {"bytes": b"", "path": "x.png"}
     with pytest.raises(BrokenImageError, match=r"x\.png cannot be read"):

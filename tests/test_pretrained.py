@@ -137,9 +137,16 @@ def test_a_place_that_is_not_there(place):
 def test_the_hub_cannot_be_reached():
     assert error_of("someone/tiny-vit") == (
         "the backbone someone/tiny-vit is not in the cache, and the Hub cannot be reached; download it once: hf "
-        "download someone/tiny-vit; or name a folder: --backbone FOLDER; or train from scratch: --dataset custom "
-        "--recipe digits_lt_resnet32 (16 x 16 pixels) or imagenet_lt_resnet10 (224 x 224)"
+        "download someone/tiny-vit; or name a folder: --backbone FOLDER"
     )
+
+
+def test_without_the_hub_own_images_train_from_scratch(tmp_path, images):
+    """The recipes that it names are for the data sets of their names, or for custom images."""
+    with pytest.raises(SystemExit, match=r"--backbone FOLDER; or train from scratch: .*with --dataset custom$"):
+        probe(tmp_path / "out", "someone/tiny-vit", images)
+    with pytest.raises(SystemExit, match=r"--backbone FOLDER$"):
+        train(tmp_path / "out", "--recipe", "probe", "--dataset", "digits_lt", "--backbone", "someone/tiny-vit")
 
 
 @pytest.mark.parametrize(

@@ -28,14 +28,22 @@ def finished(tmp_path_factory):
     return train(tmp_path_factory.mktemp("finished") / "out", "--epochs", 1, "--save_steps", 3)
 
 
-@pytest.mark.parametrize("removed", [("last",), ("last", "metrics.jsonl", "test_results.json"), ("last", "best")])
-def test_what_is_left_of_a_run_is_not_deleted_unasked(finished, tmp_path, removed):
+@pytest.mark.parametrize(
+    ("removed", "remedy"),
+    [
+        (("best",), "continue it with --resume, delete it with --overwrite_output_dir"),
+        (("last", "checkpoints"), "delete it with --overwrite_output_dir, or name another"),
+        (("last", "metrics.jsonl", "test_results.json"), "continue it with --resume, "),
+        (("last", "best"), "continue it with --resume, "),
+    ],
+)
+def test_what_is_left_of_a_run_is_not_deleted_unasked(finished, tmp_path, removed, remedy):
     shutil.copytree(finished, tmp_path / "out")
     for name in removed:
         path = tmp_path / "out" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    with pytest.raises(SystemExit, match="holds a run already"):
+    with pytest.raises(SystemExit, match=rf"holds a run already; {remedy}"):
         train(tmp_path / "out", "--epochs", 1)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert before == after

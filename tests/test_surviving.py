@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from test_training import SMALL_ARGUMENTS, assert_same_weights, read_metrics, train
 
 from modeling_ride_bf import RideBfForImageClassification
-from ride_bf.command_line.messages import dead_workers_as_messages
+from ride_bf.command_line import messages
+from ride_bf.command_line.messages import dead_workers_as_messages, errors_as_messages
 from ride_bf.runs.checkpoints import damage, newest_whole_checkpoint
 from ride_bf.training.interruption import EXIT_CODE, Interruption
 from train_accelerate import Trainer
@@ -169,11 +170,42 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch, error):
     assert len(read_metrics(tmp_path / "out")) == 2
 
 
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_before_the_first_checkpoint_there_is_nothing_to_resume(tmp_path, monkeypatch, checkpoint):
+    """`best` is saved before `last`, and its folder may be the only one of the run."""
+    save = RideBfForImageClassification.save_pretrained
+
+    def fills_up(self, folder, *arguments, **options):
+        save(self, folder, *arguments, **options)
+        if checkpoint in folder.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RideBfForImageClassification, "save_pretrained", fills_up)
+        with pytest.raises(SystemExit) as stopped:
+            train(tmp_path / "out", "--epochs", 1)
+    assert str(stopped.value).startswith(f"error: {tmp_path}/out/{checkpoint} could not be written")
+    assert str(stopped.value).endswith("; there is no checkpoint yet: start again with --overwrite_output_dir")
+    train(tmp_path / "out", "--epochs", 1, "--overwrite_output_dir")
+
+
+@pytest.mark.parametrize("go_on", [lambda: "continue with --resume", None], ids=["training", "another command"])
+def test_only_training_says_how_to_go_on_when_a_process_is_lost(monkeypatch, go_on):
+    monkeypatch.setattr(messages, "_has_lost_another", lambda error: True)
+    monkeypatch.setattr(messages.time, "sleep", lambda seconds: None)
+    with (
+        pytest.raises(SystemExit, match=r"^error: another process of this command has ended \(gone\)") as stopped,
+        errors_as_messages(go_on=go_on),
+    ):
+        raise RuntimeError("gone")
+    assert str(stopped.value).endswith("; continue with --resume" if go_on else "too little memory")
+
+
 def test_a_worker_that_dies_is_explained():
     rows = torch.utils.data.DataLoader(Dies(), num_workers=1)
     with (
-        pytest.raises(SystemExit, match=r"process that prepares images has died .*fewer --num_workers"),
-        dead_workers_as_messages(),
+        pytest.raises(SystemExit, match=r"process that prepares images has died .*; go on, with fewer --num_workers"),
+        dead_workers_as_messages(lambda: "go on"),
     ):
         list(rows)
 
@@ -190,11 +222,21 @@ class Dies(torch.utils.data.Dataset):
     ("changed", "allowed", "message"),
     [
         (("--learning_rate", 0.01), (), "differences: learning_rate: 0.1 -> 0.01"),
-        (("--epochs", 3), (), "differences: epochs: 2 -> 3"),
+        (("--epochs", 3), (), r"differences: epochs: 2 -> 3\. .*, or allow the change with --allow_changes epochs$"),
         (
             ("--epochs", 3, "--seed", 1),
             ("--allow_changes", "epochs"),
-            r"differences: seed: 0 -> 1\. Give the options of that run",
+            r"differences: seed: 0 -> 1\. Give the options of that run, or start a new run without --resume",
+        ),
+        (
+            ("--epochs", 3, "--seed", 1),
+            (),
+            r"differences: epochs: 2 -> 3; seed: 0 -> 1\. Give the options of that run, or start a new run",
+        ),
+        (
+            ("--epochs", 3),
+            ("--allow_changes", "num_workers"),
+            r"allow the change with --allow_changes epochs num_workers$",
         ),
     ],
 )

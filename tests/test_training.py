@@ -192,7 +192,7 @@ def test_a_lost_loss_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, m
         return epoch(trainer)
 
     monkeypatch.setattr(Trainer, "train_epoch", breaks_in_epoch_two)
-    with pytest.raises(SystemExit, match=r"loss is nan near step \d+ .*lost_loss.json.* in another --output_dir"):
+    with pytest.raises(SystemExit, match=r"loss is nan .*lost_loss.json, and the last checkpoint is intact. Start ag"):
         train(tmp_path / "out", "--epochs", 3)
     lost = json.loads((tmp_path / "out" / "lost_loss.json").read_text())
     assert lost["loss"] == "nan"
@@ -200,6 +200,11 @@ def test_a_lost_loss_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path, m
     assert all(line.startswith("image ") and ", class " in line for line in lost["images"])
     model = RideBfForImageClassification.from_pretrained(tmp_path / "out" / "last")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_loss_that_is_lost_before_the_first_checkpoint(tmp_path):
+    with pytest.raises(SystemExit, match=r"loss is nan near step \d+ .*lost_loss.json. Start again in another --outp"):
+        train(tmp_path / "out", "--epochs", 1, "--learning_rate", 1e30, "--logging_steps", 1)
 
 
 @pytest.mark.parametrize(

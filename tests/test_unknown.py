@@ -102,6 +102,13 @@ def test_no_group_is_rejected_more_often_than_promised_over_many_splits():
     assert below[labels >= 4].mean() > 2 * reject
 
 
+def test_too_few_images_are_said_by_the_option():
+    said = r"^--reject_known 0\.05 needs at least 19 calibration images, and there are 6: raise it to 0\.143, or"
+    with pytest.raises(ValueError, match=said):
+        known_threshold(*scores_of([1] * 6, 0), GROUPS, 0.05)
+    assert len(known_threshold(*scores_of([1] * 6, 0), GROUPS, 0.143)[1]) == 1
+
+
 def test_the_score_is_chosen_where_images_lose_their_own_logit():
     """The logits of each image have another level: only their differences tell, as the largest probability does."""
     generator = torch.Generator().manual_seed(0)

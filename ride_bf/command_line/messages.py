@@ -6,6 +6,7 @@ Of several processes, only the first that fails says why.
 import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 
 from ride_bf.command_line.processes import first_value, in_group, is_first_of_machine
@@ -14,7 +15,7 @@ _FAILED = "ride_bf/failed"  # key under which the first process that fails write
 
 
 @contextmanager
-def errors_as_messages(*kinds: type[Exception]):
+def errors_as_messages(*kinds: type[Exception], go_on: Callable[[], str] | None = None):
     """Ends the program with the message of an error of these kinds.
 
     The default is ValueError, OSError and ModuleNotFoundError, whose message says which package an option needs.
@@ -22,6 +23,9 @@ def errors_as_messages(*kinds: type[Exception]):
     Errors that `RideBfConfig` raises for an impossible network count as ValueError. Of several processes, the first
     that fails prints its message, or raises its error, and the others end without a word: they fail in the same way,
     or because the first one is gone.
+
+    `go_on` says how to go on with a run that has ended early, as `RunFolder.how_to_go_on` does. Messages end with its
+    answer, also if another process has ended. Only training gives it: no other command can be resumed.
     """
     try:
         yield
@@ -31,21 +35,22 @@ def errors_as_messages(*kinds: type[Exception]):
         if not _is_first_to_fail(error):
             raise SystemExit(1) from None
         if lost:
-            raise SystemExit(_LOST_ANOTHER.format(str(error).partition(". This is typically")[0])) from None
+            lost_another = _LOST_ANOTHER.format(str(error).partition(". This is typically")[0])
+            raise SystemExit(f"{lost_another}{'; ' + go_on() if go_on else ''}") from None
         mendable = kinds or (ValueError, OSError, ModuleNotFoundError)
         if type(error).__name__.startswith("StrictDataclass") and ValueError in mendable:
             error = error.__cause__ or error  # the outer error only names the validator
         elif not isinstance(error, mendable):
             raise
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # without the traceback of a loader worker
-        raise SystemExit(f"error: {message}") from error
+        raise SystemExit(f"error: {message}{'; ' + go_on() if go_on else ''}") from error
 
 
 # What gloo and NCCL say of a process that is gone. They have no type of error for it.
 _LOST = re.compile(r"gloo.*(by peer|Broken pipe)|remote process exited", re.DOTALL)
 _LOST_ANOTHER = (
     "error: another process of this command has ended ({}). The launcher's report says which one, and how; SIGKILL "
-    "mostly means that there was too little memory. Checkpoints are intact: continue training with --resume"
+    "mostly means that there was too little memory"
 )
 
 
@@ -81,8 +86,8 @@ def stops_as_messages(remedy: str):
 
 
 @contextmanager
-def dead_workers_as_messages():
-    """Ends the program with a message if a process that prepares images has died."""
+def dead_workers_as_messages(go_on: Callable[[], str]):
+    """Ends the program with a message if a process that prepares images has died. `go_on`: see `errors_as_messages`."""
     try:
         yield
     except RuntimeError as error:
@@ -91,5 +96,5 @@ def dead_workers_as_messages():
         _is_first_to_fail(error)  # the other processes then say nothing
         raise SystemExit(
             f"error: a process that prepares images has died ({str(error).splitlines()[0]}), most often for lack of "
-            "memory. The last checkpoint is intact: continue with --resume, fewer --num_workers or a larger /dev/shm"
+            f"memory; {go_on()}, with fewer --num_workers or a larger /dev/shm"
         ) from error

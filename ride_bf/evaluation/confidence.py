@@ -41,6 +41,7 @@ ERRORS |= {"adaptive_calibration_error": "adaptive"}
 GROUPS = ("all", "many", "medium", "few")
 _USED = {"none": "none", "all": "that of all images", "own": "its own"}  # temperatures, in words
 _FOLD = 5  # without validation images, one in so many training images is taken
+_WITH_VALIDATION = "--validation_fraction 0.1, or a stream with a validation split of its own (val-*.tar)"
 _ROWS = 4096  # images whose probabilities are computed at a time, to limit memory
 
 
@@ -61,7 +62,7 @@ def check_promises(split: str, coverage: float | None, reject_known: float | Non
         if split == "train" and share is not None:
             raise ValueError(
                 f"--{option} {share:g} cannot be promised from training images: the model knows them. Train with "
-                "--validation_fraction 0.1, so that there are validation images"
+                f"{_WITH_VALIDATION}, so that there are validation images"
             )
 
 
@@ -126,7 +127,8 @@ def describe_calibration(record: Mapping[str, Any]) -> str:
     if record["split"] == "train":
         lines.append(
             "note: the model was trained on these images and is surer of them than of others. Only temperatures of 1 "
-            "or more are accepted, and they are too low. For calibrated scores, train with --validation_fraction 0.1"
+            "or more are accepted, and they are too low. For calibrated scores, train with "
+            f"{_WITH_VALIDATION}"
         )
     for name, found in record["temperatures"].items():
         losses = "too few images to decide for itself"

@@ -54,7 +54,7 @@ def lower_threshold(scores: np.ndarray, coverage: float) -> float:
         most = len(scores) / (len(scores) + 1)
         raise ValueError(
             f"{len(scores)} calibration images cannot promise {100 * coverage:g} %, at most {100 * most:.1f} %; at "
-            f"least {fewest_images(coverage)} are needed: promise less, or calibrate on more images"
+            f"least {fewest_images(coverage)} are needed: lower --coverage, or calibrate on more images"
         )
     return float(np.sort(scores)[rank - 1])
 

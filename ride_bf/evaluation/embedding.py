@@ -13,6 +13,7 @@ and the metadata `ride_bf`, a JSON object with the fields of `Source`.
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from data.writing import whole_file
 from modeling_ride_bf import RideBfForImageClassification
 from ride_bf.evaluation.predict import as_predictions, gather_columns, image_facts, rows_of
 from ride_bf.evaluation.results import Predictions
-from ride_bf.runs.models import weights_digest
+from ride_bf.runs.models import results_folder, weights_digest
 
 EMBEDDINGS = "embeddings.parquet"  # in a model's folder
 _METADATA = b"ride_bf"
@@ -169,21 +170,37 @@ def read_embeddings(path: Path, split: str) -> Embedded:
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a file of python -m ride_bf.embed, or is damaged ({error})") from error
     if not len(table):
-        raise ValueError(f"{path} has no images of the {split} split; run python -m ride_bf.embed with it")
+        raise ValueError(f"{path} has no images of the {split} split; run python -m ride_bf.embed without --splits")
     feature = table["feature"].combine_chunks()
     features = feature.flatten().to_numpy().reshape(len(table), feature.type.list_size)
     return Embedded(source, table["row"].to_numpy(), table["label"].to_pylist(), features)
 
 
-def read_neighbours(path: Path, model: RideBfForImageClassification) -> Embedded:
+def read_neighbours(path: Path, model: RideBfForImageClassification, place: Path | str) -> Embedded:
     """Reads the training images from a file of `write_embeddings`, as neighbours for the features of a model.
 
-    Raises ValueError if the features are those of another model, and FileNotFoundError, with the remedy, if there is no
-    file.
+    `place` is where the model is from, a folder or a Hub id. Raises ValueError if the features are those of another
+    model, and the errors of `check_written`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; python -m ride_bf.embed {path.parent} writes it")
+    check_written(path, place)
     embedded = read_embeddings(path, "train")
     if embedded.source.weights != weights_digest(model.ride_bf):
-        raise ValueError(f"{path} has the features of another model; run python -m ride_bf.embed again")
+        own = results_folder(place) / EMBEDDINGS  # not `path`, which the other model may need
+        raise ValueError(
+            f"{path} has the features of another model; {_command(own, place)} writes those of this one into {own}"
+        )
     return embedded
+
+
+def check_written(path: Path, place: Path | str) -> None:
+    """Raises FileNotFoundError, with the command that writes it, if there is no file `path` of the model in `place`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; {_command(path, place)} writes it")
+
+
+def _command(path: Path, place: Path | str) -> str:
+    """The command that writes the embeddings of the model in `place` into `path`."""
+    words = ["python", "-m", "ride_bf.embed", str(place)]
+    if path != results_folder(place) / EMBEDDINGS:
+        words += ["--output", str(path)]
+    return shlex.join(words)

@@ -38,10 +38,18 @@ class TrainingImages:
         split: the training split that it is of.
         data: the record of this split.
         model: the model whose features they are. Raises ValueError if they are of another one.
+        place: where the model is from, a folder or a Hub id.
     """
 
-    def __init__(self, embeddings: Path, split: Dataset, data: TrainingData, model: RideBfForImageClassification):
-        self.embedded = read_neighbours(embeddings, model)
+    def __init__(
+        self,
+        embeddings: Path,
+        split: Dataset,
+        data: TrainingData,
+        model: RideBfForImageClassification,
+        place: Path | str,
+    ):
+        self.embedded = read_neighbours(embeddings, model, place)
         self.images, self.max_image_pixels = undecoded(split), data.max_image_pixels
         self.folder = folder_of(get_data_set(data.dataset).place(data.data_dir))
 

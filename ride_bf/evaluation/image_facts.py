@@ -186,9 +186,10 @@ def _read_in_processes(
         for done in as_completed(list(waiting)):  # in any order: a slow chunk does not hold up what can be saved
             yield waiting.pop(done), done.result()
     except BrokenProcessPool as error:
+        less = f"with fewer --num_workers than {num_workers}" if num_workers > 1 else "with more free memory"
         raise ChildProcessError(
-            "a process that reads images has died, most often for lack of memory; run the same command again, with "
-            f"fewer --num_workers than {num_workers}: it continues where this one stopped"
+            "a process that reads images has died, most often for lack of memory; run the same command again, "
+            f"{less}: it continues where this one stopped"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

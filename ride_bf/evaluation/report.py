@@ -82,7 +82,7 @@ def evaluate_split(
     if test_prior is not None and numbers > MOST_NUMBERS:
         raise ValueError(
             f"--test_prior needs the probabilities of all classes for all images, {numbers:,} numbers; at most "
-            f"{MOST_NUMBERS:,} are kept: evaluate fewer images"
+            f"{MOST_NUMBERS:,} are kept: leave it out, or name a smaller split with --split"
         )
     with printed_notices(accelerator.print):
         unlabelled = None if unknown_dir is None else load_unlabelled(unknown_dir)

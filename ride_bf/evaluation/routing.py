@@ -16,6 +16,7 @@ from ride_bf.evaluation.compute import inference_cost, profile
 from ride_bf.evaluation.metrics import expert_use, shot_accuracy
 from ride_bf.evaluation.predict import gather_whole
 from ride_bf.runs.checkpoints import update_manifest
+from ride_bf.runs.models import changeable_folder
 
 THRESHOLDS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 TIMED_IMAGES = 256  # images on which the speed is measured
@@ -135,12 +136,11 @@ def _now(device: torch.device) -> float:
 def set_threshold(config: RideBfConfig, threshold: float, folder: Path | str) -> None:
     """Sets the threshold of the model in `folder`, and removes its calibration, which was of other logits.
 
-    Raises ValueError for a Hub id, or a threshold outside 0 to 1.
+    Raises ValueError for a threshold outside 0 to 1, and the errors of `changeable_folder`.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"a threshold is a probability from 0 to 1, not {threshold}")
-    if not isinstance(folder, Path):
-        raise ValueError(f"the threshold of {folder}, on the Hub, cannot be set; hf download it, and name the folder")
+    folder = changeable_folder(folder)
     config.router_threshold, config.confidence = threshold, None
     config.save_pretrained(folder)
     update_manifest(folder, "config.json")

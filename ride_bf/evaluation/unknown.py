@@ -3,6 +3,7 @@
 The scores are computed from the logits (`confidence_ride_bf.KNOWN_SCORES`); low means "none of the classes".
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from confidence_ride_bf import KNOWN_SCORES
-from ride_bf.evaluation.conformal import Cell, make_cells
+from ride_bf.evaluation.conformal import Cell, fewest_images, make_cells
 from ride_bf.evaluation.metrics import groups_with_images, shot_groups
 
 UNKNOWN = "unknown"  # a key of results.json
@@ -64,8 +65,15 @@ def known_threshold(
     """Returns the threshold below which an image is rejected, and the cells of classes that it was decided on.
 
     Of the known images of each shot group, a share of at most `reject` is rejected. The threshold is the lowest of
-    those that the groups need, because the group of an image is not known. See `make_cells` for arguments and errors.
+    those that the groups need, because the group of an image is not known. See `make_cells` for the arguments. Raises
+    ValueError if all images together are too few.
     """
+    if len(scores) < (fewest := fewest_images(1 - reject)):
+        least = math.ceil(1000 / (len(scores) + 1)) / 1000
+        raise ValueError(
+            f"--reject_known {reject:g} needs at least {fewest} calibration images, and there are {len(scores)}: raise "
+            f"it to {least:g}, or calibrate on more images"
+        )
     cells = make_cells(scores, labels, groups, 1 - reject, "group")
     return min(cell.threshold for cell in cells), cells
 

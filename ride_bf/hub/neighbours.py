@@ -68,7 +68,7 @@ def write_neighbours(checkpoint: Path, path: Path, **data_options: Any) -> Publi
     `load_stored_splits_of`; and BrokenImageError if no image can be read.
     """
     model = load_model(checkpoint)
-    embedded = read_neighbours(checkpoint / EMBEDDINGS, model)
+    embedded = read_neighbours(checkpoint / EMBEDDINGS, model, checkpoint)
     splits, data = load_stored_splits_of(checkpoint, ["train"], **data_options)
     images = undecoded(splits["train"])
     labels = embedded.label_numbers()

@@ -163,7 +163,7 @@ def next_expert_needed(expert_logits: Tensor, labels: Tensor) -> Tensor:
 def make_criterion(recipe: TrainingRecipe, class_counts: Sequence[int]) -> Criterion:
     """The recipe's loss for these class counts (C,).
 
-    Raises ValueError for a class without images, and for a network whose number of experts the loss cannot train.
+    Raises ValueError for a network whose number of experts the loss cannot train, and the errors of `make_loss`.
     """
     criterion = make_loss(recipe.loss, class_counts, recipe.loss_options())
     criterion.check_experts(recipe.network_value("num_experts"))

@@ -32,8 +32,9 @@ class TrainerLoss(TrainerCallback):
             epoch and precision. `TrainingArguments` give everything else, such as the epochs and the learning rate.
         class_counts (C,): training images of each class.
 
-    Raises ValueError for a class without images and for a recipe that needs more than a loss. At the start of training
-    it raises ValueError if the model, the data or the arguments do not suit the recipe.
+    Raises ValueError for a recipe that needs more than a loss and, if the loss reads the counts, for a class without
+    images. At the start of training it raises ValueError if the model, the data or the arguments do not suit the
+    recipe.
     """
 
     def __init__(self, recipe: TrainingRecipe, class_counts: Sequence[int]):

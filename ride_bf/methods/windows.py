@@ -23,15 +23,18 @@ def set_window(model: nn.Module, window: Literal["local", "global"] | int) -> No
     "local": the batch that the process holds; "global": the images of all processes; N: windows of N images. Raises
     ValueError for another window, and TypeError for a module that has no windows.
     """
-    module = model.batch_module
-    if module is None or window == "local":
-        return
+    if model.batch_module is not None and window != "local":
+        _give(model.batch_module, windows_of(window), f"the window {window!r}", "the window 'local'")
+
+
+def _give(module: nn.Module, windows: Callable[[Tensor, Callable], Tensor], wanted: str, remedy: str) -> None:
+    """Gives a batch-level module its windows. Raises TypeError if it cannot have them, and so not what is `wanted`."""
     if not hasattr(module, "set_windows"):
         raise TypeError(
-            f"{type(module).__name__} has no windows, so it cannot have the window {window!r}: give it a method "
-            "set_windows(windows), or set the window 'local'"
+            f"{type(module).__name__} has no windows, so it cannot have {wanted}: give it a method "
+            f"set_windows(windows), or set {remedy}"
         )
-    module.set_windows(windows_of(window))
+    module.set_windows(windows)
 
 
 def set_windows(model: nn.Module, recipe: "TrainingRecipe", epoch: int) -> None:
@@ -46,7 +49,10 @@ def set_windows(model: nn.Module, recipe: "TrainingRecipe", epoch: int) -> None:
     windows = None if recipe.batchformer_window == "local" else windows_of(recipe.batchformer_window)
     acts = epoch >= recipe.batchformer_start_epoch
     if model.batch_module is not None:
-        model.batch_module.set_windows(_CarefulWindows(windows, float32=recipe.batchformer_float32, acts=acts))
+        careful = _CarefulWindows(windows, float32=recipe.batchformer_float32, acts=acts)
+        wanted = f"batchformer_start_epoch {recipe.batchformer_start_epoch}"
+        wanted += f" and batchformer_float32 {recipe.batchformer_float32}"
+        _give(model.batch_module, careful, wanted, "them to 0 and False")
 
 
 def windows_of(window: Literal["global"] | int) -> "BatchFormerWindows":

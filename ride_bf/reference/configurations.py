@@ -87,7 +87,7 @@ def _batchformer_mode(add_bt: int, cifar: bool, resnext: bool, experts: int) -> 
     if add_bt == 22 and multi_expert_resnet and not cifar:
         raise ConversionError(
             "config.json has add_bt 22, which the authors' ImageNet ResNets cannot train: it doubles the batch but not "
-            "its labels. To convert the weights anyway, pass --batchformer insert"
+            "its labels. To read it as --batchformer insert, set add_bt to 1 in it"
         )
     return "shared_classifier" if add_bt in _SHARED_CLASSIFIER and multi_expert_resnet else "insert"
 

@@ -59,9 +59,7 @@ def write_folder(folder: Path, accelerator: Accelerator, write: Callable[[Path],
         if not is_write_error(error):
             raise
         before = f"; the previous checkpoint is untouched: {folder}" if folder.exists() else ""
-        raise CheckpointError(
-            f"{folder} could not be written ({error}){before}. {_remedy(error)} and continue with --resume"
-        ) from error
+        raise CheckpointError(f"{folder} could not be written ({error}){before}. {_remedy(error)}") from error
     accelerator.wait_for_everyone()
     return former
 

@@ -23,6 +23,9 @@ _SPLIT_NETWORKS = {
 # The number of processes that a launcher has started: torchrun and `accelerate launch`, and MPI
 _STARTED = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 _PRECISIONS = ("no", "fp16", "bf16")
+_GREATER_NETWORKS = (
+    "; a network that is too large trains under FSDP2 (configs/fsdp.yaml), or with --train_only lora or heads"
+)
 _ON_CPU = "on CPUs start them with ACCELERATE_USE_CPU=true torchrun --nproc_per_node"
 
 
@@ -36,12 +39,12 @@ def start_accelerator(*, can_shard: bool = False, **options: Any) -> Accelerator
     precision = options.get("mixed_precision") or environment.get("ACCELERATE_MIXED_PRECISION", "no")
     backend = environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     shards = can_shard and _asks(environment, _FSDP)
-    _check_network_is_whole(environment, but_for=_FSDP if shards else None)
+    _check_network_is_whole(environment, but_for=_FSDP if shards else None, trains=can_shard)
     _check_gpus(environment)
     _check_names(precision, backend)
     accelerator = _start_sharded(environment, precision, backend, options) if shards else Accelerator(**options)
     _check_processes(accelerator, environment)
-    _check_precision(accelerator, precision)
+    _check_precision(accelerator, precision, of_command="mixed_precision" in options)
     if "gradient_accumulation_steps" in options:
         _check_accumulation(accelerator, options["gradient_accumulation_steps"])
     return accelerator
@@ -51,13 +54,23 @@ def _asks(environment: Mapping[str, str], name: str) -> bool:
     return bool(str_to_bool(environment.get(name) or "false"))
 
 
-def _check_network_is_whole(environment: Mapping[str, str], but_for: str | None) -> None:
+def _use_precision(precision: str, of_command: bool = False) -> str:
+    """How to run in another precision. `of_command`: the command has the option, which else is its launcher's."""
+    if of_command:
+        return f"use --mixed_precision {precision}"
+    return (
+        f"use accelerate launch --mixed_precision {precision}, or set ACCELERATE_MIXED_PRECISION={precision} for "
+        "torchrun and python"
+    )
+
+
+def _check_network_is_whole(environment: Mapping[str, str], but_for: str | None, trains: bool) -> None:
     for variable, engine in _SPLIT_NETWORKS.items():
         if variable != but_for and _asks(environment, variable):
             raise ValueError(
                 f"{engine} cannot act ({variable}={environment[variable]}): every process holds the whole network. "
-                "Launch with --multi_gpu, or distributed_type: MULTI_GPU in the configuration file; a network that is "
-                "too large trains under FSDP2 (configs/fsdp.yaml), or with --train_only lora or heads"
+                "Launch with --multi_gpu, or distributed_type: MULTI_GPU in the configuration file"
+                f"{_GREATER_NETWORKS if trains else ''}"
             )
 
 
@@ -68,7 +81,7 @@ def _start_sharded(
     from ride_bf.runs.sharding import shard_on_cpu, sharding_plugin  # of a run that asks for it
 
     if precision == "fp16":
-        raise ValueError("fp16 cannot act under FSDP: its loss scaling is not tested there; use --mixed_precision bf16")
+        raise ValueError(f"fp16 cannot act under FSDP: its loss scaling is not tested there; {_use_precision('bf16')}")
     if backend != "no":
         raise ValueError(f"dynamo_backend {backend} cannot act under FSDP; set it to no")
     plugin = sharding_plugin(environment)
@@ -96,7 +109,7 @@ def _check_gpus(environment: Mapping[str, str]) -> None:
     if torch.cuda.is_available() and started > gpus:
         raise ValueError(
             f"{started} processes on this machine need {started} GPUs, and PyTorch finds {gpus}; launch with "
-            f"--num_processes {gpus} for each machine"
+            f"--num_processes {gpus} for each machine, or torchrun --nproc_per_node {gpus}"
         )
 
 
@@ -126,18 +139,19 @@ def _check_processes(accelerator: Accelerator, environment: Mapping[str, str]) -
         )
 
 
-def _check_precision(accelerator: Accelerator, asked: str) -> None:
+def _check_precision(accelerator: Accelerator, asked: str, of_command: bool) -> None:
     device = accelerator.device
     if asked == "fp16" and device.type == "cpu":
-        raise ValueError("fp16 needs a GPU; on a CPU use --mixed_precision bf16 or no")
+        raise ValueError(f"fp16 needs a GPU; on a CPU {_use_precision('no', of_command)}; bf16 runs there too")
     if asked == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
-            f"bf16 needs a newer GPU: {torch.cuda.get_device_name(device)} only emulates it; use --mixed_precision fp16"
+            f"bf16 needs a newer GPU: {torch.cuda.get_device_name(device)} only emulates it; "
+            f"{_use_precision('fp16', of_command)}"
         )
     if asked not in ("no", accelerator.mixed_precision):
         raise ValueError(
-            f"mixed_precision {asked} was asked for, and {accelerator.mixed_precision} would run; launch with "
-            f"--mixed_precision {accelerator.mixed_precision}"
+            f"mixed_precision {asked} was asked for, and {accelerator.mixed_precision} would run; "
+            f"{_use_precision(accelerator.mixed_precision, of_command)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,22 @@ def find_model(place: str | Path) -> Path | str:
         f"{folder} holds no model: there is no config.json. Name a run's output folder, or a checkpoint in it such as "
         "best"
     )
+
+
+def changeable_folder(model: Path | str) -> Path:
+    """The folder of a model whose config.json a command may change.
+
+    Raises ValueError for a model on the Hub, and for a config.json that is a link: writing through it would change the
+    Hub's cache, or another place that counts on the file.
+    """
+    if not isinstance(model, Path):
+        raise ValueError(f"{model}, on the Hub, cannot be changed; hf download {model} --local-dir DIR, and name DIR")
+    if (config := model / "config.json").is_symlink():
+        raise ValueError(
+            f"{config} is a link to {config.resolve()}, which would change too; copy the files themselves, "
+            f"{shlex.join(['cp', '-rL', str(model)])} DIR, and name DIR"
+        )
+    return model
 
 
 def results_folder(model: Path | str) -> Path:

@@ -13,7 +13,15 @@ from filelock import FileLock, Timeout
 
 from data.notices import notify
 from ride_bf.recipes import TrainingRecipe
-from ride_bf.runs.checkpoints import BEST, LAST, OLDER, is_checkpoint, newest_whole_checkpoint, recover
+from ride_bf.runs.checkpoints import (
+    BEST,
+    LAST,
+    OLDER,
+    is_checkpoint,
+    is_training_state,
+    newest_whole_checkpoint,
+    recover,
+)
 from ride_bf.runs.environment import describe_environment
 
 RECIPE, SETTINGS, METRICS = "recipe.json", "run.json", "metrics.jsonl"
@@ -58,12 +66,14 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         allow_changes: Collection[str] = (),
+        can_allow: Collection[str] = (),
         check: Callable[[Path], object] = lambda checkpoint: None,
     ) -> None:
         """Prepares the folder for a new run, or finds the checkpoint to resume from.
 
         `settings` is what a result depends on, apart from the recipe: seed, data, initial weights and processes.
-        `check` raises ValueError for a checkpoint that this run cannot resume from, before the folder is changed.
+        `allow_changes` names settings that may differ from the resumed run, of those in `can_allow`. `check` raises
+        ValueError for a checkpoint that this run cannot resume from, before the folder is changed.
         A resumed run takes the newest undamaged checkpoint and prints those that it skips. Every process must call
         this.
 
@@ -75,7 +85,14 @@ class RunFolder:
             try:
                 found = [
                     self._open(
-                        recipe, settings, describe_environment(accelerator), resume, overwrite, allow_changes, check
+                        recipe,
+                        settings,
+                        describe_environment(accelerator),
+                        resume,
+                        overwrite,
+                        allow_changes,
+                        can_allow,
+                        check,
                     )
                 ]
             except (ValueError, OSError) as error:
@@ -85,6 +102,16 @@ class RunFolder:
         if isinstance(outcome, Exception):
             raise outcome
         self.checkpoint, self.run_id = outcome
+
+    def how_to_go_on(self) -> str:
+        """How to go on with this run after it has ended early. Before its first checkpoint it cannot be resumed."""
+        if self._has_checkpoint():
+            return "continue with --resume"
+        return "there is no checkpoint yet: start again with --overwrite_output_dir"
+
+    def _has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from. It may be damaged."""
+        return any(map(is_training_state, (self.path / LAST, *(self.path / OLDER).glob("step-*"))))
 
     def close(self) -> None:
         """Releases the folder for other runs."""
@@ -98,7 +125,9 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, recipe, settings, environment, resume, overwrite, allow_changes, check) -> tuple[Path | None, str]:
+    def _open(
+        self, recipe, settings, environment, resume, overwrite, allow_changes, can_allow, check
+    ) -> tuple[Path | None, str]:
         if resume and not self.path.exists():
             raise ValueError(_NOTHING_TO_RESUME.format(folder=self.path))
         self.path.mkdir(parents=True, exist_ok=True)
@@ -113,7 +142,7 @@ class RunFolder:
             recover(self.path / checkpoint)
         checkpoint, run_id = None, uuid.uuid4().hex
         if resume:
-            checkpoint = self._checkpoint_to_resume(recipe, settings, allow_changes)
+            checkpoint = self._checkpoint_to_resume(recipe, settings, allow_changes, can_allow)
             check(checkpoint)
             run_id = read_settings(self.path).get(_RUN_ID, run_id)
         else:
@@ -135,19 +164,24 @@ class RunFolder:
             return ""
         return " (process {process} on {host}, started {started})".format(**starts[-1])
 
-    def _checkpoint_to_resume(self, recipe, settings, allow_changes) -> Path:
+    def _checkpoint_to_resume(self, recipe, settings, allow_changes, can_allow) -> Path:
         checkpoint, damaged = newest_whole_checkpoint(self.path)
         if checkpoint is None and damaged:
             raise ValueError(
-                f"{self.path} holds no whole checkpoint ({'; '.join(damaged)}); start again with --overwrite_output_dir"
+                f"{self.path} holds no whole checkpoint ({'; '.join(damaged)}); start again with "
+                "--overwrite_output_dir in place of --resume"
             )
         if checkpoint is None:
             raise ValueError(_NOTHING_TO_RESUME.format(folder=self.path))
         changed = _changes(self.path, recipe, settings, allow_changes)
         if changed:
+            names = {change.partition(":")[0] for change in changed}
+            other = "start a new run without --resume in another --output_dir"
+            if names <= set(can_allow):
+                other = f"allow the change with --allow_changes {' '.join(sorted(names.union(allow_changes)))}"
             raise ValueError(
                 f"{self.path} holds another run; differences: {'; '.join(changed)}. Give the options of that run, or "
-                "name what may differ with --allow_changes"
+                f"{other}"
             )
         for message in damaged:
             print(f"skipped a damaged checkpoint: {message}")
@@ -164,9 +198,10 @@ class RunFolder:
         older = sorted(path for path in (self.path / OLDER).glob("step-*") if is_checkpoint(path))
         left = [name for name in (LAST, BEST, *_RESULTS) if (self.path / name).exists()]
         if (left or older) and not overwrite:
+            resume = "continue it with --resume, " if self._has_checkpoint() else ""
             raise ValueError(
-                f"{self.path} holds a run already; continue it with --resume, delete it with --overwrite_output_dir, "
-                f"or name another --output_dir. The folder has: {', '.join([*left, *([OLDER] if older else [])])}"
+                f"{self.path} holds a run already; {resume}delete it with --overwrite_output_dir, or name another "
+                f"--output_dir. The folder has: {', '.join([*left, *([OLDER] if older else [])])}"
             )
         for name in (LAST, BEST):
             for path in (self.path / name, *self.path.glob(f".{name}.*")):

@@ -178,15 +178,17 @@ def check_starting_models(run: RunArguments, recipe: TrainingRecipe) -> None:
             f"--classifier_init {recipe.classifier_init} would replace the class vectors of --init_from; leave one out"
         )
     if run.dataset_options.get("streaming") and run.init_from is None:
-        reading = {
-            "classifier_init": recipe.classifier_init == "class_means" and recipe.classifier_init,
-            "standardise_features": recipe.network_value("standardise_features"),
-            "feature_views": recipe.feature_views,
+        reading = {  # name -> value, and the value that reads none
+            "classifier_init": (recipe.classifier_init == "class_means" and recipe.classifier_init, "random"),
+            "standardise_features": (recipe.network_value("standardise_features"), "false"),
+            "feature_views": (recipe.feature_views, "none"),
         }
-        if asked := [f"--{name} {value}" for name, value in reading.items() if value]:
+        if asked := {name: values for name, values in reading.items() if values[0]}:
+            given = ", ".join(f"--{name} {value}" for name, (value, _) in asked.items())
+            remedy = " ".join(f"--{name} {value}" for name, (_, value) in asked.items())
             raise ValueError(
-                f"{', '.join(asked)} needs the features of all training images, which --streaming does not keep; leave "
-                "out --streaming, or set --classifier_init random --standardise_features false"
+                f"{given} needs the features of all training images, which --streaming does not keep; leave out "
+                f"--streaming, or set {remedy}"
             )
     if recipe.train_only in ("heads", "lora") and recipe.backbone is None and run.init_from is None:
         raise ValueError(

@@ -189,31 +189,36 @@ def from_place(place: str, load: Callable[[str], Any]) -> Any:
         package = "timm" if "timm" in str(error) else getattr(error, "name", None) or "a package"
         raise ValueError(f"the backbone {place} needs {package}: pip install {package}") from error
     except (OSError, ValueError, HfHubHTTPError, KeyError) as error:
-        raise ValueError(_why(place, error, is_folder)) from error
+        raise _why(place, error, is_folder) from error
 
 
-def _why(place: str, error: Exception, is_folder: bool) -> str:
+class UnreachableError(ValueError):
+    """A backbone is not on this machine, and the Hub cannot be reached."""
+
+
+def _why(place: str, error: Exception, is_folder: bool) -> ValueError:
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     causes = [error, error.__cause__, error.__context__]
     if "trust_remote_code" in str(error):
-        return f"the backbone {place} has code of its own, which is not run here; name a model of transformers or timm"
+        return ValueError(
+            f"the backbone {place} has code of its own, which is not run here; name a model of transformers or timm"
+        )
     if is_folder:
-        return f"the backbone in {place} cannot be loaded: {said}"
+        return ValueError(f"the backbone in {place} cannot be loaded: {said}")
     if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):
-        return (
+        return ValueError(
             f"the backbone {place} is gated: accept its terms at https://huggingface.co/{place}, and log in with "
             "`hf auth login`"
         )
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-        return f"the Hub has no public model {place}; if it is private, log in with `hf auth login`"
+        return ValueError(f"the Hub has no public model {place}; if it is private, log in with `hf auth login`")
     offline = any(isinstance(cause, LocalEntryNotFoundError | ConnectionError) for cause in causes)
     if offline or "couldn't connect" in str(error) or "We couldn't" in str(error):
-        return (
+        return UnreachableError(
             f"the backbone {place} is not in the cache, and the Hub cannot be reached; download it once: hf download "
-            f"{place}; or name a folder: --backbone FOLDER; or train from scratch: --dataset custom --recipe "
-            "digits_lt_resnet32 (16 x 16 pixels) or imagenet_lt_resnet10 (224 x 224)"
+            f"{place}; or name a folder: --backbone FOLDER"
         )
-    return f"the backbone {place} cannot be loaded: {said}"
+    return ValueError(f"the backbone {place} cannot be loaded: {said}")
 
 
 def as_bit_processor(processor: Any, place: str) -> BitImageProcessor:

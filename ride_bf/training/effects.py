@@ -68,10 +68,13 @@ def check_effect_of_options(run: "RunArguments", splits: Collection[str]) -> Non
     """
     if "validation" in splits:
         return
+    remedy = "take one from the training images with --validation_fraction"
+    if run.dataset_options.get("streaming"):  # which cannot be split
+        remedy = "add one to the stream, such as archives val-*.tar"
     for name in ("early_stopping_patience", "eval_steps"):
         value = getattr(run, name)
         if value is not None:
             raise ValueError(
-                f"--{name} {value} cannot act: these data have no validation split to evaluate on; take one from the "
-                "training images with --validation_fraction, or leave it out"
+                f"--{name} {value} cannot act: these data have no validation split to evaluate on; {remedy}, or leave "
+                "it out"
             )

@@ -69,7 +69,10 @@ def _train_only_scales(model: nn.Module) -> None:
     the saved classifier is an ordinary one. Raises ValueError for cosine classifiers, which ignore the length.
     """
     if model.config.classifier != "linear":
-        raise ValueError("class_scales needs --classifier linear: a cosine classifier has no lengths to learn")
+        raise ValueError(
+            "class_scales needs --classifier linear, and --init_from a model that was trained with it: a cosine "
+            "classifier has no lengths to learn"
+        )
     for classifier in model.classifiers:
         classifier.bias.requires_grad_(False)
         start = classifier.weight.detach().clone()

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ride_bf.runs.checkpoints import LAST
 from ride_bf.runs.run_folder import LOST_LOSS
 
 
@@ -67,9 +68,10 @@ class LossMonitor:
         path = self.output_dir / LOST_LOSS
         facts = {"loss": str(loss), "step": step, "learning_rate": learning_rate, "images": images}
         path.write_text(json.dumps(facts, indent=1) + "\n")
+        intact = ", and the last checkpoint is intact" if (self.output_dir / LAST).exists() else ""
         raise FloatingPointError(
             f"the loss is {loss} near step {step} at learning rate {learning_rate:g}; the images of that batch are in "
-            f"{path}, and the last checkpoint is intact. Start again in another --output_dir, with a lower "
+            f"{path}{intact}. Start again in another --output_dir, with a lower "
             "--learning_rate, --max_grad_norm 1, or in float32"
         )
 

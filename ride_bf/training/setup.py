@@ -33,9 +33,10 @@ from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder, excluded_in
-from ride_bf.training.arguments import RunArguments, check_starting_models
+from ride_bf.training.arguments import SOUND_CHANGES, RunArguments, check_starting_models
 from ride_bf.training.backbone import (
     Backbone,
+    UnreachableError,
     check_image_size,
     load_backbone,
     processor_facts,
@@ -181,6 +182,7 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         resume=run.resume,
         overwrite=run.overwrite_output_dir,
         allow_changes=run.allow_changes or (),
+        can_allow=SOUND_CHANGES,
         check=check,
     )
     # From here on images are read, and those that are broken are listed in the folder.
@@ -303,7 +305,15 @@ def find_backbone(run: RunArguments, recipe: TrainingRecipe) -> tuple[Backbone |
                 f"--drop_path {recipe.drop_path:g} needs a backbone; {run.init_from} is a residual network"
             )
         return None, recipe
-    backbone = load_backbone(recipe.backbone)
+    try:
+        backbone = load_backbone(recipe.backbone)
+    except UnreachableError as error:
+        if recipe.dataset != "custom":  # the recipes of the other data sets have images of their own size
+            raise
+        raise ValueError(
+            f"{error}; or train from scratch: --recipe digits_lt_resnet32 (16 x 16 pixels) or imagenet_lt_resnet10 "
+            "(224 x 224), with --dataset custom"
+        ) from error
     if backbone.model is None and run.init_from is None:
         raise ValueError(f"{recipe.backbone} is a model of this library: start from it with --init_from")
     backbone = with_drop_path(backbone.prepare_images(recipe.image_size, recipe.crop), recipe.drop_path)

@@ -54,7 +54,8 @@ def options_read(name: str) -> set[str]:
 def make_loss(name: str, class_counts: Sequence[int], options: Mapping[str, Any]) -> "Criterion":
     """Makes a loss for the `class_counts` (C,) of a training split. It takes what it reads from a recipe's `options`.
 
-    Raises ValueError for a class without images and for an invalid option, and the errors of `loss_class`.
+    Raises ValueError for an invalid option and, if the loss reads the counts, for a class without images. Raises the
+    errors of `loss_class`.
     """
     kind = loss_class(name)
     arguments = {argument: options[option] for option, argument in kind.options.items()}
