@@ -755,7 +755,8 @@ def test_the_page_about_backbones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     backbone = AutoModel.from_config(backbone_config("dinov2"))
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda place: backbone)
-    exec(page.partition("```python\n")[2].partition("```")[0], names := {})
+    code = page.partition("## Build a network in Python")[2].partition("```python\n")[2].partition("```")[0]
+    exec(code, names := {})
     loaded = RideBfForImageClassification.from_pretrained(tmp_path / "outputs" / "dinov2")
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in names["model"].state_dict().items())
     documented = page.partition("## Families")[2].partition("## What")[0]

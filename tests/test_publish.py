@@ -737,9 +737,7 @@ image, result = sys.argv[1:]
 model = AutoModelForImageClassification.from_pretrained("user/name", trust_remote_code=True)
 pixel_values = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))
 answers = pipeline("image-classification", model="user/name", trust_remote_code=True)(image)
-from hub_errors import hub_error
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import GatedRepoError
 card = ModelCard.load("user/name")
 exec(card.text.split("```python")[1].split("```")[0].replace("image.jpg", image))
 json.dump(

@@ -290,7 +290,7 @@ def test_help_says_what_every_option_means(capsys):
         parse_arguments(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "images in a step, all processes and accumulated batches together; 1 or more (default: 32)" in shown
-    assert "number of experts on the shared trunk; 1 is a plain ResNet (default: 3)" in shown
+    assert "number of experts on the shared trunk or backbone; 1: an ordinary network (default: 3)" in shown
 
 
 def test_help_has_every_option_under_a_heading_and_a_whole_sentence_for_it():
