@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from data.command_line import add_data_options, command_parser
+from data.command_line import add_broken_image_option, add_data_options, command_parser, of_broken_images
 
 _OPTIONS = ("image_column", "label_column", "allow_empty_classes")  # those of `data.custom.load_custom`
 _HEADING = "# The {split} split, by: "
@@ -46,12 +46,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--group_by", metavar="COLUMN", help="perceptual, or a column; see train_accelerate.py --help")
     parser.add_argument("--exclude", metavar="FILE", help="file with a line for each image to leave out")
     parser.add_argument("--overwrite", action="store_true", help="replace lists that are in --output_dir")
-    parser.add_argument(
-        "--on_broken_image",
-        choices=("stop", "skip"),
-        default="stop",
-        help="skip: leave out the rows of a table without image or label; the images are not read here",
-    )
+    add_broken_image_option(parser, "stop", "here no image is read, so the rows alone (default: stop)")
     add_data_options(parser, _OPTIONS)
     options = parser.parse_args(arguments)
     if options.output_dir.exists() and not options.output_dir.is_dir():
@@ -72,8 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     from data.splits import class_counts, make_splits
 
     given = {name: getattr(options, name) for name in _OPTIONS if getattr(options, name)}
-    if options.on_broken_image == "skip":
-        given["skip_empty_rows"] = True
+    given |= of_broken_images(options.on_broken_image)
     try:
         with printed_notices(), _earlier_lists_aside(options) as earlier_names:
             splits = make_splits(

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from data.command_line import add_data_options, command_parser
+from data.command_line import add_broken_image_option, add_data_options, command_parser, of_broken_images
 from data.formats import MAX_IMAGE_PIXELS, MAX_IMAGE_PIXELS_HELP
 from data.sets import SPLIT_OPTIONS
 
@@ -382,8 +382,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--quality", type=int, default=90, metavar="N", help="of the JPEG files that it writes, 1 to 95 (default 90)"
     )
     parser.add_argument("--format", choices=FORMATS, default="folder", help="files and lists, or tar archives")
-    help = "skip: leave out unreadable images, and rows of a table without image or label (default stop)"
-    parser.add_argument("--on_broken_image", choices=("stop", "skip"), default="stop", help=help)
+    add_broken_image_option(parser, "stop", "a benchmark needs all of its images (default: stop)")
     help = f"{MAX_IMAGE_PIXELS_HELP} (default {MAX_IMAGE_PIXELS:,})"
     parser.add_argument("--max_image_pixels", type=int, default=MAX_IMAGE_PIXELS, metavar="N", help=help)
     parser.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes; by default all cores")
@@ -412,8 +411,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     names = (*(option.name for option in SPLIT_OPTIONS), *_OPTIONS)
     given = {name: getattr(options, name) for name in names if getattr(options, name)}
-    if options.on_broken_image == "skip":
-        given["skip_empty_rows"] = True
+    given |= of_broken_images(options.on_broken_image)
     command = shlex.join(["python", "-m", "data.prepare", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         name = options.dataset or recognise(options.data_dir)

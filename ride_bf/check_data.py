@@ -11,6 +11,7 @@ import json
 import os
 from pathlib import Path
 
+from data.command_line import add_broken_image_option
 from data.formats import MAX_IMAGE_PIXELS
 from ride_bf.command_line.data_options import add_data_options, given_data_options
 from ride_bf.command_line.messages import errors_as_messages, stops_as_messages
@@ -29,8 +30,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     help = "name the classes with fewer than K images in all splits together (default: 2)"
     add("--min_images", type=int, default=2, metavar="K", help=help)
     add("--num_workers", type=int, default=os.cpu_count(), help="processes that read; by default one a core")
-    help = "skip: training leaves out unreadable images, and rows of a table without image or label (default: stop)"
-    add("--on_broken_image", choices=("stop", "skip"), default="stop", help=help)
+    add_broken_image_option(parser, "stop", "what training will do (default: stop)")
     options = parser.parse_args(arguments)
     if options.data_dir is None and options.dataset is None:
         parser.error("name the data: --data_dir, --dataset or both")

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from data.command_line import add_broken_image_option, of_broken_images
 from data.formats import MAX_IMAGE_PIXELS_HELP
 from data.sets import DATA_SETS, SPLIT_OPTIONS, data_options, with_option
 
@@ -46,11 +47,8 @@ def add_loader_options(parser: argparse.ArgumentParser, batch_size: int = 256) -
     help = "images in a batch of one process"
     parser.add_argument("--batch_size", type=int, default=batch_size, help=help)
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare images, for each process")
-    help = (
-        "skip: leave out unreadable images, and rows of a table without image or label; by default as in training, "
-        "and stop for other images or a model that does not know its data"
-    )
-    parser.add_argument("--on_broken_image", choices=("stop", "skip"), help=help)
+    default = "by default as in training, and stop for other images or a model that does not know its data"
+    add_broken_image_option(parser, None, default)
 
 
 def check_loader_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -65,6 +63,4 @@ def given_data_options(options: argparse.Namespace) -> dict[str, Any]:
     split_options = (option.name for option in SPLIT_OPTIONS)
     names = ("dataset", "data_dir", *split_options, "max_image_pixels", *data_options())
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if getattr(options, "on_broken_image", None) == "skip":
-        given["skip_empty_rows"] = True
-    return given
+    return given | of_broken_images(getattr(options, "on_broken_image", None))

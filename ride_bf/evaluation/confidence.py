@@ -175,7 +175,7 @@ def write_confidence(
 
 
 def confidence_facts(confidence: Confidence) -> Callable[[Any, Tensor], dict[str, Tensor]]:
-    """Makes the function of the columns (B,) that `measure_confidence` takes, for `gather_whole`."""
+    """Makes the function of the columns (B,) that `measure_confidence` takes, for `gather_columns`."""
 
     def facts(outputs: Any, labels: Tensor) -> dict[str, Tensor]:
         label = labels.clamp(min=0)[:, None]

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from data.notices import notify
 from ride_bf.recipes import TrainingRecipe
+from ride_bf.runs.changes import SOUND_CHANGES
 from ride_bf.runs.checkpoints import (
     BEST,
     LAST,
@@ -66,13 +67,12 @@ class RunFolder:
         resume: bool = False,
         overwrite: bool = False,
         allow_changes: Collection[str] = (),
-        can_allow: Collection[str] = (),
         check: Callable[[Path], object] = lambda checkpoint: None,
     ) -> None:
         """Prepares the folder for a new run, or finds the checkpoint to resume from.
 
         `settings` is what a result depends on, apart from the recipe: seed, data, initial weights and processes.
-        `allow_changes` names settings that may differ from the resumed run, of those in `can_allow`. `check` raises
+        `allow_changes` names settings that may differ from the resumed run, of `SOUND_CHANGES`. `check` raises
         ValueError for a checkpoint that this run cannot resume from, before the folder is changed.
         A resumed run takes the newest undamaged checkpoint and prints those that it skips. Every process must call
         this.
@@ -85,14 +85,7 @@ class RunFolder:
             try:
                 found = [
                     self._open(
-                        recipe,
-                        settings,
-                        describe_environment(accelerator),
-                        resume,
-                        overwrite,
-                        allow_changes,
-                        can_allow,
-                        check,
+                        recipe, settings, describe_environment(accelerator), resume, overwrite, allow_changes, check
                     )
                 ]
             except (ValueError, OSError) as error:
@@ -125,9 +118,7 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(
-        self, recipe, settings, environment, resume, overwrite, allow_changes, can_allow, check
-    ) -> tuple[Path | None, str]:
+    def _open(self, recipe, settings, environment, resume, overwrite, allow_changes, check) -> tuple[Path | None, str]:
         if resume and not self.path.exists():
             raise ValueError(_NOTHING_TO_RESUME.format(folder=self.path))
         self.path.mkdir(parents=True, exist_ok=True)
@@ -142,7 +133,7 @@ class RunFolder:
             recover(self.path / checkpoint)
         checkpoint, run_id = None, uuid.uuid4().hex
         if resume:
-            checkpoint = self._checkpoint_to_resume(recipe, settings, allow_changes, can_allow)
+            checkpoint = self._checkpoint_to_resume(recipe, settings, allow_changes)
             check(checkpoint)
             run_id = read_settings(self.path).get(_RUN_ID, run_id)
         else:
@@ -164,7 +155,7 @@ class RunFolder:
             return ""
         return " (process {process} on {host}, started {started})".format(**starts[-1])
 
-    def _checkpoint_to_resume(self, recipe, settings, allow_changes, can_allow) -> Path:
+    def _checkpoint_to_resume(self, recipe, settings, allow_changes) -> Path:
         checkpoint, damaged = newest_whole_checkpoint(self.path)
         if checkpoint is None and damaged:
             raise ValueError(
@@ -177,7 +168,7 @@ class RunFolder:
         if changed:
             names = {change.partition(":")[0] for change in changed}
             other = "start a new run without --resume in another --output_dir"
-            if names <= set(can_allow):
+            if names <= set(SOUND_CHANGES):
                 other = f"allow the change with --allow_changes {' '.join(sorted(names.union(allow_changes)))}"
             raise ValueError(
                 f"{self.path} holds another run; differences: {'; '.join(changed)}. Give the options of that run, or "

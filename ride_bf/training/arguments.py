@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from data.command_line import of_broken_images
 from data.formats import MAX_IMAGE_PIXELS, MAX_IMAGE_PIXELS_HELP
 from data.sets import SPLIT_OPTIONS, data_options, with_option
 from ride_bf.command_line.options import (
@@ -23,10 +24,8 @@ from ride_bf.command_line.options import (
 )
 from ride_bf.recipes import DEFAULT_RECIPE, OWN_IMAGES_RECIPE, RECIPES, TrainingRecipe
 from ride_bf.recipes.network_options import NETWORK_DEFAULTS, NetworkOptions
+from ride_bf.runs.changes import SOUND_CHANGES
 from ride_bf.training.effects import check_effects
-
-# What may change when a run is resumed: --allow_changes.
-SOUND_CHANGES = ("num_processes", "num_workers", "mixed_precision", "data_dir", "epochs")
 
 _HEADINGS = {
     "run": "What to run, and how.",
@@ -157,8 +156,7 @@ class RunArguments:
     def data_options(self) -> dict[str, Any]:
         """The options to pass to `data.load_long_tailed` with the name of the data set."""
         given = {name: value for name, value in self.dataset_options.items() if value not in (None, False)}
-        if self.on_broken_image == "skip":
-            given["skip_empty_rows"] = True
+        given |= of_broken_images(self.on_broken_image)
         return {"data_dir": self.data_dir, **{name: getattr(self, name) for name in _SPLIT_HELP}, **given}
 
     def settings(self) -> dict[str, Any]:

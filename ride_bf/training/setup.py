@@ -33,7 +33,7 @@ from ride_bf.runs.engine import start_accelerator
 from ride_bf.runs.models import to_fast_layout
 from ride_bf.runs.provenance import TrainingData, check_same_data, describe_data, read_data
 from ride_bf.runs.run_folder import TENSORBOARD, RunFolder, excluded_in
-from ride_bf.training.arguments import SOUND_CHANGES, RunArguments, check_starting_models
+from ride_bf.training.arguments import RunArguments, check_starting_models
 from ride_bf.training.backbone import (
     Backbone,
     UnreachableError,
@@ -182,7 +182,6 @@ def set_up(run: RunArguments, recipe: TrainingRecipe, folder: RunFolder) -> dict
         resume=run.resume,
         overwrite=run.overwrite_output_dir,
         allow_changes=run.allow_changes or (),
-        can_allow=SOUND_CHANGES,
         check=check,
     )
     # From here on images are read, and those that are broken are listed in the folder.
