@@ -210,8 +210,10 @@ def test_the_table_marks_what_five_pairs_show(folder, tmp_path, trained, capsys)
     assert "| +10.0 ± 0.0 over plain | 4 of 4 |" in table(PART, measured)
     main(["clipart", "--table_only", "--results", str(tmp_path / "results.json")])
     assert "| **+10.0 ± 0.0** over plain | 5 of 5 |" in capsys.readouterr().out
-    main(["clipart", "--table_only", "--splits", "3", "4", "9", "--results", str(tmp_path / "results.json")])
+    main(["clipart", "--table_only", "--splits", "3", "4", "--results", str(tmp_path / "results.json")])
     assert "| +10.0 ± 0.0 over plain | 2 of 2 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"has no runs of --splits \[9\]; it has those of \[0, 1, 2, 3, 4\]"):
+        main(["clipart", "--table_only", "--splits", "3", "9", "--results", str(tmp_path / "results.json")])
 
 
 def test_the_table_shows_macro_f1():

@@ -204,7 +204,11 @@ def run(options: argparse.Namespace) -> None:
     parts = results.get("parts", {})
     of_some_splits = options.table_only and options.splits
     if of_some_splits:
+        there = {run["split"] for part in parts.values() for own in part["methods"].values() for run in own["runs"]}
+        if missing := sorted(set(options.splits) - there):
+            raise ValueError(f"{options.results} has no runs of --splits {missing}; it has those of {sorted(there)}")
         parts = {name: of_splits(measured, options.splits) for name, measured in parts.items()}
+        parts = {name: measured for name, measured in parts.items() if measured["methods"]}
     for name, measured in parts.items():
         print(f"\n### {PARTS[name].summary}\n\n{table(PARTS[name], measured)}")
     on_windows = parts.get("windows", {}).get("methods", {})
